@@ -1,0 +1,47 @@
+"""Warnings once, named, and collected: what could not be recorded, and failures of covshift itself.
+
+A recorder is a guest in somebody's training run: a fault of its own must cost a row, never the run. So every hook runs
+inside :func:`Incidents.guard`, which lets nothing but a user's own "warnings are errors" pass.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from covshift.exceptions import CovshiftWarning
+
+
+class Incidents:
+    """Messages already given in one recording, by kind and layer."""
+
+    def __init__(self) -> None:
+        self._messages: dict[tuple[str, str], str] = {}
+
+    @property
+    def messages(self) -> list[str]:
+        """Every message so far, in order."""
+        return list(self._messages.values())
+
+    def warn_once(self, kind: str, layer: str, message: str) -> None:
+        """Warn with ``message`` unless this kind of incident was already named for this layer."""
+        if (kind, layer) in self._messages:
+            return
+        self._messages[kind, layer] = message
+        warnings.warn(message, CovshiftWarning, stacklevel=2)
+
+    @contextmanager
+    def guard(self, where: str) -> Iterator[None]:
+        """Turn any exception of covshift's own into one warning that names ``where``; training goes on."""
+        try:
+            yield
+        except CovshiftWarning:
+            raise
+        except Exception as error:  # noqa: BLE001 - a defect of the recorder must never end the user's training
+            self.warn_once(
+                "failed",
+                where,
+                f"layer '{where}': covshift failed to record it ({type(error).__name__}: {error}); training goes on, "
+                "the row is missing; please report this",
+            )

@@ -1,0 +1,180 @@
+"""What to observe in a model, and how to read it: selection, names, unit and example axes, kinds.
+
+Reads attributes and standard torch classes, never covshift's own remedies: a linked module announces itself by
+``linkage_members``, ``linkage_dim`` and ``linkage_layout``, so anybody's CReLU-like module can join.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from covshift.exceptions import InvalidArgumentError
+
+ROOT = "(root)"
+"""Name of the model itself among the layers; module paths never contain parentheses of their own."""
+
+Selection = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
+
+_UNITS_IN_AXIS_1 = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+_UNITS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
+
+NONLINEARITIES: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Softshrink,
+    nn.Tanhshrink,
+    nn.Hardshrink,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Threshold,
+    nn.GLU,
+)
+
+
+def is_linkage(module: nn.Module) -> bool:
+    """Whether the module announces itself as a linkage whose members are concatenated."""
+    return getattr(module, "linkage_layout", None) == "concatenated" and hasattr(module, "linkage_members")
+
+
+def activation_kind(module: nn.Module) -> str:
+    """Class name of a nonlinearity or linkage, "" for any other module."""
+    return type(module).__name__ if is_linkage(module) or isinstance(module, NONLINEARITIES) else ""
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the module is observed as one: it has no children, or is a linkage around some."""
+    return is_linkage(module) or next(module.children(), None) is None
+
+
+def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None) -> tuple[int, int]:
+    """Unit axis and example axis of a module's output, by module type.
+
+    Parameters
+    ----------
+    module : Module
+        The module that made ``output``.
+    output : Tensor
+        Its output; only the number of axes is read.
+    unit_axis_of_input : int or None
+        Unit axis of the recorded tensor the module read, which elementwise modules, pooling and dropout hand on;
+        None where unknown or where the number of axes changed.
+
+    Returns
+    -------
+    tuple of int
+        Non-negative axes ``(unit, example)``; for tensors of fewer than 2 axes both are 0.
+    """
+    last = max(output.ndim - 1, 0)
+    batch_first = getattr(module, "batch_first", True)
+    example = 0 if batch_first or output.ndim < 2 else 1
+    if is_linkage(module):
+        return int(module.linkage_dim) % max(output.ndim, 1), example  # type: ignore[arg-type]
+    if isinstance(module, _UNITS_IN_AXIS_1) and output.ndim > 1:
+        # Convolutions and instance norms also take single examples without a batch axis.
+        return (1, 0) if output.ndim != _unbatched_ndim(module) else (0, example)
+    if isinstance(module, (*_UNITS_LAST, nn.RNNBase, nn.MultiheadAttention)):
+        return last, example
+    if unit_axis_of_input is not None:
+        return unit_axis_of_input, example
+    return (1 if output.ndim >= 4 else last), example
+
+
+def _unbatched_ndim(module: nn.Module) -> int:
+    return len(module.kernel_size) + 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+
+
+def leaves(output: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors inside a module's output with the path to each: "" alone, "0", "1.0" in tuples, keys in mappings.
+
+    Of a PackedSequence only the data; objects of other kinds are passed over.
+    """
+    if isinstance(output, torch.Tensor):
+        yield path, output
+        return
+    for key, value in _items(output):
+        yield from leaves(value, f"{path}.{key}" if path else str(key))
+
+
+def _items(output: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(output, nn.utils.rnn.PackedSequence):
+        yield "data", output.data
+    elif isinstance(output, Mapping):
+        yield from output.items()
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        yield from zip(output._fields, output, strict=True)
+    elif isinstance(output, list | tuple):
+        yield from enumerate(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from ((part.name, getattr(output, part.name)) for part in fields(output))
+
+
+def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict[int, str]:
+    """Modules to observe: ``id(module)`` to the name under which the model lists it first.
+
+    Parameters
+    ----------
+    model : Module
+        The root.
+    layers : None, str, re.Pattern, type, callable, or list of these
+        None or "*" for all; a glob on names ("features.*"); a compiled regular expression to search names for; a
+        module class; or a predicate of (name, module). A list joins its entries.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an entry matches no module; the message lists the nearest names.
+    """
+    named = {name or ROOT: module for name, module in model.named_modules()}
+    if layers is None:
+        return {id(module): name for name, module in named.items()}
+    chosen: dict[int, str] = {}
+    for entry in layers if isinstance(layers, list) else [layers]:
+        matched = {id(module): name for name, module in named.items() if _matches(entry, name, module)}
+        if not matched:
+            raise InvalidArgumentError(f"layers={entry!r}: matches no module of the model{_near(entry, list(named))}")
+        chosen.update(matched)
+    return chosen
+
+
+def _matches(entry: Selection, name: str, module: nn.Module) -> bool:
+    if isinstance(entry, str):
+        return fnmatch.fnmatchcase(name, entry)
+    if isinstance(entry, re.Pattern):
+        return entry.search(name) is not None
+    if isinstance(entry, type):
+        return isinstance(module, entry)
+    if callable(entry):
+        return bool(entry(name, module))
+    raise InvalidArgumentError(f"layers={entry!r}: expected a glob, a compiled regex, a module class or a predicate")
+
+
+def _near(entry: Selection, names: list[str]) -> str:
+    near = difflib.get_close_matches(str(entry), names, n=5, cutoff=0.3) or names[:5]
+    return "; near names: " + ", ".join(near)
