@@ -1,0 +1,39 @@
+# Every target builds .venv itself when it is missing or older than what defines it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.built
+OUT ?=
+
+.PHONY: help demo test test-slow lint types clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	# torch first and alone: pinned to the release in constraints.txt, so that no other package draws in another build.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## train four 50-layer nets on digits, record them, write a report
+	$(BIN)/python -m covshift demo $(if $(OUT),--out $(OUT))
+
+test: $(STAMP)  ## tests and doctests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy --strict covshift
+
+clean:  ## remove the environment and caches, never recordings
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find covshift tests analyses -name __pycache__ -type d -prune -exec rm -rf {} +
