@@ -82,19 +82,19 @@ class Recorder:
         self._evaluation: Block | None = None
         self._last_evaluation = -1
         self._forwards = 0
-        self._paused = self._active = False
+        self._paused = self._active = self._entered = False
         self._open_scalars = _Scalars(0)
         self._closed_scalars: _Scalars | None = None
         self.step_count = 0
         self.path = writer.path
 
     def __enter__(self) -> Recorder:
-        if self._active or self._writer.closed:
+        if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
         self._writer.declare_parameters(self._meter.parameters)
         self._hooks.install()
         self._clock.install()
-        self._active = True
+        self._entered = self._active = True
         return self
 
     def __exit__(
@@ -115,8 +115,12 @@ class Recorder:
 
     @property
     def recording(self) -> xr.DataTree:
-        """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads."""
-        self._writer.flush()
+        """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads.
+
+        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it.
+        """
+        if self._active:
+            self._writer.flush()
         return reader.open(self._writer.target)
 
     @property
@@ -190,14 +194,14 @@ class Recorder:
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
-        if not self._active or self._paused:
-            return None
         if self._evaluation is not None:
-            return self._evaluation
+            return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
             return None
         self._write_scalars()
         self._forwards += 1
+        if self._paused:
+            return None
         if self._block is None and self._every(self.step_count):
             self._block = Block(
                 self.step_count,

@@ -1,0 +1,5 @@
+"""``python -m covshift``: the command line."""
+
+from covshift.cli import main
+
+main()

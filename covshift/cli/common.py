@@ -1,0 +1,50 @@
+"""What every command shares: options, one-line errors, and reading recordings by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import xarray as xr
+from rich.console import Console
+
+from covshift.exceptions import CovshiftError
+from covshift.store import reader
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the paths of what was written, and errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at the output path.")]
+
+CANNOT = 1
+UNJUDGED = 2
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Where a command prints; silent with ``--quiet``."""
+    return Console(quiet=quiet, highlight=False)
+
+
+@contextmanager
+def one_line_errors(*, debug: bool, code: int = CANNOT) -> Iterator[None]:
+    """Turn covshift's own errors into one line on standard error and exit code ``code``."""
+    try:
+        yield
+    except CovshiftError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(code) from error
+
+
+def open_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
+    """Recordings by run name; runs of equal name are told apart by their paths."""
+    opened = {path: reader.open(path) for path in paths}
+    names = {path: str(recording.attrs.get("run_name", path.stem)) for path, recording in opened.items()}
+    repeated = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {
+        f"{names[path]} ({path})" if names[path] in repeated else names[path]: recording
+        for path, recording in opened.items()
+    }

@@ -1,0 +1,94 @@
+"""Oracle: float64 norms by numpy over copies taken by the test."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from covshift.exceptions import InvalidArgumentError
+from covshift.instrument import parameters
+from covshift.instrument.parameters import ParameterMeter
+
+
+def stepped(model, *, updates="sampled", gradients=None):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for index, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.randn_like(parameter) if gradients is None else gradients[index]
+    before = [p.detach().clone() for p in model.parameters()]
+    meter = ParameterMeter(model, updates=updates)
+    meter.before_step()
+    optimizer.step()
+    return meter.after_step(), before, [p.detach().clone() for p in model.parameters()]
+
+
+def norm(tensor):
+    return np.linalg.norm(tensor.double().numpy().ravel())
+
+
+def test_norms_are_those_of_the_weights_gradients_and_the_true_update():
+    model = nn.Linear(5, 3)
+    row, before, after = stepped(model)
+    np.testing.assert_allclose(row["weight_norm"], [norm(p) for p in before], rtol=1e-12)
+    np.testing.assert_allclose(row["gradient_norm"], [norm(p.grad) for p in model.parameters()], rtol=1e-12)
+    changes = [norm(a.double() - b.double()) for a, b in zip(after, before, strict=True)]
+    np.testing.assert_allclose(row["update_norm"], changes, rtol=1e-12)
+    assert row["sampled_share"].tolist() == [1.0, 1.0]
+
+
+def test_tiny_and_huge_gradients_keep_their_norm():
+    model = nn.Linear(2, 2, bias=False)
+    row, *_ = stepped(model, gradients=[torch.full((2, 2), 1e-23)])
+    assert row["gradient_norm"][0] == pytest.approx(2e-23, rel=1e-6)
+    row, *_ = stepped(model, gradients=[torch.full((2, 2), 1e19)])
+    assert row["gradient_norm"][0] == pytest.approx(2e19, rel=1e-6)
+
+
+def test_a_parameter_without_gradient_is_told_apart_from_one_with_a_zero_gradient():
+    model = nn.Linear(2, 2)
+    row, *_ = stepped(model, gradients=[None, torch.zeros(2)])
+    assert row["gradient_measured"].tolist() == [0, 1]
+    assert np.isnan(row["gradient_norm"][0])
+    assert row["gradient_norm"][1] == 0
+    assert row["gradient_zero_count"].tolist() == [0, 2]
+
+
+def test_non_finite_gradients_are_counted():
+    model = nn.Linear(2, 2, bias=False)
+    gradient = torch.tensor([[float("nan"), float("inf")], [1.0, 0.0]])
+    row, *_ = stepped(model, gradients=[gradient])
+    assert row["gradient_nonfinite_count"].tolist() == [2]
+    assert row["gradient_zero_count"].tolist() == [1]
+
+
+def test_sparse_gradients_are_summed_over_repeated_rows_first():
+    model = nn.Embedding(4, 2, sparse=True)
+    model(torch.tensor([1, 1])).sum().backward()
+    meter = ParameterMeter(model)
+    meter.before_step()
+    row = meter.after_step()
+    assert row["gradient_norm"][0] == pytest.approx(np.sqrt(8))
+    assert row["gradient_zero_count"].tolist() == [6]
+
+
+def test_large_parameters_are_sampled_within_the_estimator_error(monkeypatch):
+    monkeypatch.setattr(parameters, "EXACT_UP_TO", 1_000)
+    monkeypatch.setattr(parameters, "SAMPLE_SIZE", 2_000)
+    torch.manual_seed(0)
+    model = nn.Linear(200, 100, bias=False)
+    row, before, after = stepped(model)
+    assert row["sampled_share"][0] == pytest.approx(0.1)
+    exact = norm(after[0].double() - before[0].double())
+    assert row["update_norm"][0] == pytest.approx(exact, rel=0.05)
+    row, before, after = stepped(model, updates="exact")
+    assert row["sampled_share"][0] == 1
+    assert row["update_norm"][0] == pytest.approx(norm(after[0].double() - before[0].double()), rel=1e-12)
+
+
+def test_updates_can_be_off_and_are_then_not_measured():
+    row, *_ = stepped(nn.Linear(2, 2), updates="off")
+    assert np.isnan(row["update_norm"]).all()
+
+
+def test_an_unknown_way_to_measure_updates_is_named():
+    with pytest.raises(InvalidArgumentError, match=r"updates='some': expected one of exact, sampled, off"):
+        ParameterMeter(nn.Linear(1, 1), updates="some")

@@ -1,0 +1,530 @@
+"""The recorder end to end in memory. Oracles: an unrecorded twin, tensors kept by the test's own hooks, autograd."""
+
+import copy
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import module as module_internals
+
+import covshift
+from covshift import schema
+from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError, UnsupportedModelError
+from covshift.instrument.schedule import at_steps, first
+from covshift.linked import LinkedReLU
+from covshift.schema import Status
+
+
+def perceptron():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+def batch(model, n=16):
+    flat = next(model.parameters()).ndim == 2
+    return torch.randn((n, 6) if flat else (n, 1, 6, 6)), torch.randint(3, (n,))
+
+
+def train(model, steps, *, recorder=None, evaluate=False):
+    """Losses of a short training run; the random numbers drawn do not depend on recording."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        x, y = batch(model)
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if recorder is not None:
+            recorder.log(loss=loss)
+        if evaluate:
+            model.eval()
+            with torch.no_grad():
+                model(batch(model)[0])
+            model.train()
+    return losses
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def record_training(model, steps=3, *, every=1, **options):
+    with covshift.record(model, every=every, **options) as recorder:
+        train(model, steps, recorder=recorder)
+    return recorder.recording
+
+
+def cell(recording, variable, *, layer, signal, step=0, group="layers"):
+    return recording[group][variable].sel(layer=layer, signal=signal, step=step).item()
+
+
+@pytest.mark.parametrize("evaluate", [False, True], ids=["training only", "no_grad evaluation in between"])
+@pytest.mark.parametrize("make", [perceptron, convolutional])
+@pytest.mark.parametrize("every", [1, 3])
+def test_training_is_bit_identical_with_and_without_recording(make, every, evaluate):
+    plain = make()
+    recorded = copy.deepcopy(plain)
+    state = torch.get_rng_state()
+    bare = train(plain, 12, evaluate=evaluate)
+    bare_state = torch.get_rng_state()
+    torch.set_rng_state(state)
+    with covshift.record(recorded, every=every) as recorder:
+        observed = train(recorded, 12, recorder=recorder, evaluate=evaluate)
+    assert observed == bare
+    assert torch.equal(torch.get_rng_state(), bare_state)
+    for (name, expected), (_, found) in zip(plain.state_dict().items(), recorded.state_dict().items(), strict=True):
+        assert torch.equal(expected, found), name
+
+
+def test_every_row_equals_a_recount_of_the_tensors_that_passed():
+    model, kept = perceptron(), {}
+    x, y = batch(model)
+    for name, module in model.named_children():
+        module.register_forward_hook(lambda m, a, o, name=name: kept.__setitem__(name, o) or o.retain_grad())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        recording = recorder.recording
+    for name, output in kept.items():
+        for signal, tensor in (("activation", output.detach()), ("activation_grad", output.grad)):
+            values = tensor.double().numpy()
+            row = {
+                variable: cell(recording, variable, layer=name, signal=signal) for variable in ("count", "zero_count")
+            }
+            assert row == {"count": values.size, "zero_count": int((values == 0).sum())}
+            assert cell(recording, "example_count", layer=name, signal=signal) == len(values)
+            assert cell(recording, "sum", layer=name, signal=signal) == pytest.approx(values.sum(), abs=1e-12)
+            deviation = values - values.mean()
+            for variable, power in (("m2", 2), ("m3", 3), ("m4", 4)):
+                found = cell(recording, variable, layer=name, signal=signal)
+                assert found == pytest.approx((deviation**power).sum(), rel=1e-9, abs=1e-12)
+            assert cell(recording, "min", layer=name, signal=signal) == values.min()
+            assert cell(recording, "max", layer=name, signal=signal) == values.max()
+            assert cell(recording, "status", layer=name, signal=signal) == Status.OK
+            units = recording["units"].to_dataset().isel(step=0).sel(signal=signal)
+            mine = units["unit_mean"].values[units["layer_index"].values == list(recording["layers"].layer).index(name)]
+            np.testing.assert_allclose(mine, values.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_histograms_count_every_element_by_example_group():
+    recording = record_training(perceptron(), 1)
+    histogram = recording["histograms"]["value_histogram"].isel(step=0).sel(value_signal="activation", layer="0")
+    assert histogram.sum("value_bin").values.tolist() == [16 * 8 / 4] * 4
+
+
+def test_a_preactivation_is_summarised_once_under_its_producer():
+    recording = record_training(perceptron(), 1)
+    layers = recording["layers"].to_dataset()
+    assert layers["preactivation_of"].sel(layer="1").item() == "0"
+    assert cell(recording, "status", layer="1", signal="preactivation") == Status.UNDER_PRODUCER
+    assert cell(recording, "count", layer="1", signal="preactivation") == 0
+    structural = cell(recording, "structural_zero_count", layer="1", signal="preactivation")
+    below = cell(recording, "negative_count", layer="0", signal="activation")
+    assert structural == below + cell(recording, "zero_count", layer="0", signal="activation")
+    assert cell(recording, "zero_count", layer="0", signal="activation_grad") == structural
+
+
+def test_a_preactivation_without_a_recorded_producer_has_its_own_row():
+    model = perceptron()
+    recording = record_training(model, 1, layers="1")
+    assert recording["layers"].layer.values.tolist() == ["1"]
+    assert cell(recording, "count", layer="1", signal="preactivation") == 16 * 8
+    assert cell(recording, "example_count", layer="1", signal="preactivation") == 16
+    gradients = cell(recording, "zero_count", layer="1", signal="preactivation_grad")
+    assert gradients == cell(recording, "structural_zero_count", layer="1", signal="preactivation")
+
+
+def test_an_in_place_relu_records_the_same_numbers_as_its_twin():
+    recordings = []
+    for inplace in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3))
+        recordings.append(record_training(model, 2))
+    for variable in schema.LAYERS.variables:
+        np.testing.assert_array_equal(
+            recordings[0]["layers"][variable.name], recordings[1]["layers"][variable.name], err_msg=variable.name
+        )
+
+
+class Residual(nn.Module):
+    def __init__(self, inplace):
+        super().__init__()
+        self.linear, self.inplace = nn.Linear(6, 6), inplace
+
+    def forward(self, x):
+        y = self.linear(x)
+        if self.inplace:
+            y += x
+            return y
+        return y + x
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_container_is_a_layer_where_its_output_is_no_childs_output(inplace):
+    model = nn.Sequential(Residual(inplace), nn.Linear(6, 3))
+    recording = record_training(model, 1)
+    assert recording["layers"].layer.values.tolist() == ["(root)", "0.linear", "0", "1"]
+    assert cell(recording, "sum", layer="0", signal="activation") != cell(
+        recording, "sum", layer="0.linear", signal="activation"
+    )
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(self.act(self.a(x)))))
+
+
+def test_repeated_calls_are_sites_of_their_own():
+    recording = record_training(Shared(), 1)
+    assert recording["layers"].layer.values.tolist() == ["(root)", "a", "act", "a#1", "act#1", "b"]
+    assert recording["layers"]["preactivation_of"].values.tolist() == ["", "", "a", "", "a#1", ""]
+
+
+def test_the_schedule_decides_which_steps_are_recorded_and_scalars_keep_them_all():
+    recording = record_training(perceptron(), 9, every=first(2) | at_steps(5), histograms_every=2, units_every=2)
+    assert recording["layers"].step.values.tolist() == [0, 1, 5]
+    assert recording["histograms"].step.values.tolist() == [0, 5]
+    assert recording["parameters"].step.values.tolist() == [0, 1, 5]
+    assert recording["scalars"].step.values.tolist() == list(range(9))
+    assert recording.attrs["every"] == "first(2) | at_steps(5)"
+
+
+def test_a_log_after_the_optimizer_step_belongs_to_the_step_just_closed():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for step in range(3):
+            x, y = batch(model)
+            loss = F.cross_entropy(model(x), y)
+            recorder.log(before=torch.tensor(10.0 + step))
+            loss.backward()
+            recorder.log(during=20 + step)
+            optimizer.step()
+            recorder.log(after=30 + step)
+    scalars = recorder.recording["scalars"].to_dataset()
+    assert scalars["before"].values.tolist() == [10, 11, 12]
+    assert scalars["during"].values.tolist() == [20, 21, 22]
+    assert scalars["after"].values.tolist() == [30, 31, 32]
+    assert scalars["learning_rate"].values.tolist() == [0.1, 0.1, 0.1]
+
+
+def test_the_last_log_is_written_at_the_end():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        train(model, 2, recorder=recorder)
+        recorder.log(test_accuracy=0.5)
+    scalars = covshift.open(recorder._writer.target)["scalars"].to_dataset()
+    assert scalars["test_accuracy"].values[-1] == 0.5
+    assert scalars.step.values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", ["0.5", True, torch.ones(2), None])
+def test_what_is_no_number_cannot_be_logged(value):
+    with (
+        covshift.record(perceptron()) as recorder,
+        pytest.raises(InvalidArgumentError, match=r"log\(loss=.*expected a number or a tensor of one element"),
+    ):
+        recorder.log(loss=value)
+
+
+def test_hand_written_updates_are_counted_by_step():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(3):
+            x, y = batch(model)
+            F.cross_entropy(model(x), y).backward()
+            model.zero_grad()
+            recorder.step()
+            recorder.step()
+        assert recorder.step_count == 3
+        assert recorder.recording["layers"].step.values.tolist() == [0, 1, 2]
+
+
+def test_other_models_optimizers_are_not_counted():
+    model, other = perceptron(), perceptron()
+    with covshift.record(model, every=1) as recorder:
+        train(other, 4)
+        train(model, 2)
+        assert recorder.step_count == 2
+
+
+def test_micro_batches_of_one_step_merge():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(4):
+            x, y = batch(model)
+            F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        recording = recorder.recording
+    assert cell(recording, "example_count", layer="0", signal="activation") == 4 * 16
+    assert cell(recording, "example_count", layer="0", signal="activation_grad") == 4 * 16
+
+
+def test_an_evaluation_pass_is_one_record_of_its_own():
+    model = convolutional()
+    x, _ = batch(model, 24)
+    with covshift.record(model, every=2) as recorder:
+        train(model, 3)
+        model.eval()
+        with torch.no_grad(), recorder.evaluation():
+            for part in x.split(10):
+                model(part)
+        model.train()
+        train(model, 1)
+        recording = recorder.recording
+    rows = recording["evaluation/layers"].to_dataset()
+    assert rows.step.values.tolist() == [3]
+    assert rows["mode"].values.tolist() == [schema.Mode.EVAL]
+    assert rows["source"].values.tolist() == [schema.Source.EVALUATION]
+    assert cell(recording, "example_count", layer="0", signal="activation", step=3, group="evaluation/layers") == 24
+    status = cell(recording, "status", layer="0", signal="activation_grad", step=3, group="evaluation/layers")
+    assert status == Status.NO_GRAD_FORWARD
+    assert recording["layers"].step.values.tolist() == [0, 2]
+
+
+def test_two_evaluation_passes_at_one_step_are_refused():
+    model = perceptron()
+    with covshift.record(model) as recorder:
+        with recorder.evaluation():
+            model(batch(model)[0])
+        with pytest.raises(InvalidArgumentError, match="already recorded after 0 steps"), recorder.evaluation():
+            model(batch(model)[0])
+
+
+def test_a_validation_batch_without_no_grad_does_not_mix_with_training():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        model.eval()
+        model(batch(model, 5)[0])
+        model.train()
+        x, y = batch(model)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        recording = recorder.recording
+    assert cell(recording, "example_count", layer="0", signal="activation") == 16
+
+
+def test_pause_records_nothing_but_counts_steps():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        train(model, 1)
+        with recorder.pause():
+            train(model, 2)
+        train(model, 1)
+        assert recorder.step_count == 4
+        assert recorder.recording["layers"].step.values.tolist() == [0, 3]
+
+
+def test_frozen_and_detached_parts_say_so():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.branch, self.head = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+            self.frozen.requires_grad_(False)
+
+        def forward(self, x):
+            h = self.frozen(x)
+            return self.head(h) + self.branch(h).detach()
+
+    recording = record_training(Detached(), 1)
+    status = {layer: cell(recording, "status", layer=layer, signal="activation_grad") for layer in ("frozen", "branch")}
+    assert status == {"frozen": Status.NO_GRAD_REQUIRED, "branch": Status.NO_GRADIENT_ARRIVED}
+    assert cell(recording, "count", layer="branch", signal="activation_grad") == 0
+
+
+def test_nothing_is_left_behind():
+    model = perceptron()
+    hooks_before = [
+        len(hooks) for hooks in (module_internals._global_forward_hooks, module_internals._global_forward_pre_hooks)
+    ]
+    keys = [sorted(vars(module)) for module in model.modules()]
+    with covshift.record(model, every=1):
+        train(model, 2)
+    after = [
+        len(hooks) for hooks in (module_internals._global_forward_hooks, module_internals._global_forward_pre_hooks)
+    ]
+    assert after == hooks_before
+    assert [sorted(vars(module)) for module in model.modules()] == keys
+    assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+class Fragile(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.error = nn.Linear(6, 3), None
+
+    def forward(self, x):
+        y = self.linear(x)
+        if self.error is not None:
+            raise self.error
+        return y
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_an_exception_in_forward_reaches_the_user_and_the_next_step_is_right(error):
+    model = Fragile()
+    wrapped = nn.Sequential(model)
+    with covshift.record(wrapped, every=1) as recorder:
+        model.error = error
+        with pytest.raises(type(error)):
+            wrapped(torch.randn(4, 6))
+        model.error = None
+        train(wrapped, 1)
+        recording = recorder.recording
+    assert "0.linear" in recording["layers"].layer.values
+    assert cell(recording, "count", layer="0.linear", signal="activation_grad") == 16 * 3
+
+
+def test_an_exception_in_the_training_loop_removes_the_hooks_and_keeps_what_was_recorded(tmp_path):
+    model = perceptron()
+    with pytest.raises(ZeroDivisionError), covshift.record(model, tmp_path / "run", every=1):
+        train(model, 2)
+        raise ZeroDivisionError
+    assert not module_internals._global_forward_hooks
+    assert covshift.open(tmp_path / "run.zarr")["layers"].step.values.tolist() == [0, 1]
+
+
+def test_a_gradient_that_comes_after_the_recorder_closed_is_not_recorded():
+    model = perceptron()
+    x, y = batch(model)
+    with covshift.record(model, every=1) as recorder:
+        loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    assert recorder.step_count == 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkeypatch):
+    from covshift.instrument import observer
+
+    def broken(*args, **kwargs):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr(observer, "summarize", broken)
+    model = perceptron()
+    with (
+        pytest.warns(
+            CovshiftWarning, match="covshift failed to record it .ArithmeticError: planted.; training goes on"
+        ),
+        covshift.record(model, every=1) as recorder,
+    ):
+        losses = train(model, 2)
+    assert len(losses) == 2
+    assert len(recorder.warnings) == len(set(recorder.warnings))
+
+
+def test_no_activation_is_kept_alive():
+    model, alive = perceptron(), []
+    model[1].register_forward_hook(lambda m, a, o: alive.append(weakref.ref(o)))
+    gc.disable()
+    try:
+        with covshift.record(model, every=1):
+            train(model, 3)
+            assert [reference() for reference in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_copy_of_the_model_records_nothing():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        twin = copy.deepcopy(model)
+        train(twin, 2)
+        assert recorder.step_count == 0
+        train(model, 1)
+        assert recorder.recording["layers"].sizes["step"] == 1
+
+
+def test_a_linked_layer_announces_its_members_and_links_its_units():
+    model = nn.Sequential(nn.Linear(6, 4), LinkedReLU(dim=1), nn.Linear(8, 3))
+    recording = record_training(model, 1)
+    layers = recording["layers"].to_dataset()
+    assert layers["linkage_members"].sel(layer="1").item() == 2
+    units = recording["units"].to_dataset()
+    mine = units["layer_index"].values == list(layers.layer.values).index("1")
+    assert units["linked_unit"].values[mine].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_an_axis_that_is_not_the_batch_is_named_once_and_recorded_without_units():
+    class Folds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.outer(self.inner(x.reshape(-1, 3)).reshape(-1, 6))
+
+    with pytest.warns(CovshiftWarning, match=r"layer 'inner': axis 0 of its output \(32, 3\) is not the batch of 16"):
+        recording = record_training(Folds(), 2)
+    assert cell(recording, "status", layer="inner", signal="activation") == Status.AXIS_UNKNOWN
+    assert cell(recording, "example_count", layer="inner", signal="activation") == 0
+    assert cell(recording, "count", layer="inner", signal="activation") == 96
+
+
+def test_integer_outputs_are_left_out_with_one_named_warning():
+    class Argmax(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    model = nn.Sequential(nn.Linear(6, 3), Argmax())
+    with (
+        pytest.warns(CovshiftWarning, match=r"layer '1': output of torch.int64.*the layer is left out"),
+        covshift.record(model, every=1) as recorder,
+    ):
+        for _ in range(2):
+            model(torch.randn(4, 6))
+            recorder.step()
+        assert recorder.recording["layers"].layer.values.tolist() == ["(root)", "0"]
+
+
+@pytest.mark.parametrize("model", [torch.relu, "model"])
+def test_what_is_no_module_cannot_be_recorded(model):
+    with pytest.raises(UnsupportedModelError, match="expected an eager torch.nn.Module"):
+        covshift.record(model)
+
+
+def test_unknown_signals_are_named_with_the_known_ones():
+    with pytest.raises(InvalidArgumentError, match=r"signals=\['weights'\]: expected some of input, preactivation"):
+        covshift.record(perceptron(), signals=["weights"])
+
+
+def test_only_the_chosen_signals_are_recorded():
+    recording = record_training(perceptron(), 1, signals=["activation"])
+    counts = recording["layers"]["count"].isel(step=0).sum("layer")
+    assert [str(s) for s in counts.signal.values[counts.values > 0]] == ["activation"]
+
+
+def test_a_recorder_serves_one_recording():
+    recorder = covshift.record(perceptron())
+    with recorder:
+        pass
+    with pytest.raises(CovshiftError, match="already entered"), recorder:
+        pass
