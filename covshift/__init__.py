@@ -14,7 +14,7 @@ from covshift.exceptions import CovshiftError, CovshiftWarning
 if TYPE_CHECKING:
     from covshift import datasets, linked, models, plots
     from covshift.analysis import gradient_health, linkage, shift
-    from covshift.diagnosis.diagnosis import Diagnosis, Finding, diagnose
+    from covshift.diagnosis import Diagnosis, Finding, diagnose
     from covshift.instrument.schedule import at_steps, every, first, logarithmic
     from covshift.recorder import Recorder, record
     from covshift.reporting import write_report as report
@@ -24,12 +24,12 @@ __version__ = "0.1.0"
 
 # Public name: module it lives in, and its name there ("" for the module itself).
 _PUBLIC = {
-    "Diagnosis": ("covshift.diagnosis.diagnosis", "Diagnosis"),
-    "Finding": ("covshift.diagnosis.diagnosis", "Finding"),
+    "Diagnosis": ("covshift.diagnosis", "Diagnosis"),
+    "Finding": ("covshift.diagnosis", "Finding"),
     "Recorder": ("covshift.recorder", "Recorder"),
     "at_steps": ("covshift.instrument.schedule", "at_steps"),
     "datasets": ("covshift.datasets", ""),
-    "diagnose": ("covshift.diagnosis.diagnosis", "diagnose"),
+    "diagnose": ("covshift.diagnosis", "diagnose"),
     "every": ("covshift.instrument.schedule", "every"),
     "first": ("covshift.instrument.schedule", "first"),
     "gradient_health": ("covshift.analysis.gradient_health", ""),

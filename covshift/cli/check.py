@@ -29,7 +29,7 @@ def check(
 
     Example: covshift check runs/relu.zarr --fail-on bad
     """
-    from covshift.diagnosis.diagnosis import diagnose
+    from covshift.diagnosis import diagnose
 
     with one_line_errors(debug=debug, code=UNJUDGED):
         diagnosis = diagnose(reader.open(run))

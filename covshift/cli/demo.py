@@ -79,7 +79,7 @@ def _report(recordings: Mapping[str, xr.DataTree], folder: Path) -> Path:
 
 
 def _verdicts(runs: list[Run], recordings: Mapping[str, xr.DataTree]) -> Table:
-    from covshift.diagnosis.diagnosis import diagnose
+    from covshift.diagnosis import diagnose
 
     table = Table(title="After training", title_justify="left")
     for heading in ("run", "test accuracy", "verdict", "seconds"):
