@@ -1,7 +1,7 @@
 """Warnings once, named, and collected: what could not be recorded, and failures of covshift itself.
 
 A recorder is a guest in somebody's training run: a fault of its own must cost a row, never the run. So every hook runs
-inside :func:`Incidents.guard`, which lets nothing but a user's own "warnings are errors" pass.
+inside :meth:`Incidents.guard` or its like, which lets nothing but a user's own "warnings are errors" pass.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ class Incidents:
         """Turn any exception of covshift's own into one warning that names ``where``; training goes on."""
         try:
             yield
-        except CovshiftWarning:
-            raise
         except Exception as error:  # noqa: BLE001 - a defect of the recorder must never end the user's training
-            self.warn_once(
-                "failed",
-                where,
-                f"layer '{where}': covshift failed to record it ({type(error).__name__}: {error}); training goes on, "
-                "the row is missing; please report this",
-            )
+            self.failed(where, error)
+
+    def failed(self, where: str, error: Exception) -> None:
+        """Name an exception of covshift's own; the hooks, where microseconds count, call this without :meth:`guard`."""
+        if isinstance(error, CovshiftWarning):
+            raise error
+        self.warn_once(
+            "failed",
+            where,
+            f"layer '{where}': covshift failed to record it ({type(error).__name__}: {error}); training goes on, "
+            "the row is missing; please report this",
+        )

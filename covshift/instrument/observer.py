@@ -10,8 +10,8 @@ from __future__ import annotations
 import fnmatch
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from covshift.instrument import sites
 from covshift.instrument.block import Block, Pass
 from covshift.instrument.hooks import hook_gradient
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.structural import zero_set
+from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.schema import Status
 from covshift.summary import FLOATING, Summary, summarize
 
@@ -121,6 +121,10 @@ class Observer:
         }
         self._observed = sites.select(model, settings.layers)
         self._preactivation_of: dict[str, str] = {}
+        # Learned slopes move the zeros of a PReLU, so only activations without parameters are looked up once.
+        self._zero_sets = {
+            id(module): zero_set(module) for module in model.modules() if not any(True for _ in module.parameters())
+        }
         self._local = _Local()
         self.layers: dict[str, schema.Layer] = {}
 
@@ -130,12 +134,15 @@ class Observer:
         if local.depth == 0 or module is self._root():
             # An interrupt may have left a stale stack behind: a new pass starts clean.
             local.depth, local.forward = 0, None
-            with self._incidents.guard("forward"):
+            with self._incidents.guard("forward"), _unseen():
                 local.forward = self._begin(module, args)
         local.depth += 1
         if local.forward is not None:
-            with self._incidents.guard(self._names[id(module)]), _quiet():
-                self._follow(local.forward, module, args)
+            try:
+                with _unseen():
+                    self._follow(local.forward, module, args)
+            except Exception as error:  # noqa: BLE001 - see Incidents.failed
+                self._incidents.failed(self._names[id(module)], error)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Observe the output of a call; ``output`` is None where the call raised."""
@@ -145,10 +152,13 @@ class Observer:
         if local.depth == 0:
             local.forward = None
         if forward is not None:
-            with self._incidents.guard(self._names[id(module)]), _quiet():
+            try:
                 call = _pop(forward, module)
                 if call is not None and output is not None and id(module) in self._observed:
-                    self._observe_outputs(forward, call, output)
+                    with _unseen():
+                        self._observe_outputs(forward, call, output)
+            except Exception as error:  # noqa: BLE001 - see Incidents.failed
+                self._incidents.failed(self._names[id(module)], error)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Forward | None:
         block = self._open_block()
@@ -160,11 +170,10 @@ class Observer:
         if inputs and inputs[0][1].ndim:
             forward.batch_size = inputs[0][1].shape[self._settings.example_axis]
         if module is root and "input" in self._settings.signals and id(module) in self._observed:
-            with _quiet():
-                for path, tensor in inputs:
-                    name = sites.ROOT if path == "0" else f"{sites.ROOT}:{path}"
-                    layer = self._describe(forward, name, nn.Identity(), tensor, None)
-                    forward.rows.add(name, "input", self._summary(forward, layer, tensor, units=False))
+            for path, tensor in inputs:
+                name = sites.ROOT if path == "0" else f"{sites.ROOT}:{path}"
+                layer = self._describe(forward, name, nn.Identity(), tensor, None)
+                forward.rows.add(name, "input", self._summary(forward, layer, tensor, units=False))
         return forward
 
     def _follow(self, forward: Forward, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -194,7 +203,7 @@ class Observer:
             if "preactivation" in self._settings.signals:
                 rows.add(site, "preactivation", summary)
             self._ask_for_gradient(forward, layer, "preactivation_grad", z)
-        zeros = zero_set(call.module)
+        zeros = self._zeros_of(call.module)
         if zeros is not None and zeros.covers(z.dtype):
             rows.structural_zeros[site] = rows.structural_zeros.get(site, 0) + zeros.count(z, summary)
 
@@ -261,8 +270,11 @@ class Observer:
             activation=sites.activation_kind(module),
             linkage_members=len(module.linkage_members) if sites.is_linkage(module) else 0,  # type: ignore[arg-type]
             preactivation_of=self._preactivation_of.get(name, ""),
-            structural_measured=zero_set(module) is not None,
+            structural_measured=self._zeros_of(module) is not None,
         )
+
+    def _zeros_of(self, module: nn.Module) -> ZeroSet | None:
+        return self._zero_sets[id(module)] if id(module) in self._zero_sets else zero_set(module)
 
     def _without_axes(self, layer: schema.Layer, tensor: torch.Tensor, batch_size: int) -> schema.Layer:
         self._incidents.warn_once(
@@ -299,15 +311,21 @@ class _GradientRow:
         # Only the first gradient of a forward counts: a retained graph or a second derivative brings more.
         if self._arrived or self._block.closed:
             return
-        with self._incidents.guard(self._layer.name), _quiet():
-            if gradient is None:
-                self._rows.statuses[self._layer.name, self._signal] = Status.UNUSED_OUTPUT
-                return
-            self._arrived = True
-            units = self._block.units and self._signal in schema.UNIT_SIGNALS
-            summary = _summarize(self._block, self._layer, gradient, grid=GRADIENTS, groups=1, units=units)
-            status = Status.VIA_BASE if via_base else Status.OK
-            self._rows.add(self._layer.name, self._signal, summary, status)
+        try:
+            with _unseen():
+                self._take(gradient, via_base)
+        except Exception as error:  # noqa: BLE001 - see Incidents.failed
+            self._incidents.failed(self._layer.name, error)
+
+    def _take(self, gradient: torch.Tensor | None, via_base: bool) -> None:
+        if gradient is None:
+            self._rows.statuses[self._layer.name, self._signal] = Status.UNUSED_OUTPUT
+            return
+        self._arrived = True
+        units = self._block.units and self._signal in schema.UNIT_SIGNALS
+        summary = _summarize(self._block, self._layer, gradient, grid=GRADIENTS, groups=1, units=units)
+        status = Status.VIA_BASE if via_base else Status.OK
+        self._rows.add(self._layer.name, self._signal, summary, status)
 
 
 def _summarize(
@@ -354,8 +372,9 @@ def _memory_format(tensor: torch.Tensor) -> str:
     return "strided"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Read tensors without a graph and without any function mode of the user's."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():
-        yield
+_NOTHING = nullcontext()
+
+
+def _unseen() -> AbstractContextManager[Any]:
+    """Keep reading a tensor from the user's function modes; free where there are none."""
+    return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else _NOTHING

@@ -7,7 +7,7 @@ norm of elements of 1e-23 reads 0 and of 1e19 reads infinity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,11 @@ from covshift.exceptions import InvalidArgumentError
 UPDATES = ("exact", "sampled", "off")
 EXACT_UP_TO = 1_000_000
 SAMPLE_SIZE = 65_536
+FLAT_UP_TO = 65_536
+"""Parameters up to this size are measured together, in one flat tensor: a deep net has hundreds of tiny ones."""
+
+
+Array = np.ndarray[Any, Any]
 
 
 class ParameterMeter:
@@ -37,10 +42,10 @@ class ParameterMeter:
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
         if updates not in UPDATES:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
-        self._named = [(name, p) for name, p in model.named_parameters() if isinstance(p, torch.Tensor)]
+        self._named = list(model.named_parameters())
         self._updates = updates
         self._before: list[torch.Tensor] | None = None
-        self._row: dict[str, np.ndarray[Any, Any]] = {}
+        self._row: dict[str, Array] = {}
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -52,29 +57,29 @@ class ParameterMeter:
         """Measure weights and gradients, and keep what the update will be measured against."""
         weights = [p.detach() for _, p in self._named]
         gradients = [_dense(p.grad) for _, p in self._named]
-        measured = np.array([gradient is not None for gradient in gradients])
+        measured = np.array([gradient is not None for gradient in gradients], dtype=bool)
         present = [gradient for gradient in gradients if gradient is not None]
         self._row = {
-            "weight_norm": _norms(weights),
-            "gradient_norm": _scatter(_norms(present), measured, np.nan),
-            "gradient_zero_count": _scatter([g.numel() - int(g.count_nonzero()) for g in present], measured, 0),
-            "gradient_nonfinite_count": _scatter(_nonfinite_counts(present), measured, 0),
+            "weight_norm": np.sqrt(_sums(weights, _squares)),
+            "gradient_norm": _scatter(np.sqrt(_sums(present, _squares)), measured, np.nan),
+            "gradient_zero_count": _scatter(_sums(present, _zeros), measured, 0),
+            "gradient_nonfinite_count": _scatter(_sums(present, _nonfinite), measured, 0),
             "gradient_measured": measured.astype(np.uint8),
         }
         if self._updates != "off":
             self._before = [self._sample(weight).clone() for weight in weights]
 
     @torch.no_grad()
-    def after_step(self) -> Mapping[str, np.ndarray[Any, Any]]:
+    def after_step(self) -> Mapping[str, Array]:
         """The arrays of one ``parameters`` row; call after :meth:`before_step` and the update."""
         unknown = np.full(len(self._named), np.nan)
         row = self._row | {"update_norm": unknown, "sampled_share": unknown}
         if self._before is not None:
             after = [self._sample(p.detach()) for _, p in self._named]
-            sizes = np.array([max(p.numel(), 1) for _, p in self._named], dtype=np.float64)
-            share = np.array([sample.numel() for sample in after]) / sizes
-            change = _norms([new.double() - old.double() for new, old in zip(after, self._before, strict=True)])
-            row |= {"update_norm": change / np.sqrt(np.where(share > 0, share, 1)), "sampled_share": share}
+            share = np.array([new.numel() / max(p.numel(), 1) for new, (_, p) in zip(after, self._named, strict=True)])
+            changes = torch._foreach_sub([new.double() for new in after], [old.double() for old in self._before])
+            norms = np.sqrt(_sums(list(changes), _squares))
+            row |= {"update_norm": norms / np.sqrt(np.where(share > 0, share, 1)), "sampled_share": share}
         self._row, self._before = {}, None
         return row
 
@@ -92,18 +97,38 @@ def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.coalesce().to_dense() if gradient.is_sparse else gradient.detach()
 
 
-def _norms(tensors: list[torch.Tensor]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if not tensors:
-        return np.zeros(0)
-    norms = torch._foreach_norm([tensor.double() for tensor in tensors], 2)
-    return torch.stack([norm.cpu() for norm in norms]).numpy()
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    wide = values.double()
+    return wide * wide
 
 
-def _nonfinite_counts(gradients: list[torch.Tensor]) -> list[int]:
-    return [gradient.numel() - int(torch.isfinite(gradient).sum()) for gradient in gradients]
+def _zeros(values: torch.Tensor) -> torch.Tensor:
+    return (values == 0).double()
 
 
-def _scatter(values: Any, where: np.ndarray[Any, Any], fill: float) -> np.ndarray[Any, Any]:
+def _nonfinite(values: torch.Tensor) -> torch.Tensor:
+    return torch.isfinite(values).logical_not().double()
+
+
+def _sums(tensors: list[torch.Tensor], measure: Callable[[torch.Tensor], torch.Tensor]) -> Array:
+    """Sum of ``measure`` over each tensor, in float64; small tensors of one device are measured together."""
+    sums = np.zeros(len(tensors))
+    small: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.numel() <= FLAT_UP_TO:
+            small.setdefault((tensor.device, tensor.dtype), []).append(index)
+        else:
+            sums[index] = float(measure(tensor).sum())
+    for (device, _), indices in small.items():
+        # numpy repeats hundreds of times faster than torch.repeat_interleave.
+        owner = np.repeat(np.arange(len(indices)), [tensors[index].numel() for index in indices])
+        flat = torch.cat([tensors[index].reshape(-1) for index in indices])
+        totals = torch.zeros(len(indices), dtype=torch.float64, device=device)
+        sums[indices] = totals.index_add_(0, torch.from_numpy(owner).to(device), measure(flat)).cpu().numpy()
+    return sums
+
+
+def _scatter(values: Array, where: Array, fill: float) -> Array:
     array = np.full(where.shape, fill, dtype=np.float64 if isinstance(fill, float) else np.uint64)
     array[where] = values
     return array

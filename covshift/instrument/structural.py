@@ -73,7 +73,8 @@ def _count_interval(z: torch.Tensor, summary: Summary, low: float, high: float) 
     infinities = (summary.neginf_count if low == -math.inf else 0) + (summary.posinf_count if high == math.inf else 0)
     if summary.min > high or summary.max < low:
         return infinities
-    return int(((z >= low) & (z <= high)).sum())
+    with torch.no_grad():
+        return int(((z >= low) & (z <= high)).sum())
 
 
 def zero_set(module: nn.Module) -> ZeroSet | None:
