@@ -89,10 +89,11 @@ class Variable:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """CF attributes of the array."""
-        attrs: dict[str, Any] = {"long_name": self.long_name, "units": self.units}
+        """CF attributes of the array; text and flags have no units."""
+        attrs: dict[str, Any] = {"long_name": self.long_name}
+        if self.dtype != "str" and self.flags is None:
+            attrs["units"] = self.units
         if self.flags is not None:
-            attrs = {"long_name": self.long_name}
             attrs["flag_values"] = [int(flag) for flag in self.flags]
             attrs["flag_meanings"] = " ".join(flag.name.lower() for flag in self.flags)
         return attrs
@@ -390,17 +391,30 @@ def check(recording: xr.DataTree) -> None:
     RecordingDamaged
         Naming the first group, variable or dimension that is missing, or a schema version newer than this one.
     """
-    version = recording.attrs.get("covshift_schema_version")
-    if version is None:
-        raise RecordingDamaged("recording: no attribute covshift_schema_version; is this a covshift recording?")
-    if int(version) > VERSION:
-        raise RecordingDamaged(
-            f"recording: schema version {version} is newer than {VERSION}, the newest this covshift knows; upgrade it"
-        )
+    check_version(recording.attrs)
     if "layers" not in recording.children:
         raise RecordingDamaged("recording: the group 'layers' is missing")
     for path in _known_groups(recording):
         _check_group(path, recording[path].to_dataset())
+
+
+def check_version(attrs: Mapping[Any, Any]) -> None:
+    """Demand that root attributes name a schema version this covshift knows.
+
+    Raises
+    ------
+    RecordingDamaged
+        If they name none, or a newer one.
+    """
+    version = attrs.get("covshift_schema_version")
+    if not isinstance(version, int):
+        raise RecordingDamaged(
+            f"recording: covshift_schema_version is {version!r}: expected a whole number; is this a covshift recording?"
+        )
+    if version > VERSION:
+        raise RecordingDamaged(
+            f"recording: schema version {version} is newer than {VERSION}, the newest this covshift knows; upgrade it"
+        )
 
 
 def _known_groups(recording: xr.DataTree) -> Iterable[str]:

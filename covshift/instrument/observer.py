@@ -171,7 +171,7 @@ class Observer:
             forward.batch_size = inputs[0][1].shape[self._settings.example_axis]
         if module is root and "input" in self._settings.signals and id(module) in self._observed:
             for path, tensor in inputs:
-                name = sites.ROOT if path == "0" else f"{sites.ROOT}:{path}"
+                name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
                 layer = self._describe(forward, name, nn.Identity(), tensor, None)
                 forward.rows.add(name, "input", self._summary(forward, layer, tensor, units=False))
         return forward

@@ -19,7 +19,8 @@ from torch import nn
 from covshift.exceptions import InvalidArgumentError
 
 ROOT = "(root)"
-"""Name of the model itself among the layers; module paths never contain parentheses of their own."""
+INPUT = "(input)"
+"""Names of the model itself, and of what it is given, among the layers; no module path has parentheses."""
 
 Selection = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 

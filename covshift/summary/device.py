@@ -18,6 +18,7 @@ from covshift.summary.summary import Histogram, Moments, Summary, UnitSummary
 _WIDEST_EXACT = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
+@torch.no_grad()
 def summarize_by_torch(
     tensor: torch.Tensor,
     *,

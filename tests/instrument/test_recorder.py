@@ -184,7 +184,7 @@ class Residual(nn.Module):
 def test_a_container_is_a_layer_where_its_output_is_no_childs_output(inplace):
     model = nn.Sequential(Residual(inplace), nn.Linear(6, 3))
     recording = record_training(model, 1)
-    assert recording["layers"].layer.values.tolist() == ["(root)", "0.linear", "0", "1"]
+    assert recording["layers"].layer.values.tolist() == ["(input)", "0.linear", "0", "1"]
     assert cell(recording, "sum", layer="0", signal="activation") != cell(
         recording, "sum", layer="0.linear", signal="activation"
     )
@@ -200,9 +200,26 @@ class Shared(nn.Module):
         return self.b(self.act(self.a(self.act(self.a(x)))))
 
 
+def test_the_roots_own_output_and_its_input_are_layers_apart():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return 2 * self.linear(x)
+
+    recording = record_training(Doubled(), 1)
+    layers = recording["layers"].to_dataset()
+    assert layers.layer.values.tolist() == ["(input)", "linear", "(root)"]
+    assert layers["unit_count_of_layer"].values.tolist() == [6, 3, 3]
+    inner = cell(recording, "sum", layer="linear", signal="activation")
+    assert cell(recording, "sum", layer="(root)", signal="activation") == pytest.approx(2 * inner)
+
+
 def test_repeated_calls_are_sites_of_their_own():
     recording = record_training(Shared(), 1)
-    assert recording["layers"].layer.values.tolist() == ["(root)", "a", "act", "a#1", "act#1", "b"]
+    assert recording["layers"].layer.values.tolist() == ["(input)", "a", "act", "a#1", "act#1", "b"]
     assert recording["layers"]["preactivation_of"].values.tolist() == ["", "", "a", "", "a#1", ""]
 
 
@@ -502,7 +519,7 @@ def test_integer_outputs_are_left_out_with_one_named_warning():
         for _ in range(2):
             model(torch.randn(4, 6))
             recorder.step()
-        assert recorder.recording["layers"].layer.values.tolist() == ["(root)", "0"]
+        assert recorder.recording["layers"].layer.values.tolist() == ["(input)", "0"]
 
 
 @pytest.mark.parametrize("model", [torch.relu, "model"])
