@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,12 @@ class Watcher(Protocol):
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module of the model has run; ``output`` is None when it raised."""
+
+    def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module of the model is about to run again, inside backward."""
+
+    def recomputed(self, module: nn.Module, output: Any) -> None:
+        """A module of the model has run again, inside backward."""
 
 
 class ModuleHooks:
@@ -56,21 +63,37 @@ class ModuleHooks:
 
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._is_ours(module):
+        if not self._is_ours(module):
+            return
+        if _inside_backward():
+            self._watcher.recompute(module, args)
+        else:
             self._watcher.enter(module, args)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._is_ours(module):
+        if not self._is_ours(module):
+            return
+        if _inside_backward():
+            self._watcher.recomputed(module, output)
+        else:
             self._watcher.leave(module, output)
 
 
 def _runs_eagerly() -> bool:
-    """Whether the call is an ordinary one: not traced, not under a function transform, not a recomputation."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._current_graph_task_id() == -1
-    )
+    """Whether the call is an ordinary one: neither traced by a compiler nor under a function transform."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _inside_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+_NOTHING = nullcontext()
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """Keep reading a tensor from the user's function modes; free where there are none."""
+    return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else _NOTHING
 
 
 Receiver = Callable[[torch.Tensor | None, bool], None]

@@ -11,7 +11,6 @@ import fnmatch
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,14 +18,15 @@ import torch
 from torch import nn
 
 from covshift import schema
-from covshift.grid import GRADIENTS, VALUES, Grid
 from covshift.instrument import sites
-from covshift.instrument.block import Block, Pass
-from covshift.instrument.hooks import hook_gradient
+from covshift.instrument.block import Block
+from covshift.instrument.forward import Call, Forward, Seen
+from covshift.instrument.gradients import Gradients, Row, summarize_value
+from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.schema import Status
-from covshift.summary import FLOATING, Summary, summarize
+from covshift.summary import FLOATING, Summary
 
 
 @dataclass(frozen=True)
@@ -37,50 +37,6 @@ class Settings:
     signals: tuple[str, ...] = schema.SIGNALS
     unit_axis: Mapping[str, int] = field(default_factory=dict)
     example_axis: int = 0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A tensor already summarised in this forward pass: whose output it is, and its numbers."""
-
-    tensor: weakref.ref[torch.Tensor]
-    version: int
-    layer: str
-    summary: Summary
-    unit_axis: int | None
-
-
-@dataclass(frozen=True)
-class Call:
-    """A module now running: its site and the recorded tensor it reads, if any."""
-
-    module: nn.Module
-    site: str
-    reads: Seen | None
-
-
-@dataclass
-class Forward:
-    """State of one forward pass of one thread."""
-
-    block: Block
-    rows: Pass
-    grad_enabled: bool
-    batch_size: int | None = None
-    stack: list[Call] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
-    seen: dict[int, Seen] = field(default_factory=dict)
-
-    def find(self, tensor: torch.Tensor) -> Seen | None:
-        """The row of this very tensor, unless it was modified in place since."""
-        seen = self.seen.get(id(tensor))
-        return seen if seen and seen.tensor() is tensor and seen.version == _version(tensor) else None
-
-    def name(self, path: str) -> str:
-        """``path``, with ``#k`` for its k-th repetition in this forward pass."""
-        call = self.calls.get(path, 0)
-        self.calls[path] = call + 1
-        return f"{path}#{call}" if call else path
 
 
 class _Local(threading.local):
@@ -125,6 +81,7 @@ class Observer:
         self._zero_sets = {
             id(module): zero_set(module) for module in model.modules() if not any(True for _ in module.parameters())
         }
+        self._gradients = Gradients(incidents)
         self._local = _Local()
         self.layers: dict[str, schema.Layer] = {}
 
@@ -134,12 +91,12 @@ class Observer:
         if local.depth == 0 or module is self._root():
             # An interrupt may have left a stale stack behind: a new pass starts clean.
             local.depth, local.forward = 0, None
-            with self._incidents.guard("forward"), _unseen():
+            with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
         local.depth += 1
         if local.forward is not None:
             try:
-                with _unseen():
+                with unseen():
                     self._follow(local.forward, module, args)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
                 self._incidents.failed(self._names[id(module)], error)
@@ -153,12 +110,31 @@ class Observer:
             local.forward = None
         if forward is not None:
             try:
-                call = _pop(forward, module)
+                call = forward.leave(module)
                 if call is not None and output is not None and id(module) in self._observed:
-                    with _unseen():
+                    with unseen():
                         self._observe_outputs(forward, call, output)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
                 self._incidents.failed(self._names[id(module)], error)
+
+    def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module runs again inside backward, to recompute what activation checkpointing dropped."""
+        if id(module) in self._observed and sites.activation_kind(module):
+            self._rejoin(module, "preactivation_grad", args[:1])
+
+    def recomputed(self, module: nn.Module, output: Any) -> None:
+        """A module has run again inside backward: gradients arrive on these tensors."""
+        if id(module) in self._observed:
+            self._rejoin(module, "activation_grad", output)
+
+    def _rejoin(self, module: nn.Module, signal: str, values: Any) -> None:
+        try:
+            with unseen():
+                for _, tensor in sites.leaves(values):
+                    if tensor.requires_grad and _is_summarizable(tensor):
+                        self._gradients.rejoin(id(module), signal, tensor)
+        except Exception as error:  # noqa: BLE001 - see Incidents.failed
+            self._incidents.failed(self._names[id(module)], error)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Forward | None:
         block = self._open_block()
@@ -173,7 +149,7 @@ class Observer:
             for path, tensor in inputs:
                 name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
                 layer = self._describe(forward, name, nn.Identity(), tensor, None)
-                forward.rows.add(name, "input", self._summary(forward, layer, tensor, units=False))
+                forward.rows.add(name, "input", summarize_value(Row(block, forward.rows, layer, "input"), tensor))
         return forward
 
     def _follow(self, forward: Forward, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -198,11 +174,11 @@ class Observer:
             rows.mark(site, "preactivation", Status.UNDER_PRODUCER)
             rows.mark(site, "preactivation_grad", Status.UNDER_PRODUCER)
         else:
-            layer = self._reading(forward, site, call.module, z)
-            summary = self._summary(forward, layer, z, units=False)
+            row = Row(forward.block, rows, self._reading(forward, site, call.module, z), "preactivation_grad")
+            summary = summarize_value(row, z)
             if "preactivation" in self._settings.signals:
                 rows.add(site, "preactivation", summary)
-            self._ask_for_gradient(forward, layer, "preactivation_grad", z)
+            self._ask_for_gradient(forward, row, call.module, z, summary)
         zeros = self._zeros_of(call.module)
         if zeros is not None and zeros.covers(z.dtype):
             rows.structural_zeros[site] = rows.structural_zeros.get(site, 0) + zeros.count(z, summary)
@@ -225,13 +201,14 @@ class Observer:
 
     def _observe_activation(self, forward: Forward, call: Call, name: str, tensor: torch.Tensor) -> None:
         layer = self.layers.get(name) or self._describe(forward, name, call.module, tensor, call.reads)
-        summary = self._summary(forward, layer, tensor, units=forward.block.units)
+        row = Row(forward.block, forward.rows, layer, "activation_grad")
+        summary = summarize_value(row, tensor)
         if "activation" in self._settings.signals:
             status = Status.AXIS_UNKNOWN if layer.example_axis == schema.UNKNOWN_AXIS else Status.OK
             forward.rows.add(name, "activation", summary, status)
         unit_axis = None if layer.unit_axis == schema.UNKNOWN_AXIS else layer.unit_axis
-        forward.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), name, summary, unit_axis)
-        self._ask_for_gradient(forward, layer, "activation_grad", tensor)
+        forward.remember(tensor, name, summary, unit_axis=unit_axis)
+        self._ask_for_gradient(forward, row, call.module, tensor, summary)
 
     def _describe(
         self, forward: Forward, name: str, module: nn.Module, tensor: torch.Tensor, reads: Seen | None
@@ -285,83 +262,24 @@ class Observer:
         )
         return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
 
-    def _summary(self, forward: Forward, layer: schema.Layer, tensor: torch.Tensor, *, units: bool) -> Summary:
-        return _summarize(forward.block, layer, tensor, grid=VALUES, groups=schema.EXAMPLE_GROUPS, units=units)
-
-    def _ask_for_gradient(self, forward: Forward, layer: schema.Layer, signal: str, tensor: torch.Tensor) -> None:
-        if signal not in self._settings.signals:
+    def _ask_for_gradient(
+        self, forward: Forward, row: Row, module: nn.Module, tensor: torch.Tensor, summary: Summary
+    ) -> None:
+        if row.signal not in self._settings.signals:
             return
-        if not tensor.requires_grad:
-            reason = Status.NO_GRAD_REQUIRED if forward.grad_enabled else Status.NO_GRAD_FORWARD
-            forward.rows.mark(layer.name, signal, reason)
-            return
-        forward.rows.mark(layer.name, signal, Status.NO_GRADIENT_ARRIVED)
-        hook_gradient(tensor, _GradientRow(forward.block, forward.rows, layer, signal, self._incidents))
-
-
-class _GradientRow:
-    """Receives one tensor's gradient; holds rows and numbers, never a tensor."""
-
-    def __init__(self, block: Block, rows: Pass, layer: schema.Layer, signal: str, incidents: Incidents) -> None:
-        self._block, self._rows, self._layer, self._signal = block, rows, layer, signal
-        self._incidents = incidents
-        self._arrived = False
-
-    def __call__(self, gradient: torch.Tensor | None, via_base: bool) -> None:
-        # Only the first gradient of a forward counts: a retained graph or a second derivative brings more.
-        if self._arrived or self._block.closed:
-            return
-        try:
-            with _unseen():
-                self._take(gradient, via_base)
-        except Exception as error:  # noqa: BLE001 - see Incidents.failed
-            self._incidents.failed(self._layer.name, error)
-
-    def _take(self, gradient: torch.Tensor | None, via_base: bool) -> None:
-        if gradient is None:
-            self._rows.statuses[self._layer.name, self._signal] = Status.UNUSED_OUTPUT
-            return
-        self._arrived = True
-        units = self._block.units and self._signal in schema.UNIT_SIGNALS
-        summary = _summarize(self._block, self._layer, gradient, grid=GRADIENTS, groups=1, units=units)
-        status = Status.VIA_BASE if via_base else Status.OK
-        self._rows.add(self._layer.name, self._signal, summary, status)
-
-
-def _summarize(
-    block: Block, layer: schema.Layer, tensor: torch.Tensor, *, grid: Grid, groups: int, units: bool
-) -> Summary:
-    """Summary of one tensor of ``layer``, leaving out what this record or the tensor's shape does not allow."""
-    known = layer.example_axis != schema.UNKNOWN_AXIS and layer.example_axis < tensor.ndim
-    unit_axis = layer.unit_axis if layer.unit_count > 0 and layer.unit_axis < tensor.ndim else None
-    if unit_axis is not None and tensor.shape[unit_axis] != layer.unit_count:
-        unit_axis = None
-    return summarize(
-        tensor,
-        unit_axis=unit_axis,
-        example_axis=layer.example_axis if known else None,
-        grid=grid if block.histograms else None,
-        groups=groups,
-        units=units,
-    )
-
-
-def _pop(forward: Forward, module: nn.Module) -> Call | None:
-    """Leave ``module``; calls above it were left by an exception."""
-    while forward.stack:
-        call = forward.stack.pop()
-        if call.module is module:
-            return call
-    return None
+        if tensor.requires_grad:
+            self._gradients.ask(row, tensor)
+        elif not forward.grad_enabled:
+            row.mark(Status.NO_GRAD_FORWARD)
+        elif torch.is_grad_enabled():
+            row.mark(Status.NO_GRAD_REQUIRED)
+        else:
+            # Grad mode was switched off inside the forward pass: a checkpoint may run this again during backward.
+            self._gradients.await_second_pass(row, id(module), summary)
 
 
 def _is_summarizable(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.dtype in FLOATING and not tensor.is_nested and not tensor.is_meta
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """In-place modifications so far; inference tensors do not count theirs."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _memory_format(tensor: torch.Tensor) -> str:
@@ -370,11 +288,3 @@ def _memory_format(tensor: torch.Tensor) -> str:
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         return "channels_last"
     return "strided"
-
-
-_NOTHING = nullcontext()
-
-
-def _unseen() -> AbstractContextManager[Any]:
-    """Keep reading a tensor from the user's function modes; free where there are none."""
-    return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else _NOTHING

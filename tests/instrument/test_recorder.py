@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as module_internals
+from torch.utils.checkpoint import checkpoint
 
 import covshift
 from covshift import schema
@@ -440,12 +441,12 @@ def test_a_gradient_that_comes_after_the_recorder_closed_is_not_recorded():
 
 
 def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkeypatch):
-    from covshift.instrument import observer
+    from covshift.instrument import gradients
 
     def broken(*args, **kwargs):
         raise ArithmeticError("planted")
 
-    monkeypatch.setattr(observer, "summarize", broken)
+    monkeypatch.setattr(gradients, "summarize", broken)
     model = perceptron()
     with (
         pytest.warns(
@@ -456,6 +457,36 @@ def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkey
         losses = train(model, 2)
     assert len(losses) == 2
     assert len(recorder.warnings) == len(set(recorder.warnings))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 6))
+        self.act, self.reentrant = nn.Tanh(), reentrant
+
+    def body(self, x):
+        return self.act(self.block(self.act(2 * x)))
+
+    def forward(self, x):
+        h = self.stem(x)
+        if self.reentrant is None:
+            return self.head(self.body(h))
+        return self.head(checkpoint(self.body, h, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_records_the_numbers_of_the_plain_run(reentrant):
+    recordings = []
+    for kind in (None, reentrant):
+        torch.manual_seed(1)
+        recordings.append(record_training(Checkpointed(kind), 3))
+    plain, checkpointed = (recording["layers"].to_dataset() for recording in recordings)
+    for name, variable in plain.data_vars.items():
+        np.testing.assert_array_equal(variable, checkpointed[name], err_msg=name)
+    arrived = plain["count"].sel(signal="activation_grad").isel(step=0)
+    assert (arrived.sel(layer=["block.0", "block.3", "act", "act#1"]) > 0).all()
 
 
 def test_no_activation_is_kept_alive():
