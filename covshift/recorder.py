@@ -82,6 +82,7 @@ class Recorder:
         self._evaluation: Block | None = None
         self._last_evaluation = -1
         self._forwards = 0
+        self._stepped: set[int] = set()
         self._paused = self._active = self._entered = False
         self._open_scalars = _Scalars(0)
         self._closed_scalars: _Scalars | None = None
@@ -221,8 +222,29 @@ class Recorder:
             with self._incidents.guard("parameters"):
                 parameters = self._meter.after_step()
                 self._open_scalars.values.setdefault("learning_rate", float(optimizer.param_groups[0]["lr"]))
-        if self._forwards:
+        if self._is_boundary(optimizer):
             self._close_step(parameters)
+
+    def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer's step ends a step of the record.
+
+        A second optimizer of the same model, stepping without another forward pass in between, ends none of its own;
+        the same optimizer stepping again does, although no forward pass was seen.
+        """
+        if self._forwards:
+            self._stepped = {id(optimizer)}
+            return True
+        if id(optimizer) not in self._stepped and self._stepped:
+            self._stepped.add(id(optimizer))
+            return False
+        self._incidents.warn_once(
+            "unseen",
+            "forward",
+            "an optimizer updated the model, but no forward pass of it was seen: compiled, wrapped, called as "
+            "model.forward(...), or under no_grad? Record the module that is called, before torch.compile",
+        )
+        self._stepped = {id(optimizer)}
+        return True
 
     def _close_step(self, parameters: Mapping[str, Any]) -> None:
         self._write_scalars()

@@ -292,6 +292,34 @@ def test_other_models_optimizers_are_not_counted():
         assert recorder.step_count == 2
 
 
+def test_two_optimizers_stepping_after_one_forward_end_one_step():
+    model = perceptron()
+    first_half, second_half = list(model.parameters())[:2], list(model.parameters())[2:]
+    optimizers = [torch.optim.SGD(half, lr=0.1) for half in (first_half, second_half)]
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            x, y = batch(model)
+            F.cross_entropy(model(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert recorder.step_count == 2
+
+
+def test_updates_without_a_forward_that_was_seen_are_counted_and_named_once():
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(CovshiftWarning, match="no forward pass of it was seen"),
+        covshift.record(model, every=1) as recorder,
+    ):
+        for _ in range(2):
+            x, y = batch(model)
+            F.cross_entropy(model.forward(x), y).backward()
+            optimizer.step()
+        assert recorder.step_count == 2
+    assert len(recorder.warnings) == 1
+
+
 def test_micro_batches_of_one_step_merge():
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
