@@ -25,6 +25,7 @@ from torch import nn
 from covshift import schema
 from covshift.exceptions import CovshiftError, InvalidArgumentError, UnsupportedModelError
 from covshift.instrument import schedule as schedules
+from covshift.instrument import sites
 from covshift.instrument.block import Block
 from covshift.instrument.hooks import ModuleHooks
 from covshift.instrument.incidents import Incidents
@@ -73,6 +74,7 @@ class Recorder:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._observer = Observer(model, settings, self._incidents, self._open_block)
+        self._opaque = sites.compiled(model)
         self._meter = ParameterMeter(model, updates=updates)
         self._hooks = ModuleHooks(model, self._observer)
         self._clock = StepClock(model, before=self._before_update, after=self._after_update)
@@ -93,6 +95,13 @@ class Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
         self._writer.declare_parameters(self._meter.parameters)
+        if self._opaque:
+            self._incidents.warn_once(
+                "compiled",
+                "model",
+                f"compiled, so only their own outputs can be seen: {_listed(self._opaque)}. To see inside, record the "
+                "model before torch.compile, or compile only the parts you need not see",
+            )
         self._hooks.install()
         self._clock.install()
         self._entered = self._active = True
@@ -113,6 +122,17 @@ class Recorder:
             self._closed_scalars = self._open_scalars
             self._write_scalars()
         self._writer.close()
+        if kind is None and self._records and not self._opaque and not self._incidents.any_failed:
+            self._name_never_called()
+
+    def _name_never_called(self) -> None:
+        if self._observer.never_called:
+            self._incidents.warn_once(
+                "never called",
+                "model",
+                f"no recorded forward pass called {_listed(self._observer.never_called)}: unused, or used functionally "
+                "through their weights, which no hook can see",
+            )
 
     @property
     def recording(self) -> xr.DataTree:
@@ -368,6 +388,10 @@ def record(
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
     writer = Writer(path, attrs=provenance, overwrite=overwrite)
     return Recorder(model, writer, settings=settings, updates=updates, **cadences)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

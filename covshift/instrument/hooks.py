@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module of the model has run; ``output`` is None when it raised."""
 
+    def pass_over(self, module: nn.Module) -> None:
+        """A module of the model is about to run under a function transform, where nothing can be read."""
+
     def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module of the model is about to run again, inside backward."""
 
@@ -59,19 +62,21 @@ class ModuleHooks:
 
     def _is_ours(self, module: nn.Module) -> bool:
         reference = self._modules.get(id(module))
-        return reference is not None and reference() is module and _runs_eagerly()
+        return reference is not None and reference() is module and not torch.compiler.is_compiling()
 
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._is_ours(module):
             return
-        if _inside_backward():
+        if _transformed():
+            self._watcher.pass_over(module)
+        elif _inside_backward():
             self._watcher.recompute(module, args)
         else:
             self._watcher.enter(module, args)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self._is_ours(module):
+        if not self._is_ours(module) or _transformed():
             return
         if _inside_backward():
             self._watcher.recomputed(module, output)
@@ -79,9 +84,9 @@ class ModuleHooks:
             self._watcher.leave(module, output)
 
 
-def _runs_eagerly() -> bool:
-    """Whether the call is an ordinary one: neither traced by a compiler nor under a function transform."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+def _transformed() -> bool:
+    """Whether torch.func is at work (vmap, grad, jvp), whose tensors are wrappers without numbers of their own."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _inside_backward() -> bool:

@@ -24,6 +24,11 @@ class Incidents:
         """Every message so far, in order."""
         return list(self._messages.values())
 
+    @property
+    def any_failed(self) -> bool:
+        """Whether covshift itself failed anywhere."""
+        return any(kind == "failed" for kind, _ in self._messages)
+
     def warn_once(self, kind: str, layer: str, message: str) -> None:
         """Warn with ``message`` unless this kind of incident was already named for this layer."""
         if (kind, layer) in self._messages:

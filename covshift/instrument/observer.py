@@ -82,8 +82,16 @@ class Observer:
             id(module): zero_set(module) for module in model.modules() if not any(True for _ in module.parameters())
         }
         self._gradients = Gradients(incidents)
+        self._called: set[int] = set()
         self._local = _Local()
         self.layers: dict[str, schema.Layer] = {}
+
+    @property
+    def never_called(self) -> list[str]:
+        """Observed modules without children that no recorded forward pass called."""
+        root = self._root()
+        leaves = [] if root is None else [m for m in root.modules() if sites.is_leaf(m) and id(m) in self._observed]
+        return [self._names[id(module)] for module in leaves if id(module) not in self._called]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
@@ -116,6 +124,14 @@ class Observer:
                         self._observe_outputs(forward, call, output)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
                 self._incidents.failed(self._names[id(module)], error)
+
+    def pass_over(self, module: nn.Module) -> None:
+        """Say once that calls under torch.func are not recorded."""
+        self._incidents.warn_once(
+            "torch.func",
+            "model",
+            f"layer '{self._names[id(module)]}' ran under torch.func (vmap, grad, jvp): such calls are not recorded",
+        )
 
     def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module runs again inside backward, to recompute what activation checkpointing dropped."""
@@ -162,6 +178,7 @@ class Observer:
         z = args[0] if args and isinstance(args[0], torch.Tensor) else None
         call = Call(module, forward.name(path), forward.find(z) if z is not None else None)
         forward.stack.append(call)
+        self._called.add(id(module))
         if z is not None and id(module) in self._observed and sites.activation_kind(module) and _is_summarizable(z):
             self._observe_preactivation(forward, call, z)
 

@@ -136,6 +136,15 @@ def _items(output: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((part.name, getattr(output, part.name)) for part in fields(output))
 
 
+def compiled(model: nn.Module) -> list[str]:
+    """Names of modules that torch.compile replaced or that compile their own call: what runs inside is opaque."""
+    return [
+        name or ROOT
+        for name, module in model.named_modules()
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    ]
+
+
 def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict[int, str]:
     """Modules to observe: ``id(module)`` to the name under which the model lists it first.
 

@@ -565,6 +565,52 @@ def test_an_axis_that_is_not_the_batch_is_named_once_and_recorded_without_units(
     assert cell(recording, "count", layer="inner", signal="activation") == 96
 
 
+def test_modules_that_no_forward_called_are_named_at_the_end():
+    model = Shared()
+    model.spare = nn.Linear(2, 2)
+    with pytest.warns(CovshiftWarning, match="no recorded forward pass called spare: unused, or used functionally"):
+        record_training(model, 1)
+
+
+def test_calls_under_torch_func_are_passed_over_and_named_once():
+    model = perceptron()
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,)).square().mean()
+
+    x = torch.randn(4, 6)
+    expected = torch.func.grad(loss)(parameters, x)
+    with pytest.warns(CovshiftWarning, match="torch.func"), covshift.record(model, every=1) as recorder:
+        found = torch.func.grad(loss)(parameters, x)
+        torch.func.vmap(model)(x)
+        train(model, 1)
+        assert recorder.recording["layers"].sizes["step"] == 1
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert len(recorder.warnings) == 1
+
+
+# Tracing reads .grad of inner tensors, and sees global hooks; torch warns of both.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning")
+def test_a_compiled_part_is_named_as_opaque_and_keeps_its_bits():
+    torch.manual_seed(1)
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 3))
+    models = [copy.deepcopy(plain) for _ in range(2)]
+    for model in models:
+        model[1] = torch.compile(model[1], backend="aot_eager")
+    torch.manual_seed(2)
+    bare = train(models[0], 3)
+    torch.manual_seed(2)
+    with (
+        pytest.warns(CovshiftWarning, match="compiled, so only their own outputs can be seen: 1. To see inside"),
+        covshift.record(models[1], every=1) as recorder,
+    ):
+        recorded = train(models[1], 3)
+    assert recorded == bare
+    assert recorder.recording["layers"].layer.values.tolist() == ["(input)", "0", "1", "2"]
+
+
 def test_integer_outputs_are_left_out_with_one_named_warning():
     class Argmax(nn.Module):
         def forward(self, x):
