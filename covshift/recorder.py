@@ -158,9 +158,11 @@ class Recorder:
         Raises
         ------
         InvalidArgumentError
-            If a value is no number and no tensor of one element.
+            If a value is no number and no tensor of one element, or a name cannot name an array.
         """
         for name, value in values.items():
+            if not name or "/" in name or name in ("step", "wall_time"):
+                raise InvalidArgumentError(f"log({name!r}): expected a name without '/', other than step and wall_time")
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 # A copy, read when the row is written: no synchronisation now, no graph kept.
                 values[name] = value.detach().clone()

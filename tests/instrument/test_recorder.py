@@ -271,6 +271,15 @@ def test_what_is_no_number_cannot_be_logged(value):
         recorder.log(loss=value)
 
 
+@pytest.mark.parametrize("name", ["", "val/loss", "step", "wall_time"])
+def test_a_name_that_cannot_name_an_array_is_refused_at_once(name):
+    with (
+        covshift.record(perceptron()) as recorder,
+        pytest.raises(InvalidArgumentError, match="expected a name without '/', other than step and wall_time"),
+    ):
+        recorder.log(**{name: 1.0})
+
+
 def test_hand_written_updates_are_counted_by_step():
     model = perceptron()
     with covshift.record(model, every=1) as recorder:
