@@ -26,7 +26,8 @@ from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.schema import Status
-from covshift.summary import FLOATING, Summary
+from covshift.summary import Summary
+from covshift.summary.cpu import FORMS
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class Observer:
         if module is root and "input" in self._settings.signals and id(module) in self._observed:
             for path, tensor in inputs:
                 name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
-                layer = self._describe(forward, name, nn.Identity(), tensor, None)
+                layer = replace(self._describe(forward, name, nn.Identity(), tensor, None), module_type="input")
+                self.layers[name] = layer
                 forward.rows.add(name, "input", summarize_value(Row(block, forward.rows, layer, "input"), tensor))
         return forward
 
@@ -237,16 +239,22 @@ class Observer:
         for pattern, axis in self._settings.unit_axis.items():
             if fnmatch.fnmatchcase(name, pattern):
                 unit_axis = axis % max(tensor.ndim, 1)
+        if unit_axis == example_axis and tensor.ndim > 1:
+            # A single example without a batch axis.
+            example_axis = schema.UNKNOWN_AXIS
+        zeros = self._zeros_of(module)
         layer = replace(
             self._undescribed(name, module),
+            structural_measured=zeros is not None and zeros.covers(tensor.dtype),
             unit_axis=unit_axis,
             example_axis=example_axis,
             unit_count=tensor.shape[unit_axis] if tensor.ndim > 1 else 0,
             dtype=str(tensor.dtype).removeprefix("torch."),
             memory_format=_memory_format(tensor),
         )
-        if forward.batch_size is not None and tensor.ndim and tensor.shape[example_axis] != forward.batch_size:
-            layer = self._without_axes(layer, tensor, forward.batch_size)
+        known = forward.batch_size is not None and tensor.ndim > 0 and example_axis != schema.UNKNOWN_AXIS
+        if known and tensor.shape[example_axis] != forward.batch_size:
+            layer = self._without_axes(layer, tensor, forward.batch_size or 0)
         self.layers[name] = layer
         return layer
 
@@ -264,7 +272,6 @@ class Observer:
             activation=sites.activation_kind(module),
             linkage_members=len(module.linkage_members) if sites.is_linkage(module) else 0,  # type: ignore[arg-type]
             preactivation_of=self._preactivation_of.get(name, ""),
-            structural_measured=self._zeros_of(module) is not None,
         )
 
     def _zeros_of(self, module: nn.Module) -> ZeroSet | None:
@@ -296,7 +303,7 @@ class Observer:
 
 
 def _is_summarizable(tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.dtype in FLOATING and not tensor.is_nested and not tensor.is_meta
+    return tensor.layout == torch.strided and tensor.dtype in FORMS and not tensor.is_nested and not tensor.is_meta
 
 
 def _memory_format(tensor: torch.Tensor) -> str:

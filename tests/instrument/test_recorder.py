@@ -659,3 +659,22 @@ def test_a_recorder_serves_one_recording():
         pass
     with pytest.raises(CovshiftError, match="already entered"), recorder:
         pass
+
+
+def test_structural_zeros_are_measured_only_in_dtypes_the_closed_form_covers():
+    for dtype, expected in ((torch.float32, 1), (torch.bfloat16, 0)):
+        model = nn.Sequential(nn.Linear(6, 8), nn.SELU(), nn.Linear(8, 3)).to(dtype)
+        with covshift.record(model, every=1) as recorder:
+            model(torch.randn(4, 6, dtype=dtype)).sum().backward()
+            recorder.step()
+        layers = recorder.recording["layers"].to_dataset()
+        assert layers["structural_measured"].sel(layer="1").item() == expected
+
+
+def test_a_single_example_without_a_batch_axis_is_recorded_without_examples():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())
+    with covshift.record(model, every=1) as recorder:
+        model(torch.randn(2, 6, 6)).sum().backward()
+        recorder.step()
+    assert cell(recorder.recording, "count", layer="0", signal="activation") == 4 * 4 * 4
+    assert cell(recorder.recording, "example_count", layer="0", signal="activation") == 0

@@ -1,0 +1,334 @@
+"""Units that never fire: which, since when, and how strong the evidence is.
+
+A unit is a channel or feature of a nonlinearity; the members of one linkage are one unit, silent only when all are.
+"Silent" is a statement about the examples seen. It becomes "dead" only where those examples bound the unit's firing
+rate tightly, or are all there are. Evidence counts examples, never positions: the positions of one image share their
+fate, and counting them would call rare units dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from covshift import schema
+from covshift.analysis import rows
+from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+
+DEAD_RATE = 1e-3
+"""A unit silent since at least :data:`DEAD_WINDOWS` records is dead when its firing rate is bounded by this."""
+
+DEAD_WINDOWS = 3
+RARE_RATE = 0.01
+"""Below this share of examples a firing unit is rare (Dohare et al., Nature 2024, count units active in < 1 %)."""
+
+RATE_RECORDS = 10
+"""Records behind the firing rate of a unit that does fire."""
+
+
+def rate_upper_bound(silent_examples: ArrayLike, *, tests: int = 1, alpha: float = 0.05) -> NDArray[np.float64]:
+    """One-sided upper bound on the firing rate of a unit that was silent on every example.
+
+    ``1 - (alpha / tests) ** (1 / N)``: the exact binomial bound with Bonferroni's correction for ``tests`` units; for
+    one unit about ``3 / N`` (the rule of three).
+
+    Parameters
+    ----------
+    silent_examples : array_like of int
+        Independent examples ``N`` without a firing, >= 0.
+    tests : int, default 1
+        Units looked at, among which silent ones are picked out.
+    alpha : float, default 0.05
+        Probability that any bound is too low.
+
+    Returns
+    -------
+    ndarray of float64
+        In (0, 1], the shape of ``silent_examples``; 1 for no examples.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``tests`` is below 1, ``alpha`` outside (0, 1) or an entry of ``silent_examples`` negative.
+
+    Examples
+    --------
+    >>> print(rate_upper_bound([299, 2995]).round(4))
+    [0.01  0.001]
+    """
+    examples = np.asarray(silent_examples, dtype=np.float64)
+    if tests < 1 or not 0 < alpha < 1 or (examples < 0).any():
+        raise InvalidArgumentError(
+            f"tests={tests}, alpha={alpha}, fewest silent_examples={examples.min(initial=0):g}: expected tests >= 1, "
+            "0 < alpha < 1 and silent_examples >= 0"
+        )
+    exponent = np.divide(np.log(alpha / tests), examples, out=np.full(examples.shape, -np.inf), where=examples > 0)
+    return np.asarray(-np.expm1(exponent))
+
+
+def dead_units(
+    recording: xr.DataTree,
+    *,
+    layers: Sequence[str] | None = None,
+    signal: str = "activation",
+    stream: str = "train",
+    distinct_examples: int | None = None,
+    alpha: float = 0.05,
+) -> xr.Dataset:
+    """State of every unit at the end of the recording, and the record behind it.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the groups ``units`` and ``layers``.
+    layers : sequence of str, optional
+        Look at these layers' units; all nonlinearities by default.
+    signal : {"activation", "activation_grad"}
+        With the gradient, "fires" reads "receives a gradient", and dead units are those that stopped learning: also
+        those stuck at a constant output that is not 0.
+    stream : {"train", "evaluation"}
+        Which rows. An evaluation pass is a finite set of examples: silent on all of them is dead, exactly.
+    distinct_examples : int, optional
+        Size of the data set the batches are drawn from: further passes over it are no further evidence. Without it
+        every example seen counts.
+    alpha : float, default 0.05
+        Probability that any of the rate bounds is too low.
+
+    Returns
+    -------
+    Dataset
+        Dims ``unit`` and ``step``; coordinates ``layer``, ``unit_in_layer`` (the linkage's number for linked units)
+        and ``members`` on ``unit``. Units that were never recorded are left out.
+
+        ``silent`` (step, unit)
+            No member gave anything but zero on any example of the record.
+        ``examples`` (step, unit)
+            Examples of the record; 0 where the unit was not recorded.
+        ``silent_examples``, ``silent_records`` (unit)
+            Examples (at most ``distinct_examples``) and records since the unit last fired.
+        ``rate_upper_bound`` (unit)
+            Bound on its firing rate from those, see :func:`rate_upper_bound`, over all units of the result.
+        ``firing_rate`` (unit)
+            Share of examples on which it fired, over its last ten records; of a linkage, of its most active member.
+        ``state`` (unit)
+            ``"dead"``: silent for at least 3 records and the bound at most 1e-3, or silent on every example of the
+            last evaluation pass. ``"silent"``: silent at the end, with less evidence. ``"rare"``: fires on under 1 %
+            of examples, or silent for no longer than its own earlier rate makes likely. ``"alive"``: the rest.
+        ``since_step`` (unit)
+            First step of the silence of a silent or dead unit, -1 for others.
+        ``born_dead`` (unit)
+            Silent in every record, from the first one on.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If no units or no such signal were recorded, or a name in ``layers`` has no units.
+    InvalidArgumentError
+        If ``signal`` is another, ``distinct_examples`` below 1 or ``alpha`` outside (0, 1).
+    """
+    if signal not in schema.UNIT_SIGNALS:
+        raise InvalidArgumentError(f"signal={signal!r}: units are recorded for {' and '.join(schema.UNIT_SIGNALS)}")
+    if distinct_examples is not None and distinct_examples < 1:
+        raise InvalidArgumentError(f"distinct_examples={distinct_examples}: expected a number of examples >= 1")
+    activity = _activity(recording, layers, signal, stream)
+    silence = _Silence.at_the_end(activity)
+    evidence = np.minimum(silence.examples, distinct_examples or np.inf)
+    bound = rate_upper_bound(evidence, tests=max(len(activity.layer), 1), alpha=alpha)
+    firing = _firing_rate(activity)
+    state = _states(activity, silence, bound, firing, exact=stream == "evaluation", alpha=alpha)
+    gone = np.isin(state, ["silent", "dead"])
+    return xr.Dataset(
+        {
+            "silent": (("step", "unit"), activity.silent),
+            "examples": (("step", "unit"), activity.examples),
+            "silent_examples": ("unit", evidence.astype(np.int64), {"units": "count"}),
+            "silent_records": ("unit", silence.records),
+            "rate_upper_bound": ("unit", bound, {"units": "1"}),
+            "firing_rate": ("unit", firing, {"units": "1"}),
+            "state": ("unit", state),
+            "since_step": ("unit", np.where(gone, activity.steps[silence.first] if gone.any() else -1, -1)),
+            "born_dead": ("unit", gone & (silence.last_active < 0)),
+        },
+        coords={
+            "step": activity.steps,
+            "layer": ("unit", activity.layer),
+            "unit_in_layer": ("unit", activity.unit_in_layer),
+            "members": ("unit", activity.members),
+        },
+    )
+
+
+def survival(dead: xr.Dataset) -> xr.DataArray:
+    """Share of each layer's units that fire at all, at every recorded step.
+
+    Parameters
+    ----------
+    dead : Dataset
+        From :func:`dead_units`.
+
+    Returns
+    -------
+    DataArray
+        Dims ``(step, layer)``, in [0, 1]; NaN where the layer was not recorded at the step.
+    """
+    layer = dead["layer"].values
+    names, first, member = np.unique(layer, return_index=True, return_inverse=True)
+    recorded = dead["examples"].values > 0
+    of_layer = (member[:, None] == np.arange(len(names))).astype(np.float64)
+    total = recorded @ of_layer
+    firing = (recorded & ~dead["silent"].values) @ of_layer
+    share = np.divide(firing, total, out=np.full(total.shape, np.nan), where=total > 0)
+    coords = {"step": dead["step"].values, "layer": names}
+    ordered = np.argsort(first)
+    return xr.DataArray(share, coords, ("step", "layer"), "survival", {"units": "1"}).isel(layer=ordered)
+
+
+@dataclass(frozen=True)
+class _Activity:
+    """Which units fired on how many examples, members of a linkage joined; arrays of shape (step, unit)."""
+
+    steps: NDArray[np.int64]
+    layer: NDArray[np.str_]
+    unit_in_layer: NDArray[np.int64]
+    members: NDArray[np.int64]
+    active: NDArray[np.int64]
+    examples: NDArray[np.int64]
+
+    @property
+    def recorded(self) -> NDArray[np.bool_]:
+        return np.asarray(self.examples > 0)
+
+    @property
+    def silent(self) -> NDArray[np.bool_]:
+        return np.asarray(self.recorded & (self.active == 0))
+
+
+@dataclass(frozen=True)
+class _Silence:
+    """The unbroken silence at the end of the recording; arrays of shape (unit,).
+
+    ``last_active`` is the position of the record with the last activity (-1 none), ``first`` that of the first record
+    after it (0 where there is none).
+    """
+
+    last_active: NDArray[np.int64]
+    first: NDArray[np.int64]
+    examples: NDArray[np.int64]
+    records: NDArray[np.int64]
+
+    @classmethod
+    def at_the_end(cls, activity: _Activity) -> _Silence:
+        position = np.arange(len(activity.steps))[:, None]
+        fired = activity.recorded & ~activity.silent
+        last = np.where(fired, position, -1).max(axis=0, initial=-1)
+        after = activity.recorded & (position > last)
+        examples = np.where(after, activity.examples, 0).sum(axis=0)
+        first = after.argmax(axis=0) if len(after) else np.zeros_like(last)
+        return cls(last, first, examples, after.sum(axis=0))
+
+
+def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str, stream: str) -> _Activity:
+    units = rows.group(recording, "units", stream=stream)
+    owners = rows.layer_rows(recording, signal=signal, stream=stream)
+    columns = _columns(units, owners, layers)
+    chosen = units.sel(signal=signal)[["unit_count", "unit_active_examples"]]
+    counts = chosen["unit_count"].values[:, columns.order].astype(np.int64)
+    active = chosen["unit_active_examples"].values[:, columns.order].astype(np.int64)
+    examples = owners["example_count"].reindex(step=units["step"], fill_value=0).values.astype(np.int64)
+    seen = examples[:, columns.owner] * columns.smallest(counts > 0)
+    kept = (seen > 0).any(axis=0)
+    return _Activity(
+        units["step"].values.astype(np.int64),
+        rows.names(owners)[columns.owner[kept]],
+        columns.unit[kept],
+        columns.members[kept],
+        columns.largest(active)[:, kept],
+        seen[:, kept],
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """How columns of the unit axis make units: ``order`` puts members side by side, ``starts`` opens each unit."""
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    owner: NDArray[np.int64]
+    unit: NDArray[np.int64]
+
+    @property
+    def members(self) -> NDArray[np.int64]:
+        return np.diff(self.starts, append=len(self.order))
+
+    def largest(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.maximum.reduceat(values, self.starts, axis=1) if len(self.starts) else values
+
+    def smallest(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.minimum.reduceat(values, self.starts, axis=1) if len(self.starts) else values
+
+
+def _columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | None) -> _Columns:
+    names = rows.names(owners)
+    owner = units["layer_index"].values.astype(np.int64)
+    if layers is None:
+        wanted = np.flatnonzero(rows.nonlinear(owners))
+    else:
+        with_units = set(names[np.unique(owner)])
+        missing = [name for name in layers if name not in with_units]
+        if missing:
+            raise SignalNotRecorded(
+                f"layers={missing}: no units recorded; recorded for {', '.join(sorted(with_units))}"
+            )
+        wanted = np.flatnonzero(np.isin(names, list(layers)))
+    linked = units["linked_unit"].values
+    unit = np.where(linked >= 0, linked, units["unit_in_layer"].values).astype(np.int64)
+    columns = np.flatnonzero(np.isin(owner, wanted))
+    order = columns[np.lexsort((unit[columns], owner[columns]))]
+    keys = np.stack([owner[order], unit[order]])
+    starts = np.flatnonzero(np.any(np.diff(keys, axis=1, prepend=-1) != 0, axis=0))
+    return _Columns(order, starts, owner[order][starts], unit[order][starts])
+
+
+def _firing_rate(activity: _Activity) -> NDArray[np.float64]:
+    """Share of examples with activity over each unit's last records; NaN without any."""
+    from_end = np.cumsum(activity.recorded[::-1], axis=0)[::-1]
+    recent = activity.recorded & (from_end <= RATE_RECORDS)
+    return _share(activity, recent)
+
+
+def _share(activity: _Activity, records: NDArray[np.bool_]) -> NDArray[np.float64]:
+    seen = np.where(records, activity.examples, 0).sum(axis=0)
+    fired = np.where(records, activity.active, 0).sum(axis=0)
+    return np.asarray(np.divide(fired, seen, out=np.full(seen.shape, np.nan), where=seen > 0))
+
+
+def _states(
+    activity: _Activity,
+    silence: _Silence,
+    bound: NDArray[np.float64],
+    firing: NDArray[np.float64],
+    *,
+    exact: bool,
+    alpha: float,
+) -> NDArray[np.str_]:
+    silent = silence.records > 0
+    if exact:
+        dead, expected = silent, np.zeros_like(silent)
+    else:
+        dead = silent & (silence.records >= DEAD_WINDOWS) & (bound <= DEAD_RATE)
+        expected = silent & _silence_was_to_be_expected(activity, silence, alpha)
+    rare = expected | (~silent & (firing < RARE_RATE))
+    return np.select([rare, dead, silent], ["rare", "dead", "silent"], "alive")
+
+
+def _silence_was_to_be_expected(activity: _Activity, silence: _Silence, alpha: float) -> NDArray[np.bool_]:
+    """Whether a unit that fired before would fall silent for so long anyway, at its own earlier rate."""
+    before = activity.recorded & (np.arange(len(activity.steps))[:, None] <= silence.last_active)
+    rate = np.nan_to_num(_share(activity, before))
+    chance = (1 - rate) ** silence.examples
+    return np.asarray((rate > 0) & (chance > alpha / max(len(rate), 1)))

@@ -1,0 +1,285 @@
+"""One layer's distribution over steps, binned for the eye: counts on a display axis, quantiles, and what lies beyond.
+
+The recorded bins are cut from the bits of floats, hundreds an axis and densest at zero. A picture needs few, even
+cells on an axis that holds the bulk of every step. Here the counts are moved onto such cells, each recorded bin spread
+evenly over its width; quantiles are read off the recorded bins themselves, never off the cells. This room refuses to
+smooth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.analysis import rows
+from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+from covshift.grid import VALUES, Grid
+
+FloatArray = NDArray[np.float64]
+
+PROBABILITIES = (0.01, 0.25, 0.5, 0.75, 0.99)
+DISPLAY_MARGIN = 0.03
+"""Share of the axis left free beyond the outermost quantiles, so that an atom at the end of the range is seen."""
+
+SYMLOG_SPAN = 100.0
+"""Ratio of the widest step to the narrowest from which the display axis is symmetric-logarithmic: two decades."""
+
+SYMLOG_DECADES = 6.0
+"""Most decades a symmetric-logarithmic axis shows on one side of its linear part."""
+
+
+@dataclass(frozen=True)
+class DisplayAxis:
+    """A monotone map from values to an even axis: linear, or symmetric-logarithmic outside ``±linear_within``.
+
+    ``forward`` is ``v / linear_within`` inside and ``sign(v) (1 + log10(|v| / linear_within))`` outside, so the linear
+    part is as long as a decade. ``linear_within`` is infinite for a linear axis.
+    """
+
+    low: float
+    high: float
+    linear_within: float = np.inf
+
+    @property
+    def scale(self) -> str:
+        """``"linear"`` or ``"symlog"``."""
+        return "linear" if np.isinf(self.linear_within) else "symlog"
+
+    def forward(self, values: FloatArray) -> FloatArray:
+        """Position of ``values`` on the even axis."""
+        if np.isinf(self.linear_within):
+            return values
+        scaled = np.abs(values) / self.linear_within
+        return np.asarray(np.sign(values) * np.where(scaled <= 1, scaled, 1 + np.log10(np.maximum(scaled, 1))))
+
+    def backward(self, positions: FloatArray) -> FloatArray:
+        """Inverse of :meth:`forward`."""
+        if np.isinf(self.linear_within):
+            return positions
+        size = np.abs(positions)
+        return np.asarray(np.sign(positions) * self.linear_within * np.where(size <= 1, size, 10.0 ** (size - 1)))
+
+    def edges(self, cells: int) -> FloatArray:
+        """Edges of ``cells`` even cells between ``low`` and ``high``, in values."""
+        ends = self.forward(np.array([self.low, self.high]))
+        return self.backward(np.linspace(ends[0], ends[1], cells + 1))
+
+
+def river(
+    recording: xr.DataTree,
+    *,
+    layer: str,
+    signal: str = "activation",
+    stream: str = "train",
+    cells: int = 120,
+) -> xr.Dataset:
+    """Distribution of one layer's values at every step that has a histogram, ready to be drawn.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs ``histograms/value_histogram``; see :mod:`covshift.schema`.
+    layer : str
+        Name on the ``layer`` axis.
+    signal : str, default "activation"
+        ``"input"``, ``"preactivation"`` (read under the layer that produced it where it was recorded there) or
+        ``"activation"``.
+    stream : str, default "train"
+        ``"train"``, or ``"evaluation"`` for the rows recorded while the model was merely evaluated.
+    cells : int, default 120
+        Even cells on the display axis.
+
+    Returns
+    -------
+    Dataset
+        ``count`` (step, cell): elements in each display cell, fractional where a recorded bin was cut; ``quantile``
+        (step, probability): at 1, 25, 50, 75 and 99 %, in the values' own unit, linear within a recorded bin, NaN where
+        no finite element was recorded; ``below``, ``above`` (step): finite elements outside the axis; ``nan``,
+        ``infinite``, ``zero``, ``finite`` (step): elements of that kind. Coordinates ``lower``, ``upper`` (cell). The
+        attributes name ``layer``, ``signal``, ``stream``, ``scale`` ("linear" or "symlog") and ``linear_within``, the
+        half-width of a symlog axis's linear part. The axis runs from the least 1 % to the greatest 99 % quantile of
+        any step and is symlog where the widest step exceeds the narrowest a hundredfold. ``step`` is empty where the
+        layer was never recorded.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If there are no histograms, or no such layer or signal; the message names those there are.
+    InvalidArgumentError
+        If ``cells`` is less than 2.
+    """
+    if cells < 2:
+        raise InvalidArgumentError(f"cells={cells}: expected at least 2 cells on the display axis")
+    counts = _layer_histogram(recording, layer=layer, signal=signal, stream=stream)
+    recorded = counts.isel(step=np.flatnonzero(counts.sum("value_bin").values > 0)).transpose("step", "value_bin")
+    values = recorded.values.astype(np.float64)
+    return display(values, recorded["step"].values, cells=cells, layer=layer, signal=signal, stream=stream)
+
+
+def display(counts: FloatArray, steps: NDArray[Any], *, cells: int = 120, **attrs: str) -> xr.Dataset:
+    """Histograms of one tensor as :func:`river` returns them.
+
+    Parameters
+    ----------
+    counts : ndarray
+        Shape ``(step, VALUES.size)``.
+    steps : ndarray
+        Shape ``(step,)``.
+    cells : int, default 120
+        Even cells on the display axis.
+    **attrs : str
+        What the counts are of: ``layer``, ``signal`` and ``stream``.
+
+    Returns
+    -------
+    Dataset
+        See :func:`river`.
+    """
+    quantile = quantiles(counts, PROBABILITIES)
+    axis = display_axis(quantile)
+    edges = axis.edges(cells)
+    return xr.Dataset(
+        {
+            "count": (("step", "cell"), rebinned(counts, edges)),
+            "quantile": (("step", "probability"), quantile),
+            **{name: ("step", kind) for name, kind in _kinds(counts, axis).items()},
+        },
+        coords={
+            "step": steps,
+            "probability": list(PROBABILITIES),
+            "lower": ("cell", edges[:-1]),
+            "upper": ("cell", edges[1:]),
+        },
+        attrs={**attrs, "scale": axis.scale, "linear_within": axis.linear_within},
+    )
+
+
+def quantiles(counts: FloatArray, probabilities: tuple[float, ...], *, grid: Grid = VALUES) -> FloatArray:
+    """Quantiles of histograms on ``grid``, linear within a bin.
+
+    Parameters
+    ----------
+    counts : ndarray
+        Shape ``(rows, grid.size)``. Infinite and NaN elements are left out.
+    probabilities : tuple of float
+        Each in [0, 1].
+    grid : Grid, default VALUES
+        The grid of ``counts``.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(rows, probabilities)``; NaN in rows without a finite element.
+    """
+    finite = _finite_bins(grid)
+    held, lower, upper = counts[:, finite], _closed(grid.lower[finite], grid), _closed(grid.upper[finite], grid)
+    out = np.full((len(held), len(probabilities)), np.nan)
+    for row, histogram in enumerate(held):
+        total = histogram.sum()
+        if total > 0:
+            out[row] = [_quantile(histogram, total * p, lower, upper) for p in probabilities]
+    return out
+
+
+def _quantile(histogram: FloatArray, rank: float, lower: FloatArray, upper: FloatArray) -> float:
+    """Value below which ``rank`` elements of ``histogram`` lie."""
+    reached = np.cumsum(histogram)
+    occupied = np.flatnonzero(histogram)
+    hit = occupied[min(int(np.searchsorted(reached[occupied], rank)), occupied.size - 1)]
+    inside = 1.0 - (reached[hit] - rank) / histogram[hit]
+    return float(lower[hit] + np.clip(inside, 0.0, 1.0) * (upper[hit] - lower[hit]))
+
+
+def rebinned(counts: FloatArray, edges: FloatArray, *, grid: Grid = VALUES, closed: bool = True) -> FloatArray:
+    """Counts of ``grid`` moved onto the cells between ``edges``, each bin spread evenly over its width.
+
+    Parameters
+    ----------
+    counts : ndarray
+        Shape ``(rows, grid.size)``.
+    edges : ndarray
+        Rising, shape ``(cells + 1,)``. What lies outside is left out. Zero and overflow, which have no width, belong to
+        the cell that starts at or below them.
+    closed : bool, default True
+        Whether the last edge belongs to the last cell.
+
+    Returns
+    -------
+    ndarray
+        Shape ``(rows, cells)``; a row sums to its finite elements inside the edges.
+    """
+    finite = _finite_bins(grid)
+    lower, upper = _closed(grid.lower[finite], grid), _closed(grid.upper[finite], grid)
+    width = upper - lower
+    with np.errstate(invalid="ignore", divide="ignore"):
+        covered = np.clip((edges[:, None] - lower) / width, 0.0, 1.0)
+    covered[:, width == 0] = edges[:, None] > lower[width == 0]
+    if closed:
+        covered[-1, width == 0] = edges[-1] >= lower[width == 0]
+    return np.asarray(counts[:, finite] @ np.diff(covered, axis=0).T)
+
+
+def display_axis(quantile: FloatArray) -> DisplayAxis:
+    """Axis that holds the 1-99 % range of every step; ``quantile`` has shape ``(step, probability)``."""
+    known = quantile[np.isfinite(quantile).all(axis=1)]
+    if not known.size:
+        return DisplayAxis(-1.0, 1.0)
+    low, high = float(known[:, 0].min()), float(known[:, -1].max())
+    if low == high:
+        margin = abs(low) / 2 or 1.0
+        return DisplayAxis(low - margin, high + margin)
+    reach = np.abs(known[:, [0, -1]]).max(axis=1)
+    widest, narrowest = float(reach.max()), float(reach[reach > 0].min())
+    within = np.inf if widest <= SYMLOG_SPAN * narrowest else max(narrowest, widest / 10.0**SYMLOG_DECADES)
+    ends = DisplayAxis(low, high, within).forward(np.array([low, high]))
+    margin = DISPLAY_MARGIN * (ends[1] - ends[0])
+    low, high = DisplayAxis(low, high, within).backward(ends + np.array([-margin, margin])).tolist()
+    return DisplayAxis(low, high, within)
+
+
+def _kinds(counts: FloatArray, axis: DisplayAxis) -> dict[str, FloatArray]:
+    """Elements of each row that are zero, finite, NaN, infinite, or outside ``axis``."""
+    finite = counts[:, _finite_bins(VALUES)].sum(axis=1)
+    below = rebinned(counts, np.array([-np.ldexp(1.0, VALUES.max_exponent), axis.low]), closed=False)[:, 0]
+    inside = rebinned(counts, np.array([axis.low, axis.high]))[:, 0]
+    return {
+        "below": below,
+        "above": np.maximum(finite - below - inside, 0.0),
+        "nan": counts[:, VALUES.nan],
+        "infinite": counts[:, 0] + counts[:, VALUES.nan - 1],
+        "zero": counts[:, VALUES.zero],
+        "finite": finite,
+    }
+
+
+def _finite_bins(grid: Grid) -> slice:
+    """Bins of finite values: all but the two infinities at the ends and NaN."""
+    return slice(1, grid.nan - 1)
+
+
+def _closed(edges: FloatArray, grid: Grid) -> FloatArray:
+    """``edges`` with overflow standing at its finite edge, as in :mod:`covshift.analysis.divergence`."""
+    far = np.ldexp(1.0, grid.max_exponent)
+    return np.clip(edges, -far, far)
+
+
+def _layer_histogram(recording: xr.DataTree, *, layer: str, signal: str, stream: str) -> xr.DataArray:
+    """Counts (step, value_bin) over all example groups; an input is read under its producer if need be."""
+    histogram = rows.group(recording, "histograms", stream=stream)["value_histogram"]
+    for dim, label in (("layer", layer), ("value_signal", signal)):
+        known = rows.names(histogram, dim)
+        if label not in known:
+            raise SignalNotRecorded(f"{dim} {label!r}: not in the histograms; recorded there: {', '.join(known)}")
+    own = histogram.sel(layer=layer, value_signal=signal).sum("group")
+    if signal not in rows.PRODUCER_SIGNAL or bool(own.any()):
+        return own
+    layers = rows.group(recording, "layers", stream=stream)
+    producers = dict(zip(rows.names(layers).tolist(), rows.names(layers, "preactivation_of").tolist(), strict=True))
+    producer = producers.get(layer, "")
+    if producer not in rows.names(histogram):
+        return own
+    return histogram.sel(layer=producer, value_signal=rows.PRODUCER_SIGNAL[signal]).sum("group")

@@ -1,0 +1,247 @@
+"""Distances between binned distributions: plain arrays in, plain arrays out.
+
+Counts on a :class:`~covshift.grid.Grid` have shape ``(..., grid.size)`` and are compared along the last axis; leading
+axes broadcast. A count says how many elements lie in a bin, not where, so within a bin they are spread evenly: the
+distribution function is exact at every edge and a straight line between.
+
+Rules for the bins that are no intervals: zero is an atom (width 0), so it is a true jump; overflow counts sit at the
+finite edge of their bin, so a distance that involves them is a lower bound; underflow is an ordinary narrow bin beside
+zero; infinities and NaN are left out, as they are of the recorded moments (:func:`covshift.diagnosis.diagnose` reports
+them by themselves). A side with nothing to compare gives NaN.
+
+This room knows no layers, steps or standard deviations: distances have the unit of the values.
+
+References
+----------
+Formulas: W1, KS and Jensen-Shannon are standard; the Cramer distance, ``C = int (F - G)^2 dx``, is half the squared
+energy distance in one dimension (Szekely & Rizzo 2013). The noise correction is the usual unbiased estimate of the
+variance of a mean, taken over example groups and integrated over x.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covshift.exceptions import InvalidArgumentError
+from covshift.grid import Grid
+
+Counts = NDArray[Any]
+Floats = NDArray[np.float64]
+
+JENSEN_SHANNON_CLASSES = 16
+"""Finer classes make the divergence mostly bias at small n (measured: 0.21 nats under the null at n=128, 86 bins)."""
+
+
+def wasserstein1(a: Counts, b: Counts, grid: Grid) -> Floats:
+    """First Wasserstein (earth mover's) distance, ``int |F - G| dx``.
+
+    Parameters
+    ----------
+    a, b : array of counts, shape (..., grid.size)
+        Both sides; leading axes broadcast.
+    grid : Grid
+        The bins of both.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        In the unit of the values, >= 0; NaN where a side is empty. It differs from the distance of the unbinned values
+        by at most ``sum((p + q) * width)``, p and q being the shares in each bin.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the last axis is not ``grid.size`` long.
+
+    Examples
+    --------
+    >>> from covshift.grid import VALUES
+    >>> a, b = (np.bincount(VALUES.ids(np.full(9, x)), minlength=VALUES.size) for x in (1.0, 3.0))
+    >>> float(wasserstein1(a, b, VALUES))
+    2.0625
+    """
+    left, right = _difference(a, b, grid)
+    return np.asarray((_mean_absolute(left, right) * widths(grid)).sum(axis=-1))
+
+
+def kolmogorov_smirnov(a: Counts, b: Counts, grid: Grid) -> Floats:
+    """Largest difference of the two distribution functions at a bin edge, ``max |F - G|``, in [0, 1].
+
+    Shapes, NaN rule and errors as :func:`wasserstein1`. It is the statistic of the binned values, so at most that of
+    the values themselves, and less by no more than the largest share of either side in one bin.
+    """
+    return np.asarray(np.abs(_difference(a, b, grid)[1]).max(axis=-1))
+
+
+def cramer(a: Counts, b: Counts, grid: Grid) -> Floats:
+    """Squared Cramer distance, ``int (F - G)^2 dx``: half the squared energy distance; in the unit of the values.
+
+    Shapes, NaN rule and errors as :func:`wasserstein1`.
+    """
+    return _squared_area(*_difference(a, b, grid), grid)
+
+
+def jensen_shannon(a: Counts, b: Counts, grid: Grid, *, classes: int = JENSEN_SHANNON_CLASSES) -> Floats:
+    """Jensen-Shannon divergence over coarse classes of equal pooled share, in nats, in [0, ln 2].
+
+    Bins are joined, in order, into at most ``classes`` classes at the quantiles of the average of both sides. For
+    display: about ``(classes - 1) / (4 n)`` of it is bias at ``n`` independent examples a side.
+
+    Shapes, NaN rule and errors as :func:`wasserstein1`.
+    """
+    p, q = np.broadcast_arrays(_shares(a, grid), _shares(b, grid))
+    pooled = (p + q) / 2
+    below = np.cumsum(pooled, axis=-1) - pooled
+    # Rounding may lift a sum of shares a hair above 1, hence the clip.
+    member = np.clip(np.nan_to_num(np.floor(below * classes)), 0, classes - 1).astype(np.int64)
+    first, second = _joined(p, member, classes), _joined(q, member, classes)
+    middle = (first + second) / 2
+    return np.asarray(np.maximum((_relative_entropy(first, middle) + _relative_entropy(second, middle)) / 2, 0.0))
+
+
+def noise_corrected_cramer(groups_a: Counts, groups_b: Counts, grid: Grid) -> Floats:
+    """Cramer distance minus what sampling alone adds to it: ``U = C(F_a, F_b) - v_a - v_b``.
+
+    Its expectation is ``int (F - G)^2 dx`` of the two populations whatever the dependence of elements within an
+    example, provided the groups hold different, independent examples. It may be negative.
+
+    Parameters
+    ----------
+    groups_a, groups_b : array of counts, shape (..., groups, grid.size)
+        Counts by example group.
+    grid : Grid
+        The bins of both.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        In the unit of the values; NaN where a side has fewer than two groups with elements.
+    """
+    noise = cramer_noise(groups_a, grid) + cramer_noise(groups_b, grid)
+    return cramer(np.sum(groups_a, axis=-2), np.sum(groups_b, axis=-2), grid) - noise
+
+
+def cramer_noise(groups: Counts, grid: Grid) -> Floats:
+    """Sampling variance of a recorded distribution function, integrated over x: the ``v`` of the noise correction.
+
+    ``v = sum_j n_j C(F_j, F) / (N (g - 1))`` over the ``g`` groups that hold elements, ``n_j`` of the ``N`` in all;
+    with groups of one size this is ``sum_j C(F_j, F) / (g (g - 1))``.
+
+    Parameters
+    ----------
+    groups : array of counts, shape (..., groups, grid.size)
+        Counts by example group.
+    grid : Grid
+        Their bins.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        In the unit of the values, >= 0; NaN with fewer than two groups that hold elements.
+    """
+    sizes = _finite(groups, grid).sum(axis=-1)
+    pooled = np.sum(groups, axis=-2, keepdims=True)
+    within = np.nansum(sizes * cramer(groups, pooled, grid), axis=-1)
+    g, total = (sizes > 0).sum(axis=-1), sizes.sum(axis=-1)
+    return _ratio(within, total * (g - 1))
+
+
+def wasserstein1_noise(groups: Counts, grid: Grid) -> Floats:
+    """Scale of the W1 distance between a recorded distribution and its population, from splits of its examples.
+
+    The groups are split into two halves in every way; a split with ``n1`` and ``n2`` elements contributes
+    ``W1^2 n1 n2 / (n1 + n2)^2``, which is ``W1^2 / 4`` for equal halves, and the root of their mean is returned. The
+    noise floor of a comparison is ``sqrt(noise_a^2 + noise_b^2)``: the typical W1 of two samples of one population.
+
+    Parameters
+    ----------
+    groups : array of counts, shape (..., groups, grid.size)
+        Counts by example group.
+    grid : Grid
+        Their bins.
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        In the unit of the values; NaN with fewer than two groups that hold elements.
+    """
+    sizes = _finite(groups, grid).sum(axis=-1)
+    squares = [_split_square(groups, sizes, half, grid) for half in _halves(groups.shape[-2])]
+    if not squares:
+        return np.full(groups.shape[:-2], np.nan)
+    stacked = np.stack(squares)
+    usable = np.isfinite(stacked)
+    return np.sqrt(_ratio(np.where(usable, stacked, 0.0).sum(axis=0), usable.sum(axis=0)))
+
+
+def widths(grid: Grid) -> Floats:
+    """Width of every bin, shape ``(grid.size,)``; 0 for zero, overflow, infinities and NaN."""
+    finite = np.isfinite(grid.lower) & np.isfinite(grid.upper)
+    return np.where(finite, np.where(finite, grid.upper, 0.0) - np.where(finite, grid.lower, 0.0), 0.0)
+
+
+def _halves(groups: int) -> list[tuple[int, ...]]:
+    """Every split of the groups into halves, named by the half that holds group 0."""
+    return [(0, *rest) for rest in combinations(range(1, groups), groups // 2 - 1)] if groups > 1 else []
+
+
+def _split_square(groups: Counts, sizes: Floats, half: tuple[int, ...], grid: Grid) -> Floats:
+    other = [group for group in range(groups.shape[-2]) if group not in half]
+    n1, n2 = sizes[..., half].sum(axis=-1), sizes[..., other].sum(axis=-1)
+    distance = wasserstein1(groups[..., half, :].sum(axis=-2), groups[..., other, :].sum(axis=-2), grid)
+    return distance**2 * _ratio(n1 * n2, (n1 + n2) ** 2)
+
+
+def _ratio(numerator: Any, denominator: Any) -> Floats:
+    denominator = np.asarray(denominator, dtype=np.float64)
+    blank = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.asarray(np.divide(numerator, denominator, out=blank, where=denominator > 0))
+
+
+def _finite(counts: Counts, grid: Grid) -> Floats:
+    """Counts as float64 with the bins of infinities and NaN emptied."""
+    if counts.shape[-1:] != (grid.size,):
+        raise InvalidArgumentError(f"counts have shape {counts.shape}: expected the last axis to be {grid.size}")
+    finite = counts.astype(np.float64)
+    finite[..., [0, grid.nan - 1, grid.nan]] = 0.0
+    return finite
+
+
+def _shares(counts: Counts, grid: Grid) -> Floats:
+    finite = _finite(counts, grid)
+    return _ratio(finite, finite.sum(axis=-1, keepdims=True))
+
+
+def _difference(a: Counts, b: Counts, grid: Grid) -> tuple[Floats, Floats]:
+    """``F - G`` at the lower and the upper edge of every bin; at zero, before and after the atom."""
+    right = np.cumsum(_shares(a, grid) - _shares(b, grid), axis=-1)
+    left = np.concatenate([np.zeros_like(right[..., :1]), right[..., :-1]], axis=-1)
+    return left, right
+
+
+def _mean_absolute(left: Floats, right: Floats) -> Floats:
+    """Mean of |line from left to right|."""
+    total = np.abs(left) + np.abs(right)
+    crossing = np.divide(left**2 + right**2, total, out=np.zeros_like(total), where=total > 0)
+    return np.where(left * right < 0, crossing, total) / 2
+
+
+def _squared_area(left: Floats, right: Floats, grid: Grid) -> Floats:
+    return np.asarray(((left**2 + left * right + right**2) / 3 * widths(grid)).sum(axis=-1))
+
+
+def _joined(shares: Floats, member: NDArray[np.int64], classes: int) -> Floats:
+    """Sum of shares in every class, shape ``(..., classes)``."""
+    rows = int(np.prod(shares.shape[:-1]))
+    slots = np.arange(rows)[:, None] * classes + member.reshape(rows, -1)
+    sums: Floats = np.bincount(slots.ravel(), shares.ravel(), rows * classes).astype(np.float64)
+    return sums.reshape(*shares.shape[:-1], classes)
+
+
+def _relative_entropy(p: Floats, m: Floats) -> Floats:
+    ratio = np.divide(p, m, out=np.ones_like(p), where=p > 0)
+    return np.asarray((p * np.log(ratio)).sum(axis=-1))

@@ -1,0 +1,206 @@
+"""Rows of a recording by label: one group of one stream, one signal of all layers, and the moments a row holds.
+
+The schema stores a tensor once, under its producer; this room offers the joined view in which every nonlinearity has
+its pre-activation again. It refuses to estimate anything beyond what follows from one row, and it never fills in: what
+was not recorded is counted 0 and reads NaN once divided.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+
+STREAM_PATHS = {"train": "", "evaluation": "evaluation/"}
+"""Names of the two streams of rows, and where their groups stand in the tree."""
+
+PRODUCER_SIGNAL = {"preactivation": "activation", "preactivation_grad": "activation_grad"}
+"""Signal under which a producer holds its consumer's pre-activation, and the gradient with respect to it."""
+
+WINDOW_SHARE, WINDOW_RECORDS = 0.2, 5
+
+_MOMENTS = ("count", "nan_count", "posinf_count", "neginf_count", "sum", "m2", "m3", "m4")
+
+
+def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dataset:
+    """One group of one stream.
+
+    Parameters
+    ----------
+    recording : DataTree
+        See :mod:`covshift.schema`.
+    name : str
+        ``"layers"``, ``"histograms"``, ``"units"``, ``"parameters"`` or ``"scalars"``.
+    stream : {"train", "evaluation"}
+        Rows recorded while training, or during evaluation passes.
+
+    Returns
+    -------
+    Dataset
+        The group as it stands, lazily where the recording is lazy.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``recording`` is no DataTree or ``stream`` is unknown.
+    SignalNotRecorded
+        If the group is missing; the message lists the groups that are there.
+    """
+    if not isinstance(recording, xr.DataTree):
+        raise InvalidArgumentError(
+            f"recording: expected the xarray.DataTree that covshift.open returns, got {type(recording).__name__}"
+        )
+    if stream not in STREAM_PATHS:
+        raise InvalidArgumentError(f"stream={stream!r}: expected one of {', '.join(map(repr, STREAM_PATHS))}")
+    path = STREAM_PATHS[stream] + name
+    if f"/{path}" not in recording.groups:
+        there = ", ".join(part.lstrip("/") for part in recording.groups if part != "/") or "none"
+        raise SignalNotRecorded(f"recording: no group '{path}'; it holds {there}")
+    node = recording[path]
+    assert isinstance(node, xr.DataTree)  # a path listed in ``groups`` is a node, never an array
+    return node.to_dataset()
+
+
+def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:
+    """Labels of a text coordinate as plain numpy strings, whatever string type the store gave them."""
+    return np.asarray(dataset[coordinate].values).astype(str)
+
+
+def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") -> xr.Dataset:
+    """Rows of one signal for all layers.
+
+    For ``"preactivation"`` and ``"preactivation_grad"`` this is the joined view: where a nonlinearity's input was
+    summarised under the layer that produced it (``preactivation_of``), the producer's row stands in its place.
+    ``structural_zero_count`` always is the nonlinearity's own. A producer's gradient is the sum over all consumers
+    of its output, so the joined ``preactivation_grad`` is dL/dz only where z has no other consumer.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the group ``layers``.
+    signal : str
+        One of :data:`covshift.schema.SIGNALS`.
+    stream : {"train", "evaluation"}
+        Which rows.
+
+    Returns
+    -------
+    Dataset
+        Every variable of the group ``layers`` with dims ``(step, layer)``; counts are 0 where nothing was recorded.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If no row of the signal has any status but ``absent``; the message lists the signals that are there.
+    """
+    layers = group(recording, "layers", stream=stream)
+    status = layers["status"]
+    recorded = [name for name in names(layers, "signal") if bool((status.sel(signal=name) != 0).any())]
+    if signal not in recorded:
+        where = f"'{STREAM_PATHS[stream]}layers'"
+        raise SignalNotRecorded(
+            f"signal={signal!r}: not recorded in {where} ({layers.sizes['step']} records of {layers.sizes['layer']} "
+            f"layers); recorded there: {', '.join(recorded) or 'nothing'}"
+        )
+    own = layers.sel(signal=signal, drop=True)
+    if signal not in PRODUCER_SIGNAL:
+        return own
+    return _joined(own, layers.sel(signal=PRODUCER_SIGNAL[signal], drop=True))
+
+
+def producer_index(layers: xr.Dataset) -> NDArray[np.int64]:
+    """Position of the layer that produced each layer's pre-activation, shape ``(layer,)``; -1 for none."""
+    position = {name: index for index, name in enumerate(names(layers))}
+    return np.array([position.get(name, -1) for name in names(layers, "preactivation_of")], dtype=np.int64)
+
+
+def _joined(own: xr.Dataset, producers: xr.Dataset) -> xr.Dataset:
+    source = producer_index(own)
+    from_producer = (own["count"].values == 0) & (source >= 0)
+    joined = {
+        name: (own[name].dims, np.where(from_producer, producers[name].values[:, source], own[name].values))
+        for name in own.data_vars
+        if name != "structural_zero_count"
+    }
+    return own.assign(joined)
+
+
+def nonlinear(layers: xr.Dataset) -> NDArray[np.bool_]:
+    """Which layers are nonlinearities, shape ``(layer,)``."""
+    return np.asarray(names(layers, "activation") != "")
+
+
+def moments(recording: xr.DataTree, *, signal: str = "activation", stream: str = "train") -> xr.Dataset:
+    """Exact moments of the finite elements of every recorded tensor.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the group ``layers``.
+    signal : str, default "activation"
+        One of :data:`covshift.schema.SIGNALS`; pre-activations are the joined view of :func:`layer_rows`.
+    stream : {"train", "evaluation"}
+        Which rows.
+
+    Returns
+    -------
+    Dataset
+        Dims ``(step, layer)``: ``n`` finite elements, ``n_examples``, ``mean``, ``sd`` (population), ``rms``,
+        ``skewness`` (third standardised moment) and ``kurtosis`` (fourth, minus 3, so 0 for a normal). NaN where
+        nothing finite was recorded; skewness and kurtosis also where ``sd`` is 0.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If the signal was not recorded.
+
+    References
+    ----------
+    Central power sums after Pebay (2008); skewness and kurtosis are the biased sample versions g1 and g2.
+    """
+    rows = layer_rows(recording, signal=signal, stream=stream)
+    raw = {name: rows[name].values.astype(np.float64) for name in _MOMENTS}
+    n = raw["count"] - raw["nan_count"] - raw["posinf_count"] - raw["neginf_count"]
+    mean, spread = ratio(raw["sum"], n), np.sqrt(ratio(raw["m2"], n))
+    columns = {
+        "n": n,
+        "n_examples": rows["example_count"].values,
+        "mean": mean,
+        "sd": spread,
+        "rms": np.hypot(mean, spread),
+        "skewness": ratio(ratio(raw["m3"], n), spread**3),
+        "kurtosis": ratio(ratio(raw["m4"], n), spread**4) - 3.0,
+    }
+    return xr.Dataset({name: (("step", "layer"), column) for name, column in columns.items()}, rows.coords)
+
+
+def ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    """``numerator / denominator`` where the denominator is positive, NaN elsewhere; shapes broadcast."""
+    blank = np.full(np.broadcast(numerator, denominator).shape, np.nan)
+    return np.asarray(np.divide(numerator, denominator, out=blank, where=np.asarray(denominator) > 0))
+
+
+def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.DataArray:
+    """A static coordinate of the layers, dims ``(layer,)``, such as ``depth`` or ``module_type``."""
+    layers = group(recording, "layers", stream=stream)
+    coordinate: xr.DataArray = layers[name].reset_coords(drop=True)
+    return coordinate
+
+
+def last_window(records: int) -> slice:
+    """Records that a verdict about "now" rests on: the last fifth, and at least the last five, of ``records``.
+
+    The share is the default interval of an operating point (the last 20 % of a run).
+
+    Examples
+    --------
+    >>> last_window(1000), last_window(12), last_window(3)
+    (slice(800, 1000, None), slice(7, 12, None), slice(0, 3, None))
+    """
+    size = max(math.ceil(records * WINDOW_SHARE), WINDOW_RECORDS)
+    return slice(max(records - size, 0), records)

@@ -1,0 +1,181 @@
+"""The diagnosis of a recording: all findings, worst first, and the one sentence that sums them up."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from covshift import schema
+from covshift.analysis import rows
+from covshift.diagnosis import sentence
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
+from covshift.diagnosis.rules import RULES, Rule
+from covshift.diagnosis.thresholds import Verdict
+from covshift.diagnosis.unit_rules import dead_share
+from covshift.exceptions import SignalNotRecorded
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+    from rich.table import Table
+
+__all__ = ["WHOLE_RUN", "Diagnosis", "Finding", "diagnose"]
+
+JSON_VERSION = 1
+_COLUMNS = ("verdict", "check", "layer", "since_step", "reason", "advice")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the rules found in one recording.
+
+    Attributes
+    ----------
+    findings : tuple of Finding
+        Worst first; of one verdict, those that began earlier first; then in the order of checks and depth. Findings
+        that are ok or not measured are among them.
+    layers : tuple of str
+        Layers of the recording in order of depth.
+    """
+
+    findings: tuple[Finding, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def worst(self) -> Verdict:
+        """The worst verdict of all; ``not measured`` only where nothing was."""
+        return worst([finding.verdict for finding in self.findings])
+
+    @property
+    def sentence(self) -> str:
+        """The diagnosis in one sentence: gradient, units, what else is amiss, what is unknown."""
+        return sentence.of(self.findings)
+
+    def grid(self) -> xr.DataArray:
+        """Verdicts by layer and check.
+
+        Returns
+        -------
+        DataArray of str
+            Dims ``(layer, check)``: ``"whole run"``, layers with findings in order of depth, then owners of parameters
+            that are no layer. ``""`` where a check does not apply; of several findings in one cell the worst.
+        """
+        order = dict.fromkeys((WHOLE_RUN, *self.layers, *(finding.layer for finding in self.findings)))
+        present = {finding.layer for finding in self.findings}
+        layers = [layer for layer in order if layer in present]
+        cells: dict[tuple[str, str], list[Verdict]] = {}
+        for finding in self.findings:
+            cells.setdefault((finding.layer, finding.check), []).append(finding.verdict)
+        verdicts = [
+            [worst(cells[layer, check]) if (layer, check) in cells else "" for check in RULES] for layer in layers
+        ]
+        values = np.array(verdicts, dtype="<U12").reshape(len(layers), len(RULES))
+        return xr.DataArray(values, {"layer": layers, "check": list(RULES)}, ("layer", "check"), "verdict")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The diagnosis as JSON types: version, sentence, worst verdict, findings. NaN and infinities become None."""
+        return {
+            "covshift_diagnosis_version": JSON_VERSION,
+            "sentence": self.sentence,
+            "worst": self.worst,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per finding, columns as the attributes of :class:`Finding`, thresholds in words."""
+        import pandas as pd
+
+        records = [vars(finding) | {"threshold": str(finding.threshold or "")} for finding in self.findings]
+        return pd.DataFrame(records, columns=list(Finding.__dataclass_fields__))
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self.sentence, title_justify="left", show_lines=False)
+        for column in _COLUMNS:
+            table.add_column(column.replace("_", " "))
+        for row in self._flagged():
+            table.add_row(*row)
+        return table
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._flagged()
+        )
+        return f"<p>{html.escape(self.sentence)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _flagged(self) -> Iterable[tuple[str, ...]]:
+        """Cells of the findings that are not ok."""
+        for finding in self.findings:
+            if finding.verdict != "ok":
+                values = (getattr(finding, column) for column in _COLUMNS)
+                yield tuple("" if value is None else str(value) for value in values)
+
+
+def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) -> Diagnosis:
+    """Judge a recording: every check on every layer.
+
+    Parameters
+    ----------
+    recording : DataTree
+        As ``covshift.open`` or ``recorder.recording`` return it. What it lacks makes findings ``not measured``.
+    distinct_examples : int, optional
+        Size of the training set: evidence that a unit is dead counts no example twice. Without it, every example seen
+        counts.
+
+    Returns
+    -------
+    Diagnosis
+        One run is one run: findings state how many records and examples they rest on and say nothing of other seeds.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``recording`` is no DataTree, or ``distinct_examples`` is below 1.
+    RecordingDamaged
+        If the recording does not have the schema of this version.
+    """
+    layers = rows.group(recording, "layers")
+    schema.check(recording)
+    loaded = _in_memory(recording)
+    rules: dict[str, Rule] = {**RULES, "units": partial(dead_share, distinct_examples=distinct_examples)}
+    findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, loaded)]
+    order = np.argsort(layers["depth"].values, kind="stable")
+    names = tuple(rows.names(layers)[order].tolist())
+    return Diagnosis(tuple(_ranked(findings, names)), names)
+
+
+def _findings(check: str, rule: Rule, recording: xr.DataTree) -> list[Finding]:
+    try:
+        return rule(recording)
+    except SignalNotRecorded as missing:
+        return [not_measured(check, WHOLE_RUN, f"{WHOLE_RUN}: {missing}", "record what is named as missing")]
+
+
+def _in_memory(recording: xr.DataTree) -> xr.DataTree:
+    """A copy whose small groups are read once; histograms, which one rule reads step by step, stay where they are."""
+    copy = recording.copy()
+    for path in copy.groups:
+        node = copy[path]
+        if isinstance(node, xr.DataTree) and not path.endswith("/histograms"):
+            node.load()
+    return copy
+
+
+def _ranked(findings: list[Finding], layers: tuple[str, ...]) -> list[Finding]:
+    depth = {layer: index for index, layer in enumerate(layers)}
+    checks = list(RULES)
+
+    def rank(finding: Finding) -> tuple[int, float, int, int]:
+        begun = math.inf if finding.since_step is None else finding.since_step
+        place = depth.get(finding.layer, -1 if finding.layer == WHOLE_RUN else len(layers))
+        return SEVERITY.index(finding.verdict), begun, checks.index(finding.check), place
+
+    return sorted(findings, key=rank)

@@ -1,0 +1,85 @@
+"""A finding: one check's verdict on one layer, with the evidence and what to try."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from covshift.diagnosis.thresholds import Threshold, Verdict
+
+SEVERITY: tuple[Verdict, ...] = ("bad", "watch", "not measured", "ok")
+"""Verdicts, worst first. What was not measured ranks above what is known to be well."""
+
+WHOLE_RUN = "whole run"
+"""In place of a layer where a finding concerns all of them; module paths hold no blanks."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's verdict on one layer.
+
+    Attributes
+    ----------
+    check : str
+        The rule that made it.
+    layer : str
+        Layer it concerns, or :data:`WHOLE_RUN`.
+    verdict : {"ok", "watch", "bad", "not measured"}
+        The judgement.
+    since_step : int or None
+        First step from which on the threshold was mostly exceeded; None where ok or not measured.
+    value : float
+        What was compared with the threshold; NaN where not measured.
+    interval : (float, float) or None
+        90 % interval of ``value`` where one can be given.
+    threshold : Threshold or None
+        What it was compared with; None where nothing was.
+    reason : str
+        The evidence in words: layer, what, how much, out of how many, since when. Where not measured: why.
+    advice : str
+        What to try and what it costs; where not measured, what would be needed. Empty where ok.
+    """
+
+    check: str
+    layer: str
+    verdict: Verdict
+    since_step: int | None
+    value: float
+    interval: tuple[float, float] | None
+    threshold: Threshold | None
+    reason: str
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON types; NaN and infinities become None."""
+        record = asdict(self)
+        record["value"] = _json(self.value)
+        record["interval"] = None if self.interval is None else [_json(end) for end in self.interval]
+        if self.threshold is not None:
+            record["threshold"] = {
+                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.threshold).items()
+            }
+        return record
+
+
+def not_measured(check: str, layer: str, reason: str, advice: str, *, threshold: Threshold | None = None) -> Finding:
+    """A finding that states why there is none, and in ``advice`` what would be needed."""
+    return Finding(check, layer, "not measured", None, math.nan, None, threshold, reason, advice)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The worst verdict; ``not measured`` counts only where nothing else was said.
+
+    Examples
+    --------
+    >>> worst(["ok", "not measured", "watch"]), worst(["ok", "not measured"]), worst([])
+    ('watch', 'ok', 'not measured')
+    """
+    known: tuple[Verdict, ...] = ("bad", "watch", "ok")
+    return next((verdict for verdict in known if verdict in verdicts), "not measured")
+
+
+def _json(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

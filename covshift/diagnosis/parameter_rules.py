@@ -1,0 +1,73 @@
+"""The rule about parameters: whether the optimizer moves them by a sensible share of their size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.analysis import gradient_health, rows
+from covshift.diagnosis.finding import Finding, not_measured
+from covshift.diagnosis.judgement import Floats, Steps, conclude, judge, typical
+from covshift.diagnosis.wording import number, plural
+
+WARM_UP_SHARE = 0.1
+"""Records at the start of a run that no verdict on the update ratio rests on."""
+
+ROOT = "(root)"
+
+_STEP_SIZE = (
+    "the learning rate scales it: a higher one learns faster and may diverge, a lower one is slower and steadier; "
+    "weight decay and the weights' own size matter too"
+)
+_STUCK = (
+    "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
+    "the update does not round away (float32 master weights cost memory)"
+)
+
+
+def update_ratio(recording: xr.DataTree) -> list[Finding]:
+    """Whether updates are too small or too large for the parameters of two or more axes.
+
+    The median of the last window decides. Too small counts only if it was so since the warm-up as well, since learning
+    rates are lowered on purpose; a parameter that gets a gradient and never moves is ``bad`` in any case.
+    """
+    parameters = rows.group(recording, "parameters")
+    ratios = gradient_health.update_ratio(recording)
+    gradient = parameters["gradient_measured"].values > 0
+    matrix = parameters["parameter_ndim"].values >= 2
+    names, steps = rows.names(parameters, "parameter").tolist(), ratios["step"].values
+    return [
+        _of_parameter(names[index], ratios.values[:, index], gradient[:, index], steps)
+        for index in np.flatnonzero(matrix)
+    ]
+
+
+def _of_parameter(name: str, ratio: Floats, gradient: NDArray[np.bool_], steps: Steps) -> Finding:
+    layer = name.rpartition(".")[0] or ROOT
+    window = rows.last_window(len(steps))
+    known = int(np.isfinite(ratio[window]).sum())
+    if known < rows.WINDOW_RECORDS:
+        reason = f"{layer}: the update of {name} was measured in {known} of the last records"
+        need = f"at least {rows.WINDOW_RECORDS} records with updates= on, and weights that are not all 0"
+        return not_measured("update ratio", layer, reason, need)
+    records = f"the last {plural(known, 'record')}"
+    if not gradient[window].any():
+        reason = f"{layer}: {name} had no gradient in {records} (frozen, or not used)"
+        return not_measured("update ratio", layer, reason, "unfreeze it, if it is meant to learn")
+    judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
+    if judged.value == 0:
+        stuck = f"{name} did not move in {records} though it had a gradient"
+        return conclude(layer, stuck, [replace(judged, advice=_STUCK)])
+    overall = float(typical(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
+    reason = f"an update moves {name} by {number(judged.value)} of its length; median of {records}"
+    if not judged.threshold.falls_short(judged.value):
+        return conclude(layer, reason, [judged])
+    reason += f", {number(overall)} since the warm-up"
+    finding = conclude(layer, reason, [replace(judged, value=max(judged.value, overall))])
+    if judged.threshold.falls_short(overall):
+        return finding
+    return Finding("update ratio", layer, "ok", None, judged.value, None, judged.threshold, f"{layer}: {reason}", "")

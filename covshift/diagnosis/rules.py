@@ -1,0 +1,30 @@
+"""Every check by name, in the order a report shows them: one function each, from a recording to its findings.
+
+A rule raises :class:`~covshift.exceptions.SignalNotRecorded` where the recording lacks what it needs as a whole;
+:func:`covshift.diagnosis.diagnose` turns that into a finding ``not measured``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import xarray as xr
+
+from covshift.diagnosis.finding import Finding
+from covshift.diagnosis.gradient_rules import gradient_arrives, gradient_zeros, scale_over_depth
+from covshift.diagnosis.parameter_rules import update_ratio
+from covshift.diagnosis.unit_rules import dead_share
+from covshift.diagnosis.value_rules import distribution_shift, linkage_holds, non_finite
+
+Rule = Callable[[xr.DataTree], list[Finding]]
+
+RULES: Mapping[str, Rule] = {
+    "gradient arrives": gradient_arrives,
+    "gradient zeros": gradient_zeros,
+    "units": dead_share,
+    "scale over depth": scale_over_depth,
+    "update ratio": update_ratio,
+    "shift": distribution_shift,
+    "non-finite": non_finite,
+    "linkage": linkage_holds,
+}

@@ -1,0 +1,81 @@
+"""The one sentence over a diagnosis: does gradient reach every layer, are units dead, what else, what is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, worst
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import percent, plural, since
+
+_OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
+
+
+def of(findings: Sequence[Finding]) -> str:
+    """One sentence about ``findings``, which come worst first."""
+    checks: dict[str, list[Finding]] = {}
+    for finding in findings:
+        checks.setdefault(finding.check, []).append(finding)
+    verdict = worst([finding.verdict for finding in findings])
+    if verdict == "not measured":
+        return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
+    measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
+    clauses = [
+        _gradient(measured.pop("gradient arrives", [])),
+        _units(measured.pop("units", [])),
+        *(_other(check, found) for check, found in measured.items()),
+        _unknown(checks),
+    ]
+    return f"{_OPENING[verdict]}: {'; '.join(clause for clause in clauses if clause)}."
+
+
+def _flagged(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.verdict in ("watch", "bad")]
+
+
+def _gradient(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    missing = _flagged(findings)
+    if not missing:
+        return f"gradient reaches {_all(len(findings))}"
+    first = missing[0]
+    share = f"{len(missing)} of {plural(len(findings), 'layer')}"
+    return f"gradient does not reach {share} ({first.layer}{since(first.since_step)})"
+
+
+def _units(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    flagged = _flagged(findings)
+    if not flagged:
+        highest = max(finding.value for finding in findings)
+        return "no unit is dead" if highest == 0 else f"no layer has more than {percent(highest)} dead units"
+    most = max(flagged, key=lambda finding: finding.value)
+    silent = any(finding.threshold == THRESHOLDS["silent_units"] for finding in flagged)
+    share = f"{len(flagged)} of {plural(len(findings), 'layer')}"
+    return f"units are dead{' or silent' * silent} in {share} (most in {most.layer}: {percent(most.value)})"
+
+
+def _other(check: str, findings: Sequence[Finding]) -> str:
+    flagged = _flagged(findings)
+    if not flagged:
+        return ""
+    verdict = worst([finding.verdict for finding in flagged])
+    if flagged[0].layer == WHOLE_RUN:
+        return f"{check} {verdict}"
+    layers = len({finding.layer for finding in flagged})
+    return f"{check} {verdict} in {plural(layers, 'layer')} ({flagged[0].layer}{since(flagged[0].since_step)})"
+
+
+def _unknown(checks: dict[str, list[Finding]]) -> str:
+    parts = []
+    for check, findings in checks.items():
+        unknown = sum(finding.verdict == "not measured" for finding in findings)
+        if unknown:
+            parts.append(check if unknown == len(findings) else f"{check} in {unknown} of {len(findings)}")
+    return f"not measured: {', '.join(parts)}" if parts else ""
+
+
+def _all(count: int) -> str:
+    return "the one layer" if count == 1 else f"all {count:,} layers"

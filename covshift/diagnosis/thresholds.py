@@ -1,0 +1,231 @@
+"""Every default a verdict rests on, in one table, with unit and source.
+
+"Ours" marks a threshold that is this project's proposal; the others name who proposed them. A threshold without
+``bad`` never makes more than ``watch``: where the literature gives no harmful size, none is invented.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covshift.diagnosis.wording import percent
+
+Verdict = Literal["ok", "watch", "bad", "not measured"]
+
+Limit = float | tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where a quantity stops being ok.
+
+    Attributes
+    ----------
+    check : str
+        The check it belongs to.
+    quantity : str
+        What is compared, in words.
+    watch, bad : float, (float, float) or None
+        A number is exceeded from above; a pair is a band to stay inside. None: never given by this quantity.
+    unit : str
+        Of the quantity; "share" is written as a percentage.
+    source : str
+        Who proposed it; "ours" if we did.
+    note : str
+        What it presumes, or why it has this value.
+    """
+
+    check: str
+    quantity: str
+    watch: Limit
+    bad: Limit
+    unit: str
+    source: str
+    note: str = ""
+
+    def verdict(self, value: float) -> Verdict:
+        """Verdict on one value; ``not measured`` for NaN.
+
+        Examples
+        --------
+        >>> THRESHOLDS["update_ratio"].verdict(1e-3), THRESHOLDS["update_ratio"].verdict(1e-7)
+        ('ok', 'bad')
+        """
+        if math.isnan(value):
+            return "not measured"
+        return "bad" if _exceeds(value, self.bad) else "watch" if _exceeds(value, self.watch) else "ok"
+
+    def exceeded(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where ``values`` are beyond the first limit there is; False for NaN."""
+        limit = self.bad if self.watch is None else self.watch
+        if isinstance(limit, tuple):
+            return np.asarray((values < limit[0]) | (values > limit[1]))
+        return np.asarray(values > (math.inf if limit is None else limit))
+
+    def falls_short(self, value: float) -> bool:
+        """Whether ``value`` lies below the band of ``watch``; False where that is no band, and for NaN."""
+        return isinstance(self.watch, tuple) and value < self.watch[0]
+
+    def __str__(self) -> str:
+        limits = {"watch": self.watch, "bad": self.bad}
+        given = [f"{verdict} {_words(limit, self.unit)}" for verdict, limit in limits.items() if limit is not None]
+        return f"{self.quantity}: {', '.join(given)}"
+
+
+def _exceeds(value: float, limit: Limit) -> bool:
+    if limit is None:
+        return False
+    return not limit[0] <= value <= limit[1] if isinstance(limit, tuple) else value > limit
+
+
+def _words(limit: float | tuple[float, float], unit: str) -> str:
+    if isinstance(limit, tuple):
+        return f"outside {limit[0]:g} to {limit[1]:g}"
+    return f"above {percent(limit)}" if unit == "share" else f"above {limit:g} {unit}"
+
+
+_DEPTH_NOTE = (
+    "slope and total must both exceed: a healthy 50-layer batch-norm net has -0.08 a layer, over 3 decades in all"
+)
+_RECORDED = "of the window's records in which a gradient was due"
+
+IDLE_SHARE = 0.1
+"""Share of a layer's units above which idle ones are worth a look."""
+
+THRESHOLDS: Mapping[str, Threshold] = {
+    "gradient_missing": Threshold(
+        "gradient arrives",
+        f"share {_RECORDED} and none, or only zeros, arrived",
+        None,
+        0.99,
+        "share",
+        "ours",
+        "alternating losses skip a layer in some steps, so only a layer never reached is flagged",
+    ),
+    "structural_zeros": Threshold(
+        "gradient zeros",
+        "share of the pre-activations at which the derivative is zero",
+        0.95,
+        0.999,
+        "share",
+        "ours",
+        "rectifier nets have 40-60 % at the start of training and up to about 90 % when trained sparse",
+    ),
+    "gradient_zeros": Threshold(
+        "gradient zeros",
+        "share of gradient elements that are zero and not structurally so",
+        0.999,
+        None,
+        "share",
+        "ours",
+        "pooling, dropout and padding mask most elements of healthy nets (76 % behind one 2 x 2 max-pool)",
+    ),
+    "zero_gradient_units": Threshold(
+        "gradient zeros",
+        "share of units that no longer receive a gradient",
+        IDLE_SHARE,
+        0.5,
+        "share",
+        "ours, by analogy with dead units",
+        "counted where the examples bound their rate by 1 %; also finds units stuck at an output that is not 0",
+    ),
+    "dead_units": Threshold(
+        "units",
+        "share of dead units",
+        IDLE_SHARE,
+        0.5,
+        "share",
+        "bad: threshold_layer of the DeadRelu rule of Amazon SageMaker Debugger; watch: ours, above the one or two in "
+        "32 that healthy ReLU nets lose",
+        "a unit is dead when it is silent and its firing rate is bounded by 0.1 % at 95 %, all units together",
+    ),
+    "silent_units": Threshold(
+        "units",
+        "share of silent units, dead ones included",
+        IDLE_SHARE,
+        None,
+        "share",
+        "ours; the evidence asked for, a rate below 1 %, is the DeadRelu rule's threshold_inactivity",
+        "where their firing rate is bounded by 1 % at 95 %, all units together; else not measured",
+    ),
+    "depth_slope": Threshold(
+        "scale over depth",
+        "size of the slope of log10 gradient rms over layers",
+        0.10,
+        0.15,
+        "decades per layer",
+        "ours, calibrated at initialisation: He 0.01, LeCun-init ReLU 0.156, sigmoid 0.63",
+        _DEPTH_NOTE,
+    ),
+    "depth_total": Threshold(
+        "scale over depth",
+        "size of the fitted change of gradient rms from the first to the last layer",
+        2.0,
+        4.0,
+        "decades",
+        "ours",
+        _DEPTH_NOTE,
+    ),
+    "update_ratio": Threshold(
+        "update ratio",
+        "median length of an update relative to the parameter",
+        (1e-4, 1e-2),
+        (1e-6, 1e-1),
+        "1",
+        "A. Karpathy's rule of thumb: about 1e-3; the bands are ours",
+        "parameters of two or more axes; below the band only if also since the warm-up (first tenth), because learning "
+        "rates are lowered on purpose",
+    ),
+    "shift": Threshold(
+        "shift",
+        "noise-corrected shift from one histogram to the next, as an equivalent shift of the mean",
+        0.2,
+        None,
+        "sd",
+        "J. Cohen, Statistical Power Analysis for the Behavioral Sciences (1988): 0.2 sd is small",
+        "movement is no proof of harm, so it is never bad by itself",
+    ),
+    "non_finite_values": Threshold(
+        "non-finite",
+        "share of records with NaN or infinite activations",
+        None,
+        0.0,
+        "share",
+        "ours",
+        "one such element reaches the loss",
+    ),
+    "non_finite_gradients": Threshold(
+        "non-finite",
+        "share of records with NaN or infinite gradients",
+        None,
+        0.05,
+        "share",
+        "ours; torch.amp.GradScaler skips isolated steps with infinite gradients by design",
+        "of the records after step 100 where there are any",
+    ),
+    "non_finite_run": Threshold(
+        "non-finite",
+        "records in a row with NaN or infinite gradients",
+        None,
+        2.0,
+        "records",
+        "ours",
+        "of the records after step 100 where there are any: loss scales are found by overflowing",
+    ),
+    "linkage": Threshold(
+        "linkage",
+        "share of pre-activations at which no member has a derivative",
+        0.01,
+        0.5,
+        "share",
+        "ours; the condition of Riera Molina & Pujol Vila (2017) asks for none",
+        "masked gradients are no violation and do not count",
+    ),
+}
+"""By name. A report prints this table, a figure draws the limits it shows from it."""

@@ -1,0 +1,147 @@
+"""The rule about units: how many of a layer's are dead, and how good the evidence is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.analysis import rows
+from covshift.analysis.dead_units import DEAD_RATE, dead_units
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
+from covshift.diagnosis.judgement import Judgement, conclude
+from covshift.diagnosis.thresholds import IDLE_SHARE, THRESHOLDS
+from covshift.diagnosis.wording import number, plural
+from covshift.exceptions import SignalNotRecorded
+
+_REVIVE = (
+    "a lower learning rate prevents further deaths, at the price of speed; re-initialising revives units, at the price "
+    "of a jump; a leaky or linked activation has no dead side, but gives up exact zeros or widens the next layer"
+)
+_FAMILY_ERROR = 0.05
+
+SILENT_RATE = 0.01
+"""Silence counts from where it bounds the firing rate by this, see the threshold ``silent_units``."""
+
+
+def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) -> list[Finding]:
+    """Share of dead units in every nonlinearity, at the end of the recording.
+
+    An evaluation pass in the last window of training decides where there is one, since it is an exact statement about
+    its examples; else the training batches do. Silent units whose evidence is short of "dead" make at most ``watch``,
+    and nothing at all where the bound on their firing rate is loose.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the group ``units`` in either stream.
+    distinct_examples : int, optional
+        Size of the data set the training batches are drawn from.
+    """
+    stream = "evaluation" if _recent_evaluation(recording) else "train"
+    units = dead_units(recording, stream=stream, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
+    if not units.sizes["unit"]:
+        reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
+        need = "activation modules (not functions) in the model, with a known unit axis; unit_axis= states it"
+        return [not_measured("units", WHOLE_RUN, reason, need)]
+    columns = {name: units[name].values for name in ("layer", "state", "silent_examples", "rate_upper_bound")}
+    since = units["since_step"].values if stream == "train" else _since_training(recording, units)
+    findings = []
+    for layer in dict.fromkeys(columns["layer"].tolist()):
+        mine = columns["layer"] == layer
+        state = columns["state"][mine]
+        quiet = np.isin(state, ["silent", "dead"])
+        census = _Census(
+            units=int(mine.sum()),
+            dead=int((state == "dead").sum()),
+            silent=int((state == "silent").sum()),
+            rare=int((state == "rare").sum()),
+            examples=int(columns["silent_examples"][mine][quiet].min(initial=np.iinfo(np.int64).max)),
+            bound=float(columns["rate_upper_bound"][mine][quiet].max(initial=0.0)),
+            since_step=onset_of_share(since[mine][quiet], int(mine.sum())),
+            tested=units.sizes["unit"],
+            exact=stream == "evaluation",
+        )
+        findings.append(census.finding(str(layer)))
+    return findings
+
+
+def onset_of_share(begun: NDArray[np.int64], units: int) -> int | None:
+    """First step at which more than :data:`IDLE_SHARE` of ``units`` were idle, from the steps at which each began.
+
+    Examples
+    --------
+    >>> onset_of_share(np.array([60, 0, 80]), 20), onset_of_share(np.array([60]), 20)
+    (80, None)
+    """
+    needed = math.floor(IDLE_SHARE * units)
+    return int(np.sort(begun)[needed]) if len(begun) > needed else None
+
+
+def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int64]:
+    """Onset of silence by evaluation passes, put back to where the training batches saw it begin."""
+    seen = units["since_step"].values
+    try:
+        trained = dead_units(recording)
+    except SignalNotRecorded:
+        return seen
+    keys = zip(trained["layer"].values, trained["unit_in_layer"].values, strict=True)
+    begun = dict(zip(keys, trained["since_step"].values, strict=True))
+    earlier = [begun.get(key, -1) for key in zip(units["layer"].values, units["unit_in_layer"].values, strict=True)]
+    return np.where(np.array(earlier) >= 0, np.minimum(earlier, seen), seen)
+
+
+def _recent_evaluation(recording: xr.DataTree) -> bool:
+    try:
+        evaluated = rows.group(recording, "units", stream="evaluation")["step"].values
+    except SignalNotRecorded:
+        return False
+    trained = rows.group(recording, "layers")["step"].values
+    start = trained[rows.last_window(len(trained))].min(initial=np.iinfo(np.int64).max)
+    return bool(len(evaluated) and (not len(trained) or evaluated[-1] >= start))
+
+
+@dataclass(frozen=True)
+class _Census:
+    """Units of one layer by state.
+
+    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest.
+    """
+
+    units: int
+    dead: int
+    silent: int
+    rare: int
+    examples: int
+    bound: float
+    since_step: int | None
+    tested: int
+    exact: bool
+
+    def finding(self, layer: str) -> Finding:
+        quiet = (self.dead + self.silent) / self.units
+        dead = Judgement(THRESHOLDS["dead_units"], self.dead / self.units, self.since_step, _REVIVE)
+        silent = Judgement(THRESHOLDS["silent_units"], quiet, self.since_step, _REVIVE)
+        if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
+            return conclude(layer, self._words(), [dead, silent])
+        needed = math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-DEAD_RATE))
+        need = f"{plural(needed, 'example')} without firing would bound the rate by {number(DEAD_RATE)}"
+        return not_measured("units", layer, f"{layer}: {self._words()}", need, threshold=silent.threshold)
+
+    def _words(self) -> str:
+        rare = f"; {self.rare} fire rarely" if self.rare else ""
+        if not self.dead + self.silent:
+            return f"none of {plural(self.units, 'unit')} silent{rare}"
+        units, examples = plural(self.units, "unit"), plural(self.examples, "example")
+        if self.exact:
+            return f"{self.dead} of {units} dead: silent on all {examples} of the evaluation pass{rare}"
+        evidence = f"in {examples} (firing rate < {number(self.bound)} at 95 %){rare}"
+        if not self.silent:
+            return f"{self.dead} of {units} dead: silent {evidence}"
+        dead = (
+            f"{self.dead} of {units} dead and {self.silent} silent" if self.dead else f"{self.silent} of {units} silent"
+        )
+        return f"{dead} {evidence}"

@@ -1,0 +1,80 @@
+"""Numbers and quantities in the words of a finding: percentages, counts, rates, steps.
+
+A rounded number never claims more than the exact one: 99.97 % does not become 100 %.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(share: float) -> str:
+    """A share as a percentage of two or three digits.
+
+    Examples
+    --------
+    >>> percent(0.3097), percent(1.0), percent(0.99998), percent(0.0), percent(2e-5), percent(0.9996)
+    ('31 %', '100 %', '> 99.99 %', '0 %', '< 0.01 %', '99.96 %')
+    """
+    if math.isnan(share):
+        return "unknown"
+    value = 100 * share
+    if value in (0.0, 100.0):
+        return f"{value:.0f} %"
+    if 0 < value < 0.01:
+        return "< 0.01 %"
+    if 99.99 < value < 100:
+        return "> 99.99 %"
+    return f"{value:.4g} %" if value > 99 else f"{value:.2g} %"
+
+
+def number(value: float) -> str:
+    """A number with two significant digits, plain between 0.001 and 10,000.
+
+    Examples
+    --------
+    >>> number(0.1204), number(2.3e-4), number(1234.0), number(12.6), number(0.0), number(4.2e7)
+    ('0.12', '2.3e-4', '1,200', '13', '0', '4.2e7')
+    """
+    if not math.isfinite(value):
+        return "unknown" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e4:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    Examples
+    --------
+    >>> plural(1, "record"), plural(12800, "example")
+    ('1 record', '12,800 examples')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def since(step: int | None) -> str:
+    """When it began, with a leading blank; nothing where unknown.
+
+    Examples
+    --------
+    >>> since(140), since(None)
+    (' since step 140', '')
+    """
+    return "" if step is None else f" since step {step}"
+
+
+def between(interval: tuple[float, float]) -> str:
+    """A 90 % interval in brackets.
+
+    Examples
+    --------
+    >>> between((0.09, 0.16))
+    '(90 % interval 0.09 to 0.16)'
+    """
+    return f"(90 % interval {number(interval[0])} to {number(interval[1])})"

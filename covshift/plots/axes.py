@@ -1,0 +1,231 @@
+"""Axes that every figure shares: layers from top to bottom, steps from left to right, cells between them.
+
+Layers stand in the order data meets them. Their labels are thinned to what the height of the Axes can hold and their
+names shortened, so that 5 and 200 layers are both readable. Steps are drawn where they are: a gap in the record is a
+wide cell, not a shift of all that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch
+from matplotlib.ticker import (
+    FixedLocator,
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike, NDArray
+
+from covshift.plots import style
+from covshift.plots.labels import short_names, tick_amount
+
+FloatArray = NDArray[np.float64]
+
+LABEL_HEIGHT = 9.0
+"""Points of height that one tick label needs."""
+
+CHARACTER_WIDTH = 0.66
+"""Width of a bold character on average, in its own size."""
+
+KEY_DROP = 36.0
+"""Points between an x axis and the key below its tick labels and name."""
+
+
+def layer_height(layers: int, *, row: float = 0.1, least: float = 3.0, most: float = 6.6) -> float:
+    """Height in inches of a figure with one row, ``row`` inches high, for each of ``layers``."""
+    return float(np.clip(1.5 + row * layers, least, most))
+
+
+def size_in_points(ax: Axes) -> tuple[float, float]:
+    """Width and height of ``ax`` as it stands now, before layout has taken room for titles and labels."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return ax.bbox.width * 72.0 / figure.dpi, ax.bbox.height * 72.0 / figure.dpi
+
+
+def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
+    """Rows to label where ``rows`` rows share ``points`` of height: every k-th, the first and the last among them."""
+    stride = max(int(np.ceil(rows * LABEL_HEIGHT / max(points, LABEL_HEIGHT))), 1)
+    kept = np.arange(0, rows, stride)
+    if kept.size > 1:
+        kept[-1] = rows - 1
+    return kept
+
+
+def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False) -> None:
+    """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
+    short = short_names(names, width=width)
+    kept = np.arange(len(short)) if every else label_positions(len(short), points=size_in_points(ax)[1])
+    ax.set_yticks(kept, [short[row] for row in kept], parse_math=False)
+    ax.set_ylim(len(short) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    tall = size_in_points(ax)[1] > 200.0
+    ax.set_ylabel(f"layer, input side on top (n = {len(short)})" if tall else f"layer (n = {len(short)})")
+
+
+def label_steps(ax: Axes, steps: ArrayLike) -> None:
+    """Limit the x axis of ``ax`` to ``steps`` and name it; ticks are whole steps."""
+    edges = step_edges(steps)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    ax.set_xlabel(f"optimizer step (n = {edges.size - 1} records)")
+
+
+def step_edges(steps: ArrayLike) -> FloatArray:
+    """Edges of one cell for each step: halfway between neighbours, half a gap beyond the ends.
+
+    Examples
+    --------
+    >>> step_edges([0, 10, 20]).tolist(), step_edges([7]).tolist()
+    ([-5.0, 5.0, 15.0, 25.0], [6.5, 7.5])
+    """
+    at = np.asarray(steps, dtype=np.float64)
+    if at.size < 2:
+        return np.array([at[0] - 0.5, at[0] + 0.5])
+    middle = (at[1:] + at[:-1]) / 2
+    return np.concatenate([[at[0] - (middle[0] - at[0])], middle, [at[-1] + (at[-1] - middle[-1])]])
+
+
+def layer_cells(
+    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap = style.AMOUNT, width: int = 24
+) -> QuadMesh:
+    """Draw ``values`` with dims ``(step, layer)`` as cells; a cell without a number shows the background."""
+    cells = values.transpose("layer", "step")
+    hatch_unmeasured(ax)
+    mesh = ax.pcolormesh(
+        step_edges(cells["step"].values),
+        np.arange(cells.sizes["layer"] + 1) - 0.5,
+        np.ma.masked_invalid(cells.values.astype(np.float64)),
+        norm=norm,
+        cmap=cmap,
+        rasterized=True,
+    )
+    label_steps(ax, cells["step"].values)
+    label_layers(ax, cells["layer"].values, width=width)
+    return mesh
+
+
+def hatch_unmeasured(ax: Axes) -> None:
+    """Hatch the background of ``ax``, which shows where a cell has no number."""
+    ax.patch.set(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, linewidth=0.0)
+
+
+def flat_cells(ax: Axes, where: xr.DataArray, *, color: str) -> QuadMesh:
+    """Fill the cells of ``where`` (bool, dims ``(step, layer)``) that are True with one ``color``."""
+    cells = where.transpose("layer", "step")
+    return ax.pcolormesh(
+        step_edges(cells["step"].values),
+        np.arange(cells.sizes["layer"] + 1) - 0.5,
+        np.ma.masked_equal(cells.values.astype(np.float64), 0.0),
+        cmap=ListedColormap([color]),
+        rasterized=True,
+    )
+
+
+def colorbar(
+    mesh: QuadMesh,
+    beside: Axes | Sequence[Axes],
+    *,
+    label: str,
+    formatter: Formatter | None = None,
+    extend: Literal["neither", "both"] = "neither",
+) -> None:
+    """A thin colour bar beside one Axes or several; its label says quantity and unit, ``extend`` that values go on."""
+    axes = [beside] if isinstance(beside, Axes) else list(beside)
+    figure = axes[0].get_figure()
+    assert isinstance(figure, Figure | SubFigure)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
+    if formatter is None:
+        label_amounts(bar.ax.yaxis)
+    bar.set_label(label, color=style.MUTED, fontsize=9.0)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8.0, labelcolor=style.MUTED, color=style.MUTED, length=2.0, width=0.7)
+    bar.ax.tick_params(which="minor", color=style.MUTED, length=1.5, width=0.5)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(True)
+
+
+def unmeasured_key() -> Patch:
+    """Legend handle of the cells without a number."""
+    return Patch(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, label="not measured")
+
+
+def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float = KEY_DROP) -> None:
+    """A legend ``drop`` points below ``ax``, under the name of its x axis, where it can cover no data."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    legend = ax.legend(
+        handles=list(handles),
+        loc="upper left",
+        bbox_to_anchor=(0.0, 0.0),
+        bbox_transform=ax.transAxes + ScaledTranslation(0.0, -drop / 72.0, figure.dpi_scale_trans),
+        ncols=columns,
+        borderaxespad=0.0,
+        handlelength=1.2,
+        columnspacing=1.4,
+    )
+    as_plain_text(legend)
+
+
+def as_plain_text(legend: Legend) -> None:
+    """Keep ``$`` in the entries of ``legend`` from starting a formula: names are data."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def label_amounts(axis: Axis) -> None:
+    """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high < 50 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, most: int = 9) -> None:
+    """Ticks of a symmetric-logarithmic ``axis``: zero, and powers of ten outside its linear part."""
+    first = int(np.ceil(np.log10(linear_within)))
+    powers = 10.0 ** np.arange(first, first + 80)
+    ticks = np.concatenate([-powers[powers <= -low][::-1], [0.0], powers[powers <= high]])
+    stride = int(np.ceil(ticks.size / most))
+    zero = int(np.flatnonzero(ticks == 0.0)[0])
+    axis.set_major_locator(FixedLocator(ticks[zero % stride :: stride].tolist()))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+
+
+def title(ax: Axes, text: str, *, size: float = 10.0) -> None:
+    """Title of ``ax``: the finding, in lines as long as ``ax`` is wide."""
+    width = int(size_in_points(ax)[0] / (CHARACTER_WIDTH * size))
+    look = {"fontsize": size, "fontweight": "bold", "color": style.INK}
+    ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, parse_math=False)
+
+
+def wrapped(text: str, *, width: int) -> str:
+    """``text`` in lines of at most ``width`` characters; its own line breaks are kept, a per cent sign its number."""
+    return "\n".join(_filled(line.replace(" %", "\N{NO-BREAK SPACE}%"), width=width) for line in text.split("\n"))
+
+
+def _filled(text: str, *, width: int) -> str:
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] = f"{lines[-1]} {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""Figures that set runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from covshift.exceptions import InvalidArgumentError
+from covshift.plots import style
+from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, title
+from covshift.plots.labels import amount, elide, share, short_names
+
+FloatArray = NDArray[np.float64]
+
+MEASURES = {
+    "gradient_zero_rate": ("gradient zeros", "share"),
+    "structural_rate": ("structural zeros", "share"),
+    "gradient_rms": ("gradient rms", "log"),
+    "activation_sd": ("activation sd", "log"),
+    "w1": ("shift, sd", "log"),
+}
+"""Words and axis of each measure of :func:`covshift.analysis.comparison.paired_layers`."""
+
+
+def plot_comparison(
+    paired: xr.Dataset,
+    curves: Mapping[str, xr.DataArray] | None = None,
+    *,
+    measures: Sequence[str] | None = None,
+    figure: Figure | SubFigure | None = None,
+) -> Figure | SubFigure:
+    """Draw what sets the runs apart: their curves over the steps, and each layer of one beside the same of the other.
+
+    Parameters
+    ----------
+    paired : Dataset
+        From :func:`covshift.analysis.comparison.paired_layers`: dims ``(run, layer)``. Layers are matched by name.
+    curves : mapping of str to DataArray, optional
+        Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``.
+    measures : sequence of str, optional
+        Variables of ``paired`` to draw; all that have a number by default.
+    figure : Figure or SubFigure, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    Figure or SubFigure
+        Above, one Axes for each curve; below, one for each measure, in which every layer is a row with one mark a run
+        and a line between them; on logarithmic axes an exact zero is an arrow on the left edge. A run keeps its colour
+        and its marker throughout. A panel without a number says so.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``paired`` lacks a measure; the message lists those it has.
+    """
+    chosen = _chosen_measures(paired, measures)
+    runs = [str(run) for run in paired["run"].values]
+    curves = curves or {}
+    with style.context():
+        rows_height = layer_height(paired.sizes["layer"], row=0.13, most=8.0)
+        figure = style.figure_or_new(
+            figure, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
+        )
+        upper, lower = _two_bands(figure, [2.9, rows_height] if curves else None)
+        if curves:
+            for ax, (name, values) in zip(style.panels(upper, len(curves)), curves.items(), strict=True):
+                _curves(ax, values, name=name, runs=runs)
+        axes = style.panels(lower, max(len(chosen), 1), sharey=True)
+        if not chosen:
+            style.message(axes[0], "paired layers: nothing was measured in both runs")
+        for position, (ax, measure) in enumerate(zip(axes, chosen, strict=False)):
+            _pairs(ax, paired[measure].transpose("run", "layer"), first=position == 0)
+        _run_key(upper, runs)
+    return figure
+
+
+def _two_bands(figure: Figure | SubFigure, heights: list[float] | None) -> Sequence[SubFigure | Figure]:
+    if heights is None:
+        return figure, figure
+    grid = figure.add_gridspec(2, 1, height_ratios=heights)
+    return figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+
+
+def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list[str]:
+    there = [str(name) for name in paired.data_vars if set(paired[name].dims) == {"run", "layer"}]
+    missing = [name for name in measures or () if name not in there]
+    if missing:
+        raise InvalidArgumentError(f"measures: no {', '.join(missing)} in the comparison; it has {', '.join(there)}")
+    if measures is not None:
+        return list(measures)
+    return [name for name in there if np.isfinite(paired[name].values.astype(float)).any()]
+
+
+def _look(run: int) -> tuple[str, str]:
+    """Colour and marker of a run; together they tell 56 runs apart."""
+    colors, markers = len(style.RUN_COLORS), len(style.RUN_MARKERS)
+    return style.RUN_COLORS[run % colors], style.RUN_MARKERS[(run + run // colors) % markers]
+
+
+def _curves(ax: Axes, values: xr.DataArray, *, name: str, runs: Sequence[str]) -> None:
+    ends: list[tuple[float, str]] = []
+    for run, label in enumerate(runs):
+        curve = values.sel(run=label).dropna("step")
+        if curve.size:
+            _curve(ax, curve, run=run)
+            ends.append((float(curve[-1]), label))
+    if not ends:
+        style.message(ax, f"{name}: not logged")
+        return
+    low, high = min(ends), max(ends)
+    ax.grid(axis="y")
+    ax.set_xlabel("optimizer step")
+    words = name.replace("_", " ")
+    ax.set_ylabel(words, parse_math=False)
+    span = f"{amount(low[0])} ({elide(low[1], 18)}) to {amount(high[0])} ({elide(high[1], 18)})"
+    title(ax, f"{words} at the end: {span if len(ends) > 1 else amount(low[0])}", size=9.0)
+
+
+def _curve(ax: Axes, curve: xr.DataArray, *, run: int) -> None:
+    color, marker = _look(run)
+    ax.plot(
+        curve["step"],
+        curve,
+        color=color,
+        marker=marker,
+        markevery=(min(run * 3 % 7, curve.size - 1), max(curve.size // 6, 1)),
+        linewidth=1.1,
+        rasterized=curve.size > style.VECTOR_POINTS,
+    )
+
+
+def _pairs(ax: Axes, values: xr.DataArray, *, first: bool) -> None:
+    words, scale = MEASURES.get(str(values.name), (str(values.name), "linear"))
+    numbers = values.values.astype(np.float64)
+    if scale == "log" and (numbers > 0).any():
+        _mark_zeros(ax, numbers)
+        numbers = np.where(numbers > 0, numbers, np.nan)
+        ax.set_xscale("log")
+    elif scale == "share":
+        ax.set_xlim(-0.03, 1.03)
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    _dumbbells(ax, numbers)
+    if ax.get_xscale() == "log":
+        label_amounts(ax.xaxis)
+    label_layers(ax, values["layer"].values, width=20)
+    if not first:
+        ax.set_ylabel("")
+        ax.tick_params(axis="y", labelleft=False)
+    ax.grid(axis="x")
+    title(ax, f"{words}\n{_furthest_apart(values, scale=scale)}", size=9.0)
+
+
+def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
+    """One mark for each run and layer of ``numbers`` (run, layer), and a line from the lowest to the highest."""
+    rows = np.arange(numbers.shape[1])
+    known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
+    low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
+    ax.hlines(known, low, high, color=style.LINE, zorder=1)
+    for run, along in enumerate(numbers):
+        color, marker = _look(run)
+        ax.plot(
+            along,
+            rows,
+            linestyle="",
+            marker=marker,
+            markersize=_mark_size(rows.size),
+            color=color,
+            alpha=0.9,
+            rasterized=numbers.size > style.VECTOR_MARKS,
+        )
+
+
+def _mark_zeros(ax: Axes, numbers: FloatArray) -> None:
+    """Arrows on the left edge for exact zeros, which a logarithmic axis cannot hold."""
+    for run, along in enumerate(numbers):
+        zero = np.flatnonzero(along == 0)
+        if zero.size:
+            ax.plot(
+                np.zeros(zero.size),
+                zero,
+                "<",
+                color=_look(run)[0],
+                markersize=_mark_size(along.size),
+                transform=ax.get_yaxis_transform(),
+                clip_on=False,
+            )
+
+
+def _mark_size(layers: int) -> float:
+    return 4.0 if layers <= 60 else 2.2
+
+
+def _furthest_apart(values: xr.DataArray, *, scale: str) -> str:
+    """The layer in which the runs differ most, in words."""
+    numbers = values.values.astype(np.float64)
+    both = np.isfinite(numbers).sum(axis=0) > 1
+    if not both.any():
+        return "one run only"
+    high = np.where(both, np.nanmax(np.where(both, numbers, 0.0), axis=0), np.nan)
+    low = np.where(both, np.nanmin(np.where(both, numbers, 0.0), axis=0), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = high / low if scale == "log" else high - low
+    at = int(np.nanargmax(np.where(np.isnan(apart), -1.0, apart)))
+    words = share if scale == "share" else amount
+    name = short_names(values["layer"].values, width=14)[at]
+    return f"{name}: {words(float(low[at]))} to {words(float(high[at]))}"
+
+
+def _run_key(figure: Figure | SubFigure, runs: Sequence[str]) -> None:
+    handles = []
+    for run, name in enumerate(runs):
+        color, marker = _look(run)
+        handles.append(Line2D([], [], color=color, marker=marker, label=elide(name, 28)))
+    as_plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=min(len(runs), 5)))

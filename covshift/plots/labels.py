@@ -1,0 +1,142 @@
+"""Words for numbers and names: shares, amounts, counts, durations, and layer names that fit where they stand.
+
+Findings are worded by :mod:`covshift.diagnosis.wording`; figures and report speak the same way. What is missing is an
+en dash, never an empty place or a ``nan``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from covshift.diagnosis.wording import percent
+
+MISSING = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def amount(value: float | None, *, digits: int = 2) -> str:
+    """``value`` with ``digits`` significant digits, zeros included, plain between 0.001 and 10,000.
+
+    Examples
+    --------
+    >>> amount(0.4), amount(0.91273, digits=3), amount(-3.0), amount(1234.0), amount(2.04e-7), amount(0.0)
+    ('0.40', '0.913', '-3.0', '1,200', '2.0e-7', '0')
+    >>> amount(None) == MISSING, amount(math.inf)
+    (True, 'infinite')
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "infinite" if value > 0 else "-infinite"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if not -3 <= power < 4:
+        return f"{mantissa}e{power}"
+    return f"{float(f'{value:.{digits - 1}e}'):,.{max(digits - 1 - power, 0)}f}"
+
+
+def tick_amount(value: float) -> str:
+    """:func:`amount` for a tick of a logarithmic axis: a bare power of ten where it is one and far from 1.
+
+    Examples
+    --------
+    >>> tick_amount(1e-6), tick_amount(1e6), tick_amount(100.0), tick_amount(0.01), tick_amount(2e-6)
+    ('10⁻⁶', '10⁶', '100', '0.01', '2e-6')
+    """
+    sign, size = _MINUS if value < 0 else "", abs(value)
+    power = round(math.log10(size)) if 0 < size < math.inf else 0
+    if (power <= -3 or power >= 4) and math.isclose(size, 10.0**power, rel_tol=1e-6):
+        return f"{sign}10{str(power).translate(_SUPERSCRIPTS)}"
+    return sign + f"{float(f'{size:.2g}'):.6g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; see :func:`covshift.diagnosis.wording.percent`.
+
+    Examples
+    --------
+    >>> share(0.3097), share(None) == MISSING
+    ('31 %', True)
+    """
+    return MISSING if value is None or math.isnan(value) else percent(value)
+
+
+def count(value: float | None) -> str:
+    """A whole number with commas between thousands.
+
+    Examples
+    --------
+    >>> count(1400), count(None) == MISSING
+    ('1,400', True)
+    """
+    return MISSING if value is None or math.isnan(value) else f"{int(value):,}"
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in the two largest units that apply.
+
+    Examples
+    --------
+    >>> duration(41.2), duration(200), duration(7400), duration(0.25), duration(None) == MISSING
+    ('41 s', '3 min 20 s', '2 h 3 min', '0.25 s', True)
+    """
+    if seconds is None or math.isnan(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{amount(seconds)} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def elide(name: str, width: int) -> str:
+    """``name`` in at most ``width`` characters, the middle replaced by an ellipsis.
+
+    Line breaks become spaces, and what cannot be printed a replacement character.
+
+    Examples
+    --------
+    >>> elide("features.block12.conv_depthwise.norm", 17)
+    'features…ise.norm'
+    """
+    flat = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
+    if len(flat) <= width:
+        return flat
+    tail = width // 2
+    return f"{flat[: width - tail - 1]}…{flat[-tail:]}"
+
+
+def short_names(names: Iterable[object], *, width: int = 24) -> list[str]:
+    """Layer names that fit in about ``width`` characters and stay distinct.
+
+    Names that are too long lose the dotted prefix they all share; what is still too long is elided in the middle; names
+    that became equal by it are told apart by their position.
+
+    Examples
+    --------
+    >>> short_names(["encoder.layers.0.attention", "encoder.layers.1.attention"], width=16)
+    ['0.attention', '1.attention']
+    """
+    kept = [str(name) for name in names]
+    if len(kept) > 1 and max(map(len, kept)) > width:
+        kept = _without_shared_parents(kept)
+    short = [elide(name, width) for name in kept]
+    seen = Counter(short)
+    return [f"{position}·{name}" if seen[name] > 1 else name for position, name in enumerate(short)]
+
+
+def _without_shared_parents(names: list[str]) -> list[str]:
+    """Dotted names without the leading parts that all have; the last part always stays."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts) and len({part[shared] for part in parts}) == 1:
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]

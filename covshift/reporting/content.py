@@ -1,0 +1,205 @@
+"""Every number and word of the report as one JSON-able structure, from which page and JSON file are both written.
+
+A number that the page shows is addressed by its path in this structure, so the two cannot disagree. Layers, runs and
+parameters stand in lists, never in keys: their names are data and may hold anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from covshift.analysis import rows
+from covshift.diagnosis.diagnosis import WHOLE_RUN
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.exceptions import SignalNotRecorded
+from covshift.reporting import sections
+from covshift.reporting.results import Results
+from covshift.reporting.sections import number
+from covshift.reporting.side_by_side import comparison_content, result_kind
+
+FORMAT_VERSION = 1
+VERDICTS = ("bad", "watch", "ok", "not measured")
+
+FACTS = ("model", "variant", "seed", "torch_version", "device")
+"""Attributes of a recording shown at the head of its run; all of them stand under provenance."""
+
+NOT_PROVENANCE = ("covshift_commit", "Conventions", "results")
+
+
+def report_content(title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The whole report.
+
+    Parameters
+    ----------
+    title : str
+        Heading of the page.
+    runs : sequence of mapping
+        From :func:`run_content`, or :func:`empty_run` where a recording holds no record.
+
+    Returns
+    -------
+    dict
+        JSON types only; NaN and infinities are None. ``runs`` holds one entry a run, ``comparison`` the rows that set
+        those with records side by side (None for fewer than two), ``methods`` the thresholds.
+    """
+    compared = [run for run in runs if run["recorded"]]
+    return {
+        "format": "covshift-report",
+        "version": FORMAT_VERSION,
+        "title": title,
+        "runs": list(runs),
+        "comparison": comparison_content(compared) if len(compared) > 1 else None,
+        "methods": {"thresholds": [_threshold(name) for name in THRESHOLDS]},
+    }
+
+
+def run_content(result: Results) -> dict[str, Any]:
+    """Numbers, findings and provenance of one run."""
+    grid = result.diagnosis.grid().transpose("layer", "check")
+    findings = result.diagnosis.to_dict()["findings"]
+    return {
+        "name": result.name,
+        "recorded": True,
+        "verdict": result.diagnosis.worst,
+        "sentence": result.diagnosis.sentence,
+        "facts": _facts(result.recording),
+        "layers_by_verdict": _layers_by_verdict(grid),
+        "findings": findings,
+        "groups": _groups(findings),
+        "grid": {name: grid[name].values.tolist() for name in ("check", "layer")} | {"verdict": grid.values.tolist()},
+        "results": _results(result.recording),
+        "logged": _logged(result.recording),
+        "layers": sections.layers(result),
+        "shift": sections.shift(result),
+        "depth": sections.depth(result),
+        "units": sections.units(result),
+        "linkage": sections.linkage(result),
+        "parameters": sections.parameters(result),
+        "provenance": _provenance(result.recording),
+        "missing": result.missing,
+    }
+
+
+def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
+    """A run without a single record: facts, provenance, and a sentence that says so."""
+    sizes = recording["layers"].sizes
+    sentence = (
+        f"Nothing was recorded: the recording holds {sizes['step']} records of {sizes['layer']} layers. Run at least "
+        "one forward and backward pass and one optimizer step inside covshift.record."
+    )
+    return {
+        "name": name,
+        "recorded": False,
+        "verdict": "not measured",
+        "sentence": sentence,
+        "facts": _facts(recording),
+        "results": _results(recording),
+        "logged": _logged(recording),
+        "provenance": _provenance(recording),
+    }
+
+
+def _facts(recording: xr.DataTree) -> dict[str, Any]:
+    layers = rows.group(recording, "layers")
+    steps = layers["step"].values
+    told = {name: _plain(recording.attrs[name]) for name in FACTS if recording.attrs.get(name) not in (None, "")}
+    return told | {
+        "layers": layers.sizes["layer"],
+        "records": layers.sizes["step"],
+        "first_step": number(steps[0]) if steps.size else None,
+        "last_step": number(steps[-1]) if steps.size else None,
+        "histograms": _records_of(recording, "histograms"),
+        "wall_seconds": _wall_seconds(recording),
+    }
+
+
+def _plain(value: Any) -> str | int | float | None:
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def _records_of(recording: xr.DataTree, name: str) -> int:
+    try:
+        return int(rows.group(recording, name).sizes["step"])
+    except SignalNotRecorded:
+        return 0
+
+
+def _wall_seconds(recording: xr.DataTree) -> float | None:
+    """Seconds from the first to the last step written; ``covshift.open`` decodes wall times to datetimes."""
+    try:
+        times = rows.group(recording, "scalars")["wall_time"].values
+    except SignalNotRecorded:
+        return None
+    known = times[np.isfinite(times)]
+    return float((known[-1] - known[0]) / np.timedelta64(1, "s")) if known.size > 1 else None
+
+
+def _layers_by_verdict(grid: xr.DataArray) -> dict[str, int]:
+    """Layers counted by their worst check; what concerns the whole run is no layer."""
+    rows_ = grid.isel(layer=np.flatnonzero(grid["layer"].values != WHOLE_RUN)).values.tolist()
+    worst = [next((verdict for verdict in VERDICTS if verdict in row), "not measured") for row in rows_]
+    return {verdict.replace(" ", "_"): worst.count(verdict) for verdict in VERDICTS}
+
+
+def _groups(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Findings that are not ok, those of one check and verdict together, in the order of the diagnosis.
+
+    ``lead`` and ``others`` are positions in ``findings``, the lead being the worst of its kind.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for position, finding in enumerate(findings):
+        if finding["verdict"] != "ok":
+            groups.setdefault((finding["verdict"], finding["check"]), []).append(position)
+    ordered = sorted(groups.items(), key=lambda item: VERDICTS.index(item[0][0]))
+    return [
+        {"check": check, "verdict": verdict, "count": len(found), "lead": found[0], "others": found[1:]}
+        for (verdict, check), found in ordered
+    ]
+
+
+def _results(recording: xr.DataTree) -> list[dict[str, Any]]:
+    """Numbers that whoever recorded the run attached to it: the attribute ``results``, JSON text or a mapping."""
+    given = recording.attrs.get("results", {})
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            return []
+    if not isinstance(given, Mapping):
+        return []
+    return [
+        {"name": str(name), "kind": result_kind(str(name), [value]), "value": number(value)}
+        for name, value in given.items()
+        if isinstance(value, int | float)
+    ]
+
+
+def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:
+    """First and last value of everything logged."""
+    try:
+        scalars = rows.group(recording, "scalars")
+    except SignalNotRecorded:
+        return []
+    entries = []
+    for name in scalars.data_vars:
+        known = scalars[name].values[np.isfinite(scalars[name].values)]
+        if name != "wall_time" and known.size:
+            ends = {"first": number(known[0]), "last": number(known[-1]), "n": int(known.size)}
+            entries.append({"name": str(name)} | ends)
+    return entries
+
+
+def _provenance(recording: xr.DataTree) -> list[dict[str, str]]:
+    kept = {name: value for name, value in recording.attrs.items() if name not in NOT_PROVENANCE}
+    return [{"name": str(name), "value": str(value)} for name, value in kept.items() if str(value) != ""]
+
+
+def _threshold(name: str) -> dict[str, Any]:
+    fields = asdict(THRESHOLDS[name])
+    return {"name": name} | {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}

@@ -1,0 +1,215 @@
+"""The diagnosis as a whole: order, grid, sentence, serial forms, and recordings that lack nearly everything."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from covshift.diagnosis import Diagnosis, Finding, diagnose
+from covshift.diagnosis.finding import WHOLE_RUN
+from covshift.diagnosis.rules import RULES
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.exceptions import InvalidArgumentError, RecordingDamaged
+
+
+def finding(check, layer, verdict, *, since_step=None, value=0.0, threshold=None, interval=None):
+    return Finding(check, layer, verdict, since_step, value, interval, threshold, f"{layer}: {check} & so on", "try")
+
+
+FINDINGS = (
+    finding("gradient arrives", "b", "bad", since_step=40, value=1.0, threshold=THRESHOLDS["gradient_missing"]),
+    finding("units", "b", "watch", since_step=10, value=0.25, threshold=THRESHOLDS["silent_units"]),
+    finding("scale over depth", WHOLE_RUN, "watch", since_step=20, value=math.nan, interval=(0.1, math.inf)),
+    finding("update ratio", "extra", "watch", since_step=20, threshold=THRESHOLDS["update_ratio"]),
+    finding("update ratio", "extra", "ok"),
+    finding("shift", "b", "not measured", value=math.nan),
+    finding("gradient arrives", "a", "ok"),
+    finding("shift", "a", "ok"),
+)
+DIAGNOSIS = Diagnosis(FINDINGS, ("a", "b", "never judged"))
+
+
+def test_findings_come_worst_first_then_earliest_then_in_the_order_of_checks_and_depth(planted):
+    def faults(step, tensors):
+        if step >= 60:
+            tensors["act2"]["activation"] = tensors["act2"]["activation"] * 0
+        if step >= 20:
+            tensors["act4"]["activation"] = tensors["act4"]["activation"] * 0
+        tensors["conv0"]["activation"] = tensors["conv0"]["activation"] + 0.1 * step
+
+    findings = diagnose(planted(faults)).findings
+    assert [(f.verdict, f.check, f.layer) for f in findings[:3]] == [
+        ("bad", "units", "act4"),
+        ("bad", "units", "act2"),
+        ("watch", "shift", "conv0"),
+    ]
+    ranks = [("bad", "watch", "not measured", "ok").index(f.verdict) for f in findings]
+    assert ranks == sorted(ranks)
+    quiet = [f.layer for f in findings if f.verdict == "ok" and f.check == "gradient zeros"]
+    assert quiet == [f"{kind}{index}" for index in range(5) for kind in ("conv", "act")]
+
+
+def test_the_grid_shows_the_worst_verdict_of_every_layer_and_check():
+    grid = DIAGNOSIS.grid()
+    assert grid.dims == ("layer", "check")
+    assert grid["layer"].values.tolist() == [WHOLE_RUN, "a", "b", "extra"]
+    assert grid["check"].values.tolist() == list(RULES)
+    assert str(grid.sel(layer="b", check="gradient arrives").values) == "bad"
+    assert str(grid.sel(layer="extra", check="update ratio").values) == "watch"
+    assert str(grid.sel(layer=WHOLE_RUN, check="scale over depth").values) == "watch"
+    assert str(grid.sel(layer="b", check="shift").values) == "not measured"
+    assert str(grid.sel(layer="a", check="units").values) == ""
+
+
+def test_the_sentence_goes_from_gradient_to_units_to_the_rest_to_the_unknown():
+    assert DIAGNOSIS.sentence == (
+        "Unhealthy: gradient does not reach 1 of 2 layers (b since step 40); "
+        "units are dead or silent in 1 of 1 layer (most in b: 25 %); scale over depth watch; "
+        "update ratio watch in 1 layer (extra since step 20); not measured: shift in 1 of 2."
+    )
+    assert DIAGNOSIS.worst == "bad"
+
+
+@pytest.mark.parametrize(
+    ("findings", "sentence"),
+    [
+        ((), "Nothing could be judged: 0 checks not measured."),
+        ((finding("shift", "a", "not measured"),), "Nothing could be judged: 1 check not measured."),
+        ((finding("gradient arrives", "a", "ok"),), "Healthy: gradient reaches the one layer."),
+        (
+            (finding("non-finite", "a", "ok"), finding("units", WHOLE_RUN, "not measured")),
+            "Healthy: not measured: units.",
+        ),
+        (
+            (finding("units", "a", "ok", value=0.04), finding("gradient arrives", "a", "not measured")),
+            "Healthy: no layer has more than 4 % dead units; not measured: gradient arrives.",
+        ),
+    ],
+)
+def test_the_sentence_of_special_cases(findings, sentence):
+    assert Diagnosis(findings, ("a",)).sentence == sentence
+
+
+def test_the_diagnosis_is_strict_json(planted, healthy):
+    for diagnosis in (DIAGNOSIS, diagnose(healthy)):
+        twin = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+        assert twin["covshift_diagnosis_version"] == 1
+        assert twin["sentence"] == diagnosis.sentence
+        assert twin["worst"] == diagnosis.worst
+        assert [entry["reason"] for entry in twin["findings"]] == [f.reason for f in diagnosis.findings]
+    scale = DIAGNOSIS.to_dict()["findings"][2]
+    assert (scale["value"], scale["interval"], scale["threshold"]) == (None, [0.1, None], None)
+    assert DIAGNOSIS.to_dict()["findings"][3]["threshold"]["watch"] == [1e-4, 1e-2]
+
+
+def test_the_frame_has_a_row_per_finding():
+    frame = DIAGNOSIS.to_frame()
+    assert frame["verdict"].tolist() == [f.verdict for f in FINDINGS]
+    assert frame["threshold"].tolist()[0] == str(THRESHOLDS["gradient_missing"])
+    assert list(frame.columns)[:3] == ["check", "layer", "verdict"]
+    assert len(Diagnosis((), ()).to_frame()) == 0
+
+
+def test_the_html_shows_what_is_not_ok_and_escapes_it():
+    shown = DIAGNOSIS._repr_html_()
+    assert "gradient arrives &amp; so on" in shown
+    assert "a: shift" not in shown
+    assert shown.count("<tr>") == 1 + 5
+
+
+def test_the_terminal_table_shows_what_is_not_ok():
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(DIAGNOSIS)
+    text = console.export_text()
+    assert "Unhealthy" in text
+    assert "b: gradient arrives & so on" in text
+    assert "a: shift" not in text
+
+
+def test_a_recording_is_not_changed_by_being_judged(healthy):
+    before = healthy.copy(deep=True)
+    diagnose(healthy)
+    xr.testing.assert_identical(before, healthy)
+
+
+def test_an_empty_recording_is_said_to_be_empty(make_recording):
+    diagnosis = diagnose(make_recording({}))
+    assert diagnosis.worst == "not measured"
+    assert diagnosis.sentence.startswith("Nothing could be judged")
+    assert all(f.verdict == "not measured" and f.advice for f in diagnosis.findings)
+
+
+def test_layers_that_were_declared_and_never_ran_are_no_reason_to_fail(planted, network_layers, make_recording):
+    diagnosis = diagnose(make_recording({}, layers=network_layers))
+    assert diagnosis.worst == "not measured"
+    assert diagnosis.layers[0] == "conv0"
+
+
+def test_one_record_can_be_judged_as_far_as_it_goes(planted, healthy_steps, network_layers, make_recording):
+    diagnosis = diagnose(make_recording({0: healthy_steps[0]}, layers=network_layers))
+    verdicts = {check: {f.verdict for f in diagnosis.findings if f.check == check} for check in RULES}
+    assert verdicts["gradient arrives"] == {"ok"}
+    assert verdicts["gradient zeros"] == {"ok"}
+    assert verdicts["non-finite"] == {"ok"}
+    assert verdicts["shift"] == {"not measured"}
+    assert verdicts["update ratio"] == {"not measured"}
+    assert verdicts["linkage"] == set()
+
+
+@pytest.mark.parametrize(
+    ("without", "check", "message"),
+    [
+        ("histograms", "shift", "no group 'histograms'; it holds layers, units, parameters"),
+        ("units", "units", "no group 'units'"),
+        ("parameters", "update ratio", "no group 'parameters'"),
+    ],
+)
+def test_a_missing_group_leaves_its_check_not_measured_and_the_others_standing(planted, without, check, message):
+    diagnosis = diagnose(planted(without=[without]))
+    missing = [f for f in diagnosis.findings if f.check == check]
+    assert [(f.layer, f.verdict) for f in missing] == [(WHOLE_RUN, "not measured")]
+    assert message in missing[0].reason
+    assert diagnosis.worst == "ok"
+    assert diagnosis.sentence.endswith(f"not measured: {check}.")
+
+
+def test_without_gradients_everything_about_them_is_not_measured(planted):
+    def forward_only(step, tensors):
+        for signals in tensors.values():
+            del signals["activation_grad"]
+
+    diagnosis = diagnose(planted(forward_only))
+    unknown = {f.check for f in diagnosis.findings if f.verdict == "not measured"}
+    assert {"gradient arrives", "gradient zeros", "scale over depth"} <= unknown
+    assert not {"units", "shift", "non-finite"} & unknown
+
+
+@pytest.mark.parametrize("everything", [np.nan, np.inf])
+def test_a_run_that_blew_up_is_judged_without_a_warning(planted, everything):
+    def blow_up(step, tensors):
+        for signals in tensors.values():
+            for signal, array in signals.items():
+                signals[signal] = np.full_like(array, everything)
+
+    diagnosis = diagnose(planted(blow_up))
+    assert diagnosis.worst == "bad"
+    assert {f.layer for f in diagnosis.findings if f.check == "non-finite" and f.verdict == "bad"} == set(
+        diagnosis.layers
+    )
+
+
+def test_what_is_no_recording_is_refused():
+    with pytest.raises(InvalidArgumentError, match=r"expected the xarray.DataTree that covshift.open returns"):
+        diagnose("runs/plain.zarr")
+    with pytest.raises(RecordingDamaged, match="covshift_schema_version"):
+        diagnose(xr.DataTree.from_dict({"layers": xr.Dataset()}))
+
+
+def test_an_impossible_number_of_examples_is_refused(healthy):
+    with pytest.raises(InvalidArgumentError, match="distinct_examples=0"):
+        diagnose(healthy, distinct_examples=0)

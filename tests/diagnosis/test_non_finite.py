@@ -1,0 +1,63 @@
+"""NaN and infinity: any activation is bad, isolated gradients are what loss scaling makes."""
+
+import numpy as np
+import pytest
+
+from covshift.diagnosis.value_rules import non_finite
+
+STEPS = range(0, 400, 10)
+
+
+def judged(make_recording, *, values=(), gradients=(), spoil=np.nan, steps=STEPS):
+    rows = {}
+    for step in steps:
+        activation, gradient = np.ones((2, 4, 3))
+        if step in values:
+            activation[0, :2] = spoil
+        if step in gradients:
+            gradient[1, 1] = spoil
+        rows[step] = {"fc": {"activation": activation, "activation_grad": gradient}}
+    (finding,) = non_finite(make_recording(rows))
+    return finding
+
+
+def test_finite_numbers_are_ok(make_recording):
+    finding = judged(make_recording)
+    assert (finding.verdict, finding.reason) == ("ok", "fc: no NaN or infinity in 40 records")
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
+def test_one_activation_is_bad_from_the_first_on(make_recording, spoil):
+    finding = judged(make_recording, values=[50], spoil=spoil)
+    assert (finding.verdict, finding.since_step) == ("bad", 50)
+    assert finding.reason == "fc: 2 NaN or infinite activations in 1 of 40 records; since step 50"
+    assert "at the price of" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("gradients", "verdict"),
+    [
+        ([200], "ok"),
+        ([0, 10, 20, 30, 40], "ok"),
+        ([150, 200], "bad"),
+        ([200, 210, 220], "bad"),
+    ],
+)
+def test_gradients_may_overflow_at_start_up_and_now_and_then(make_recording, gradients, verdict):
+    finding = judged(make_recording, gradients=gradients, spoil=np.inf)
+    assert finding.verdict == verdict
+    assert f"{len(gradients)} NaN or infinite gradients in {len(gradients)} of 40 records" in finding.reason
+
+
+def test_a_run_of_overflows_is_bad_even_in_a_long_recording(make_recording):
+    finding = judged(make_recording, gradients=[500, 510, 520], steps=range(0, 1000, 10))
+    assert (finding.verdict, finding.value, finding.threshold.unit) == ("bad", 3, "records")
+
+
+def test_a_short_recording_has_no_start_up_to_leave_out(make_recording):
+    finding = judged(make_recording, gradients=[0, 1, 2], steps=range(10))
+    assert (finding.verdict, finding.since_step) == ("bad", 0)
+
+
+def test_a_layer_that_never_ran_has_no_finding(make_recording):
+    assert non_finite(make_recording({})) == []

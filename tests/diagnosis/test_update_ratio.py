@@ -1,0 +1,89 @@
+"""Updates judged by their size relative to the parameter, in the last window and since the warm-up."""
+
+import numpy as np
+import pytest
+
+from covshift.diagnosis.parameter_rules import update_ratio
+
+
+def parameters(*updates, name="fc.weight", gradient=True):
+    rows = {}
+    for record, update in enumerate(updates):
+        measured = {"gradient_norm": 1.0, "gradient_measured": 1} if gradient else {}
+        rows[10 * record] = {name: {"weight_norm": 2.0, "update_norm": 2.0 * update} | measured}
+    return rows
+
+
+def judged(make_recording, *updates, **options):
+    (finding,) = update_ratio(make_recording(parameters=parameters(*updates, **options)))
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [
+        (1e-3, "ok"),
+        (2e-4, "ok"),
+        (5e-5, "watch"),
+        (1e-7, "bad"),
+        (0.05, "watch"),
+        (0.5, "bad"),
+        (np.inf, "not measured"),
+    ],
+)
+def test_a_steady_ratio_is_judged_by_its_band(make_recording, ratio, verdict):
+    assert judged(make_recording, *[ratio] * 20).verdict == verdict
+
+
+def test_the_finding_names_parameter_size_evidence_and_onset(make_recording):
+    finding = judged(make_recording, *[1e-3] * 10, *[0.03] * 10)
+    assert (finding.layer, finding.check, finding.since_step) == ("fc", "update ratio", 100)
+    assert finding.value == pytest.approx(0.03)
+    assert finding.reason == (
+        "fc: an update moves fc.weight by 0.03 of its length; median of the last 5 records; since step 100"
+    )
+    assert "learning rate" in finding.advice
+
+
+def test_updates_lowered_on_purpose_are_not_too_small(make_recording):
+    finding = judged(make_recording, *[1e-3] * 15, *[1e-8] * 5)
+    assert finding.verdict == "ok"
+    assert finding.value == pytest.approx(1e-8)
+    assert "1e-8" in finding.reason.replace("1.0e-8", "1e-8")
+    assert "0.001 since the warm-up" in finding.reason
+
+
+def test_the_warm_up_does_not_count(make_recording):
+    finding = judged(make_recording, 1e-3, 1e-3, *[1e-8] * 18)
+    assert finding.verdict == "bad"
+
+
+def test_a_parameter_that_never_moves_despite_a_gradient_is_bad_whatever_came_before(make_recording):
+    finding = judged(make_recording, *[1e-3] * 15, *[0.0] * 5)
+    assert (finding.verdict, finding.since_step) == ("bad", 150)
+    assert finding.reason == (
+        "fc: fc.weight did not move in the last 5 records though it had a gradient; since step 150"
+    )
+    assert "optimizer holds this very parameter" in finding.advice
+
+
+def test_a_frozen_parameter_is_not_measured(make_recording):
+    finding = judged(make_recording, *[0.0] * 10, gradient=False)
+    assert finding.verdict == "not measured"
+    assert "had no gradient in the last 5 records (frozen, or not used)" in finding.reason
+
+
+@pytest.mark.parametrize("updates", [[1e-9] * 4, [1e-9], [np.nan] * 20])
+def test_too_few_records_are_not_measured(make_recording, updates):
+    finding = judged(make_recording, *updates)
+    assert finding.verdict == "not measured"
+    assert finding.advice.startswith("at least 5 records")
+
+
+def test_biases_are_not_judged(make_recording):
+    recording = make_recording(parameters=parameters(*[1.0] * 10, name="fc.bias"), parameter_ndim={"fc.bias": 1})
+    assert update_ratio(recording) == []
+
+
+def test_a_parameter_of_the_model_itself_belongs_to_the_root(make_recording):
+    assert judged(make_recording, *[1e-3] * 10, name="table").layer == "(root)"

@@ -1,0 +1,59 @@
+"""Layers from top to bottom with labels that fit, steps where they are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covshift.plots import axes
+
+steps = st.lists(st.integers(0, 10**6), min_size=1, max_size=40, unique=True).map(sorted)
+
+
+@given(steps)
+def test_every_step_lies_in_its_own_cell(at):
+    edges = axes.step_edges(at)
+    assert edges.size == len(at) + 1
+    assert (edges[:-1] < at).all()
+    assert (at < edges[1:]).all()
+
+
+@given(st.integers(1, 400), st.floats(20, 900))
+def test_labels_fit_into_the_height_and_name_both_ends(rows, points):
+    kept = axes.label_positions(rows, points=points)
+    assert kept[0] == 0 or rows == 1 or len(kept) == 1
+    assert kept[-1] == rows - 1
+    gaps = np.diff(kept) * points / rows
+    assert (gaps >= axes.LABEL_HEIGHT * 0.999).all()
+
+
+@pytest.mark.parametrize("layers", [5, 50, 200])
+def test_layer_labels_never_overlap(made, new_figure, layers):
+    from covshift import plots
+
+    names = [f"backbone.stages.{layer // 10}.blocks.{layer % 10}.attention.projection" for layer in range(layers)]
+    figure = new_figure(figsize=(8, axes.layer_height(layers)))
+    ax = plots.plot_shift_map(made(names=names).shift(6, layers), ax=figure.subplots())
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    tops = sorted((box.y0, box.y1) for box in boxes)
+    assert len(boxes) >= min(layers, 12)
+    assert all(below[1] <= above[0] + 1.0 for below, above in itertools.pairwise(tops))
+
+
+def test_the_first_layer_stands_on_top(made, new_figure):
+    from covshift import plots
+
+    ax = plots.plot_shift_map(made().shift(3, 5), ax=new_figure().subplots())
+    low, high = ax.get_ylim()
+    assert low > high
+    assert ax.get_yticklabels()[0].get_text() == "conv0"
+
+
+def test_own_line_breaks_survive_wrapping_and_per_cent_stays_with_its_number():
+    broken = axes.wrapped("gradient zeros\nconv0: 0 % to 100 %", width=14)
+    assert broken.replace("\N{NO-BREAK SPACE}", "~") == "gradient zeros\nconv0: 0~% to\n100~%"

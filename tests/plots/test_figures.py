@@ -1,0 +1,309 @@
+"""What is drawn is what was computed: artists read back, figure by figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgba
+
+from covshift import plots
+from covshift.exceptions import InvalidArgumentError
+from covshift.plots import style
+
+
+def meshes(ax) -> list[QuadMesh]:
+    return [artist for artist in ax.collections if isinstance(artist, QuadMesh)]
+
+
+def cells(mesh: QuadMesh) -> np.ndarray:
+    """Numbers of a mesh as (step, layer), NaN where it shows nothing."""
+    return np.ma.filled(mesh.get_array().astype(float), np.nan).T
+
+
+def line(ax, label: str):
+    return next(artist for artist in ax.get_lines() if artist.get_label() == label)
+
+
+def left_title(ax) -> str:
+    return " ".join(ax.get_title(loc="left").split())
+
+
+class TestVerdictGrid:
+    words = np.array(
+        [["ok", "ok", "watch", ""], ["bad", "not measured", "ok", "ok"], ["ok", "ok", "ok", "ok"]], dtype="<U12"
+    )
+
+    def test_every_verdict_stands_at_its_layer_and_check(self, made):
+        ax = plots.plot_verdict_grid(made().diagnosis(3, verdicts=self.words))
+        for word, mark in style.VERDICTS.items():
+            drawn = line(ax, word)
+            assert drawn.get_marker() == mark.marker
+            assert drawn.get_markeredgecolor() == mark.color
+            expected = {(column, row) for row, column in zip(*np.nonzero(self.words == word), strict=True)}
+            assert set(zip(drawn.get_xdata(), drawn.get_ydata(), strict=True)) == expected
+
+    def test_every_cell_says_its_verdict_and_an_empty_one_nothing(self, made):
+        ax = plots.plot_verdict_grid(made().diagnosis(3, verdicts=self.words))
+        assert sorted(text.get_text() for text in ax.texts) == sorted(self.words[self.words != ""].tolist())
+
+    def test_the_title_counts_layers_by_their_worst_check(self, made):
+        ax = plots.plot_verdict_grid(made().diagnosis(3, verdicts=self.words))
+        assert left_title(ax) == "3 layers by their worst check: 1 bad, 1 watch, 1 ok"
+
+    def test_the_whole_run_is_a_row_but_no_layer(self, made):
+        ax = plots.plot_verdict_grid(made(names=["whole run", "a", "b"]).diagnosis(3, verdicts=self.words))
+        assert left_title(ax) == "2 layers by their worst check: 1 bad, 1 ok"
+        assert ax.get_yticklabels()[0].get_text() == "whole run"
+
+    def test_only_the_worst_rows_are_kept_and_in_their_order(self, made):
+        ax = plots.plot_verdict_grid(made().diagnosis(3, verdicts=self.words), rows=2)
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["conv0", "conv1"]
+        assert "1 quieter layer left out" in left_title(ax)
+
+    def test_rows_below_one_are_refused(self, made):
+        with pytest.raises(InvalidArgumentError, match="rows=0: expected at least 1"):
+            plots.plot_verdict_grid(made().diagnosis(3), rows=0)
+
+
+class TestActivationRiver:
+    def test_cells_hold_the_counts_and_lines_the_quantiles(self, made):
+        river = made().river(6)
+        ax = plots.plot_activation_river(river)
+        drawn = cells(meshes(ax)[0])
+        shown = np.isfinite(drawn)
+        assert shown.any()
+        np.testing.assert_allclose(drawn[shown], river["count"].transpose("step", "cell").values[shown])
+        for probability in (1, 25, 50, 75, 99):
+            expected = river["quantile"].sel(probability=probability / 100).values
+            np.testing.assert_array_equal(line(ax, f"{probability}%").get_ydata(), expected)
+
+    def test_a_line_marks_zero(self, made):
+        ax = plots.plot_activation_river(made().river(3))
+        assert any(np.all(np.asarray(artist.get_ydata()) == 0.0) for artist in ax.get_lines())
+
+    @pytest.mark.parametrize("decades", [0, 5])
+    def test_cells_are_even_on_the_axis_they_are_drawn_on(self, made, new_figure, decades):
+        rng = np.random.default_rng(0)
+        river = made().river(4, values=lambda step: rng.normal(0.0, 10.0 ** (-decades * step / 3), 2000))
+        assert river.attrs["scale"] == ("symlog" if decades else "linear")
+        figure = new_figure()
+        ax = plots.plot_activation_river(river, ax=figure.subplots())
+        figure.draw_without_rendering()
+        edges = np.append(river["lower"].values, river["upper"].values[-1])
+        heights = np.diff(ax.transData.transform(np.column_stack([np.zeros_like(edges), edges]))[:, 1])
+        np.testing.assert_allclose(heights, heights.mean(), rtol=1e-6)
+
+    def test_nan_and_infinite_elements_are_marked_where_they_happened(self, made):
+        values = {1: [np.nan], 3: [np.inf, -np.inf]}
+        river = made().river(5, values=lambda step: np.append(np.linspace(-1, 1, 50), values.get(step, [])))
+        marked = line(plots.plot_activation_river(river), "NaN or infinite elements")
+        np.testing.assert_array_equal(marked.get_xdata(), [10, 30])
+
+    def test_steps_that_leave_the_axis_are_marked_at_the_edge(self, made):
+        river = made().river(3)
+        river["above"][1] = 0.02 * river["finite"][1]
+        river["below"][2] = 0.005 * river["finite"][2]
+        ax = plots.plot_activation_river(river)
+        np.testing.assert_array_equal(line(ax, "more than 1 % above").get_xdata(), [10])
+        assert not [artist for artist in ax.get_lines() if artist.get_label() == "more than 1 % below"]
+
+    def test_the_title_states_layer_range_and_step(self, made):
+        ax = plots.plot_activation_river(made().river(4))
+        assert left_title(ax).startswith("conv3 activation: median 2.9, 1-99 % in ")
+        assert "at step 30 (at step 0: " in left_title(ax)
+
+
+class TestShiftMap:
+    def test_coloured_cells_are_those_above_their_floor_and_grey_the_others(self, made):
+        shift = made().shift(5, 4)
+        shift["w1"][0] = np.nan
+        shift["off_centre"][1, 2] = True
+        ax = plots.plot_shift_map(shift)
+        moved, within = (cells(mesh) for mesh in meshes(ax)[:2])
+        w1 = shift["w1"].values
+        resolved = np.isfinite(w1) & ~shift["off_centre"].values
+        np.testing.assert_array_equal(moved, np.where(resolved & (w1 > 0.1), w1, np.nan))
+        np.testing.assert_array_equal(np.isfinite(within), resolved & ~(w1 > 0.1))
+
+    def test_grey_cells_have_the_colour_the_key_names(self, made):
+        ax = plots.plot_shift_map(made().shift(5, 4))
+        legend = ax.get_legend()
+        key = dict(zip([text.get_text() for text in legend.texts], legend.get_patches(), strict=True))
+        assert key["within the noise floor"].get_facecolor() == to_rgba(style.WITHIN_FLOOR)
+        assert to_rgba(meshes(ax)[1].cmap(0)) == pytest.approx(to_rgba(style.WITHIN_FLOOR))
+
+    def test_the_title_names_the_furthest_layer_and_step(self, made):
+        shift = made().shift(5, 4)
+        shift["w1"][3, 2] = 7.0
+        assert left_title(plots.plot_shift_map(shift)).startswith("Furthest: conv2 by 7.0 sd at step 30; ")
+
+    def test_without_movement_the_title_says_so(self, made):
+        assert "No layer shifted beyond its noise floor (20 cells)" in left_title(
+            plots.plot_shift_map(made(fill=0.05).shift(5, 4))
+        )
+
+
+class TestGradientZeros:
+    def test_every_panel_holds_its_shares_on_the_scale_from_none_to_all(self, made):
+        rate, structural, survival = (made().share(5, 4) for _ in range(3))
+        figure = plots.plot_gradient_zeros(rate, survival, structural=structural)
+        for ax, expected in zip(figure.axes[:2], (rate, structural), strict=True):
+            np.testing.assert_array_equal(cells(meshes(ax)[0]), expected.values)
+            assert meshes(ax)[0].get_clim() == (0.0, 1.0)
+
+    def test_there_is_one_survival_curve_a_layer(self, made):
+        survival = made().share(5, 9)
+        ax = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1]
+        curves = {tuple(artist.get_ydata()) for artist in ax.get_lines()}
+        assert curves == {tuple(column) for column in survival.values.T}
+
+    def test_the_layers_that_lost_most_are_named(self, made):
+        survival = made(fill=1.0).share(5, 9)
+        survival[-1, 4], survival[-1, 7] = 0.25, 0.5
+        ax = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1]
+        assert [text.get_text() for text in ax.get_legend().texts] == ["conv4 (25 %)", "conv7 (50 %)"]
+        assert left_title(ax) == "2 of 9 layers lost units (one line each)"
+
+    def test_the_last_known_share_counts_where_the_last_record_is_missing(self, made):
+        survival = made(fill=1.0).share(5, 3)
+        survival[3, 1], survival[4, 1] = 0.75, np.nan
+        ax = plots.plot_gradient_zeros(made().share(5, 3), survival).axes[1]
+        assert [text.get_text() for text in ax.get_legend().texts] == ["conv1 (75 %)"]
+
+    def test_the_title_counts_layers_without_any_gradient(self, made):
+        rate = made().share(5, 4)
+        rate[-1, :2] = 1.0
+        title = " ".join(plots.plot_gradient_zeros(rate).get_suptitle().split())
+        assert title == "Gradient zeros at step 40: 2 layers receive no gradient at all"
+
+    def test_else_it_names_the_layer_with_most_zeros(self, made):
+        rate = made(fill=0.25).share(5, 4)
+        rate[-1, 2] = 0.5
+        title = " ".join(plots.plot_gradient_zeros(rate).get_suptitle().split())
+        assert title.endswith("most in conv2, 50 % of elements")
+
+
+class TestNormProfile:
+    def test_lines_hold_the_norms_at_first_middle_and_last_step(self, made):
+        profile = made().profile(5, 6)
+        ax = plots.plot_norm_profile(profile)
+        assert ax.get_xscale() == "log"
+        for step in (0, 20, 40):
+            drawn = line(ax, f"step {step}")
+            np.testing.assert_array_equal(drawn.get_xdata(), profile["rms"].sel(step=step).values)
+            np.testing.assert_array_equal(drawn.get_ydata(), np.arange(6))
+
+    def test_layers_with_an_all_zero_gradient_are_marked_at_the_edge(self, made):
+        profile = made().profile(3, 6)
+        profile["rms"][2, [1, 4]] = 0.0
+        ax = plots.plot_norm_profile(profile)
+        marked = line(ax, "exactly zero at step 20: 2 layers")
+        np.testing.assert_array_equal(marked.get_ydata(), [1, 4])
+        assert np.isnan(line(ax, "step 20").get_xdata()[[1, 4]]).all()
+
+    @pytest.mark.parametrize(("slope", "words"), [(0.16, "shrinks by 0.16"), (-0.08, "grows by 0.080")])
+    def test_the_title_gives_slope_interval_and_total(self, made, slope, words):
+        profile = made().profile(3, 6)
+        fitted = {"slope": slope, "slope_low": slope - 0.01, "slope_high": slope + 0.01, "total_decades": 6 * slope}
+        profile = profile.assign({name: ("step", np.full(3, value)) for name, value in fitted.items()})
+        said = left_title(plots.plot_norm_profile(profile))
+        low, high = sorted((abs(slope) - 0.01, abs(slope) + 0.01))
+        assert said.startswith(f"Gradient {words} decades a layer towards the input at step 20")
+        assert f"90 % interval {low:.2g}" in said.replace("0.070", "0.07")
+        assert f"to {high:.2g}" in said.replace("0.090", "0.09")
+
+    def test_the_title_says_first_where_the_gradient_is_lost(self, made):
+        profile = made().profile(3, 6)
+        profile["vanished"][2] = 2
+        said = left_title(plots.plot_norm_profile(profile))
+        assert said.startswith("Gradient is exactly zero in 2 of 6 layers, elsewhere it shrinks by 0.")
+
+    def test_a_slope_that_was_not_fitted_is_not_claimed(self, made):
+        profile = made().profile(3, 4).assign(slope=("step", np.full(3, np.nan)))
+        assert left_title(plots.plot_norm_profile(profile)).endswith("no slope fitted")
+
+    def test_chosen_steps_are_drawn_and_others_refused(self, made):
+        ax = plots.plot_norm_profile(made().profile(5, 6), steps=[10])
+        assert [artist.get_label() for artist in ax.get_lines()] == ["step 10"]
+        with pytest.raises(InvalidArgumentError, match=r"steps=\[15\]: \[15\] not recorded; recorded: \[0, 10"):
+            plots.plot_norm_profile(made().profile(5, 6), steps=[15])
+
+
+class TestComparison:
+    def test_every_layer_has_one_mark_a_run_joined_by_a_line(self, made):
+        paired = made().paired(6)
+        figure = plots.plot_comparison(paired, measures=["gradient_zero_rate"])
+        (ax,) = figure.axes
+        for run, drawn in zip(("plain", "linked"), ax.get_lines(), strict=True):
+            np.testing.assert_array_equal(drawn.get_xdata(), paired["gradient_zero_rate"].sel(run=run).values)
+        joined = np.array([segment[:, 0] for segment in ax.collections[0].get_segments()])
+        values = paired["gradient_zero_rate"].values
+        np.testing.assert_array_equal(joined, np.column_stack([values.min(axis=0), values.max(axis=0)]))
+
+    def test_a_run_keeps_colour_and_marker_in_every_panel(self, made):
+        figure = plots.plot_comparison(made().paired(6), made().curves(9))
+        looks = [
+            [(artist.get_color(), artist.get_marker()) for artist in ax.get_lines()]
+            for band in figure.subfigs
+            for ax in band.axes
+        ]
+        assert len(looks) == 6
+        assert all(panel == looks[0] for panel in looks)
+
+    def test_curves_hold_what_was_logged_without_the_gaps(self, made):
+        curves = made().curves(9)
+        curves["loss"][0, 3] = np.nan
+        upper = plots.plot_comparison(made().paired(6), curves).subfigs[0]
+        drawn = upper.axes[0].get_lines()[0]
+        np.testing.assert_array_equal(drawn.get_xdata(), [0, 1, 2, 4, 5, 6, 7, 8])
+        assert left_title(upper.axes[0]).startswith("loss at the end: ")
+
+    def test_the_title_names_the_layer_in_which_runs_differ_most(self, made):
+        paired = made(fill=0.5).paired(6)
+        paired["gradient_zero_rate"][:, 3] = [0.25, 0.75]
+        figure = plots.plot_comparison(paired, measures=["gradient_zero_rate"])
+        assert left_title(figure.axes[0]) == "gradient zeros conv3: 25 % to 75 %"
+
+    def test_a_zero_on_a_logarithmic_axis_is_an_arrow_at_its_edge(self, made):
+        paired = made().paired(6)
+        paired["gradient_rms"][1, 4] = 0.0
+        ax = plots.plot_comparison(paired, measures=["gradient_rms"]).axes[0]
+        (arrow,) = [artist for artist in ax.get_lines() if artist.get_marker() == "<"]
+        assert (list(arrow.get_xdata()), list(arrow.get_ydata())) == ([0.0], [4])
+
+    def test_a_layer_that_one_run_lacks_still_has_the_other_runs_mark(self, made):
+        paired = made().paired(3)
+        paired["activation_sd"][0, 1] = np.nan
+        ax = plots.plot_comparison(paired, measures=["activation_sd"]).axes[0]
+        assert np.isnan(ax.get_lines()[0].get_xdata()[1])
+        assert np.isfinite(ax.get_lines()[1].get_xdata()[1])
+
+    def test_measures_nobody_recorded_are_left_out(self, made):
+        paired = made().paired(3)
+        paired["structural_rate"][:] = np.nan
+        drawn = [left_title(ax).split(" conv")[0] for ax in plots.plot_comparison(paired).axes]
+        assert drawn == ["gradient zeros", "gradient rms", "activation sd", "shift, sd"]
+
+    def test_an_unknown_measure_is_refused_by_name(self, made):
+        with pytest.raises(InvalidArgumentError, match="no momentum in the comparison; it has gradient_zero_rate"):
+            plots.plot_comparison(made().paired(3), measures=["momentum"])
+
+    def test_a_measure_of_the_users_own_is_drawn_too(self, made):
+        paired = made().paired(3).assign(entropy=(("run", "layer"), np.arange(6.0).reshape(2, 3)))
+        ax = plots.plot_comparison(paired, measures=["entropy"]).axes[0]
+        assert left_title(ax) == "entropy conv0: 0 to 3.0"
+
+
+def test_large_panels_are_drawn_as_images(made):
+    many = made().paired(style.VECTOR_MARKS)
+    ax = plots.plot_comparison(many, measures=["w1"]).axes[0]
+    assert all(artist.get_rasterized() for artist in ax.get_lines())
+
+
+def test_order_of_dimensions_does_not_matter(made, new_figure):
+    shift = made().shift(5, 4)
+    drawn = [cells(meshes(plots.plot_shift_map(d, ax=new_figure().subplots()))[0]) for d in (shift, shift.transpose())]
+    np.testing.assert_array_equal(*drawn)
+    assert isinstance(shift, xr.Dataset)

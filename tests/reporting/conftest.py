@@ -1,0 +1,118 @@
+"""Runs of a chain of convolutions and rectifiers, plain or linked, whose tensors are drawn instead of computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from covshift.schema import Layer
+
+EXAMPLES, UNITS, POSITIONS = 16, 4, 6
+
+Builder = Callable[..., xr.DataTree]
+
+
+def chain_layers(pairs: int, *, linked: bool, names: Sequence[str] | None) -> list[Layer]:
+    called = list(names or [name for pair in range(pairs) for name in (f"conv{pair}", f"act{pair}")])
+    layers = []
+    for pair in range(pairs):
+        producer, nonlinearity = called[2 * pair], called[2 * pair + 1]
+        layers.append(Layer(producer, "Conv2d", 2 * pair, 1, 0, UNITS))
+        kind = ("LinkedReLU", UNITS * 2, 2) if linked else ("ReLU", UNITS, 0)
+        layers.append(
+            Layer(
+                nonlinearity,
+                kind[0],
+                2 * pair + 1,
+                unit_axis=1,
+                example_axis=0,
+                unit_count=kind[1],
+                activation="relu",
+                linkage_members=kind[2],
+                preactivation_of=producer,
+                structural_measured=True,
+            )
+        )
+    return layers
+
+
+def chain_tensors(
+    layers: Sequence[Layer], rng: np.random.Generator, *, progress: float, dying: bool
+) -> dict[str, dict[str, np.ndarray]]:
+    """Tensors of one step; a dying chain loses units and gradient towards its input as ``progress`` goes to 1."""
+    tensors: dict[str, dict[str, np.ndarray]] = {}
+    pairs = len(layers) // 2
+    for pair in range(pairs):
+        producer, nonlinearity = layers[2 * pair], layers[2 * pair + 1]
+        shape = (EXAMPLES, UNITS, POSITIONS)
+        z = rng.normal(0.3 * progress, 1.0 + progress, shape).astype(np.float32)
+        lost = 0.15 * (pairs - 1 - pair) * progress if dying else 0.0
+        upstream = rng.normal(0.0, 10.0 ** (-3 - lost), shape).astype(np.float32)
+        if dying and progress > 0.4:
+            z[:, 0] = -np.abs(z[:, 0])
+        if dying and progress > 0.1 and pair < pairs // 3:
+            upstream[:] = 0.0
+        members = [np.maximum(z, 0), np.maximum(-z, 0)] if nonlinearity.linkage_members else [np.maximum(z, 0)]
+        live = z != 0 if nonlinearity.linkage_members else z > 0
+        above = np.concatenate([upstream] * len(members), axis=1)
+        tensors[producer.name] = {"activation": z, "activation_grad": np.where(live, upstream, np.float32(0.0))}
+        tensors[nonlinearity.name] = {"activation": np.concatenate(members, axis=1), "activation_grad": above}
+    return tensors
+
+
+def build_run(
+    build: Builder,
+    *,
+    pairs: int = 3,
+    steps: Sequence[int] = (0, 10, 20, 30, 40, 50),
+    linked: bool = False,
+    dying: bool = False,
+    names: Sequence[str] | None = None,
+    name: str = "run",
+    attrs: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> xr.DataTree:
+    """A recording of the chain at ``steps``, with an evaluation pass at the last one."""
+    rng = np.random.default_rng(seed)
+    layers = chain_layers(pairs, linked=linked, names=names)
+    last = max(steps, default=0)
+
+    def at(step: int) -> dict[str, dict[str, np.ndarray]]:
+        return chain_tensors(layers, rng, progress=step / max(last, 1), dying=dying)
+
+    flat = {layer.name: (lambda z: z == 0) if linked else (lambda z: z <= 0) for layer in layers[1::2]}
+    ratio = 1e-7 if dying else 1e-3
+    weights = {f"{layer.name}.weight": {"weight_norm": 1.0, "update_norm": ratio} for layer in layers[::2]}
+    recording = build(
+        {step: at(step) for step in steps},
+        layers=layers,
+        evaluation={last: at(last)} if len(steps) else None,
+        flat=flat,
+        parameters=dict.fromkeys(steps, weights) if len(steps) else None,
+        parameter_ndim=dict.fromkeys(weights, 4),
+        scalars={
+            step: {"wall_time": 1.7e9 + 0.1 * step, "loss": 2.3 if dying else 2.3 * float(np.exp(-step / 200))}
+            for step in range(last + 1)
+        },
+    )
+    recording.attrs |= {
+        "run_name": name,
+        "variant": "linked" if linked else "plain",
+        "seed": seed,
+        "torch_version": "2.13.0",
+        "device": "cpu",
+        "results": json.dumps({"test_accuracy": 0.0812 if dying else 0.9127, "test_examples": 397}),
+        **(attrs or {}),
+    }
+    return recording
+
+
+@pytest.fixture(scope="session")
+def make_run(make_recording: Builder) -> Builder:
+    """Builds a run; see :func:`build_run`."""
+    return lambda **options: build_run(make_recording, **options)

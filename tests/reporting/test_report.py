@@ -1,0 +1,481 @@
+"""The report says what the recordings say, in one file that needs nothing else, whatever the names are."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from covshift.diagnosis import diagnose
+from covshift.exceptions import InvalidArgumentError, RecordingDamaged
+from covshift.reporting import ReportExists, write_report
+
+VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
+"""Elements that have no end tag; those of SVG end themselves."""
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str | None]
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Element]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def find(self, tag: str, **attributes: str) -> list[Element]:
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        return [
+            e
+            for e in self.walk()
+            if e.tag == tag
+            and all(value in (e.attributes.get(name) or "").split(" ") for name, value in wanted.items())
+        ]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+class Page(HTMLParser):
+    """The page as a tree; it fails where a tag is not closed as it was opened."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(html)
+        self.close()
+        assert self.open == [self.root], f"not closed: {[element.tag for element in self.open[1:]]}"
+
+    def handle_starttag(self, tag, attrs):
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.open[-1].children.append(Element(tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert tag == self.open[-1].tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+
+@dataclass(frozen=True)
+class Report:
+    html: str
+    told: dict
+    page: Element
+
+
+def written(folder: Path, recordings, **options) -> Report:
+    path = write_report(recordings, folder / "report.html", json=folder / "report.json", **options)
+    html = path.read_text(encoding="utf-8")
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    return Report(html, told, Page(html).root)
+
+
+@pytest.fixture(scope="module")
+def runs(make_run):
+    return {
+        "plain": make_run(pairs=8, dying=True, name="plain"),
+        "linked": make_run(pairs=8, linked=True, name="linked", seed=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def single(runs, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("single"), runs["plain"])
+
+
+@pytest.fixture(scope="module")
+def several(runs, tmp_path_factory):
+    return written(tmp_path_factory.mktemp("several"), runs)
+
+
+@pytest.fixture(params=["single", "several"])
+def report(request):
+    return request.getfixturevalue(request.param)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    '#1d2429 url(#x) id="y"',
+    "{{ 7 * 7 }}",
+    "$x^",
+    "&amp;",
+]
+
+
+@pytest.fixture(scope="module")
+def hostile(make_run, tmp_path_factory):
+    attrs = {
+        "variant": "<b>bold</b>",
+        "results": json.dumps({"<i>accuracy": 0.5}),
+        "note": "</style><script>alert(3)</script>",
+    }
+    run = make_run(pairs=3, steps=(0, 10), names=HOSTILE, dying=True, name="<u>run</u>", attrs=attrs)
+    run["scalars"] = run["scalars"].to_dataset().rename(loss="<svg onload=alert(4)>loss")
+    other = make_run(pairs=3, steps=(0, 10), names=HOSTILE, name="'--><script>")
+    return written(tmp_path_factory.mktemp("hostile"), [run, other], title="<script>title</script>")
+
+
+def number_of(text: str, kind: str) -> tuple[float, float]:
+    """Value a printed number stands for, and how far from it the exact one may be."""
+    bound = text.startswith(("<", ">"))
+    plain = text.lstrip("<> ").replace(",", "")
+    if plain == "\N{EN DASH}":
+        return np.nan, 0.0
+    if kind == "duration":
+        units = {"s": 1.0, "min": 60.0, "h": 3600.0}
+        parts = re.findall(r"([\d.e-]+) (s|min|h)", plain)
+        return sum(float(size) * units[unit] for size, unit in parts), 60.0 if "h" in plain else 0.51
+    scale = 0.01 if plain.endswith("%") else 1.0
+    digits = plain.removesuffix(" %")
+    mantissa, _, power = digits.partition("e")
+    places = len(mantissa.partition(".")[2])
+    whole = len(mantissa.strip("-").replace(".", "").lstrip("0")) - places
+    slack = 0.51 * 10.0 ** (int(power or 0) - places)
+    if not places and whole > 2 and kind not in ("count", "step"):
+        slack *= 10.0 ** (whole - 2)
+    return float(digits) * scale, np.inf if bound else slack * scale
+
+
+def at(told, pointer: str):
+    for part in pointer.strip("/").split("/"):
+        told = told[int(part)] if isinstance(told, list) else told[part]
+    return told
+
+
+def test_every_number_on_the_page_is_the_one_at_its_path_in_the_json(report):
+    cells = [element for element in report.page.walk() if "data-key" in element.attributes]
+    assert len(cells) > 150
+    for cell in cells:
+        exact = at(report.told, cell.attributes["data-key"])
+        read, slack = number_of(cell.words, cell.attributes["data-kind"])
+        if exact is None:
+            assert np.isnan(read), cell
+        else:
+            assert abs(read - exact) <= slack, (cell.words, cell.attributes)
+
+
+def test_no_number_stands_in_a_table_without_a_path(report):
+    text_columns = {
+        "nonlinearity",
+        "layer",
+        "type",
+        "parameter",
+        "check",
+        "quantity",
+        "watch",
+        "bad",
+        "unit",
+        "source",
+        "",
+    }
+    for table in report.page.find("table", class_="numbers"):
+        heads = [cell.words for cell in table.find("thead")[0].find("th")]
+        for row in table.find("tbody")[0].find("tr"):
+            for head, cell in zip(heads, [c for c in row.children if c.tag in ("th", "td")], strict=True):
+                assert head in text_columns or "data-key" in cell.attributes, (head, cell.words)
+
+
+def test_the_page_needs_nothing_from_outside(report):
+    assert "http" not in re.sub(r"base64,[^\"]*", "", report.html)
+    assert not report.page.find("script")
+    assert not report.page.find("link")
+    for element in report.page.walk():
+        for name, value in element.attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert value.startswith(("#", "data:image/png;base64,")), (element.tag, name, value[:40])
+
+
+def test_references_within_the_page_lead_somewhere_and_identifiers_are_unique(report):
+    identifiers = [e.attributes["id"] for e in report.page.walk() if e.attributes.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    values = [v for e in report.page.walk() for v in e.attributes.values() if v and not v.startswith("data:")]
+    used = {r for v in values for r in re.findall(r"^#(.+)|url\(#([^)]+)\)", v) for r in r if r}
+    assert used <= set(identifiers)
+
+
+def test_every_colour_variable_has_a_value_on_light_and_dark_pages(report):
+    sheet = report.page.find("style")[0].text
+    used = set(re.findall(r"var\(--([\w-]+)\)", report.html))
+    light, dark = (set(re.findall(r"--([\w-]+):", block)) for block in re.findall(r":root \{([^}]*)\}", sheet)[:2])
+    assert used <= light == dark
+
+
+def test_the_sentence_and_the_verdict_come_first(single, runs):
+    diagnosis = diagnose(runs["plain"])
+    sentence = single.page.find("p", class_="sentence")[0]
+    assert sentence.words == diagnosis.sentence
+    assert single.html.index("sentence") < single.html.index("<figure")
+    assert single.told["runs"][0]["verdict"] == diagnosis.worst == "bad"
+
+
+def test_the_grid_shows_every_verdict_as_mark_and_word(single, runs):
+    grid = diagnose(runs["plain"]).grid()
+    (table,) = single.page.find("table", class_="grid")
+    rows = table.find("tbody")[0].find("tr")
+    assert [row.find("th")[0].words for row in rows] == grid["layer"].values.tolist()
+    for row, verdicts in zip(rows, grid.values.tolist(), strict=True):
+        for cell, verdict in zip(row.find("td"), verdicts, strict=True):
+            assert cell.words == (verdict or "does not apply")
+            marks = [use.attributes["href"] for use in cell.find("use")]
+            assert marks == ([f"#mark-{verdict.replace(' ', '-')}"] if verdict else [])
+
+
+def test_every_finding_that_is_not_ok_is_told_with_reason_and_advice(single, runs):
+    text = " ".join(single.page.text.split())
+    told = [finding for finding in diagnose(runs["plain"]).findings if finding.verdict != "ok"]
+    assert told
+    for finding in told:
+        assert " ".join(finding.reason.split()) in text
+        assert " ".join(finding.advice.split()) in text
+
+
+def test_worst_findings_come_first(single):
+    heads = [head.words.split()[0] for head in single.page.find("p", class_="finding-head")]
+    assert heads == sorted(heads, key=["bad", "watch", "not"].index)
+    assert heads[0] == "bad"
+
+
+def test_the_header_says_what_was_recorded(single):
+    facts = single.page.find("ul", class_="facts")[0].words
+    for fact in ("variant plain", "seed 0", "16 layers", "6 records, steps 0 to 50", "torch 2.13.0, cpu", "5.0 s from"):
+        assert fact in facts
+
+
+def test_several_runs_are_compared_before_each_is_told(several):
+    places = [several.html.index(mark) for mark in ('id="comparison"', 'side-by-side">', 'id="runs"', 'id="methods"')]
+    assert places == sorted(places)
+    rows = {
+        row.find("th")[0].words: [cell.words for cell in row.find("td")]
+        for row in several.page.find("table", class_="side-by-side")[0].find("tbody")[0].find("tr")
+    }
+    assert rows["test accuracy"] == ["8.1 %", "91.3 %"]
+    assert rows["test examples"] == ["397", "397"]
+    assert rows["loss, last logged"] == ["2.30", "1.79"]
+    assert rows["dead units"] == ["8", "0"]
+    assert rows["linked units with a silent member"] == ["\N{EN DASH}", "0"]
+    assert rows["layers with an all-zero gradient"][1] == "0"
+
+
+def test_each_run_keeps_its_mark_and_colour_throughout(several):
+    marks: dict[str, set] = {}
+    for name in several.page.find("span", class_="run-name"):
+        look = (name.find("use")[0].attributes["href"], name.find("svg")[0].attributes["style"])
+        marks.setdefault(name.words, set()).add(look)
+    assert set(marks) == {"plain", "linked"}
+    assert all(len(looks) == 1 for looks in marks.values())
+    assert marks["plain"] != marks["linked"]
+
+
+def test_differences_between_single_runs_are_called_an_illustration(several):
+    assert "Differences between single runs are an illustration" in several.page.text
+
+
+def test_headings_descend_without_gaps(report):
+    levels = [int(e.tag[1]) for e in report.page.walk() if re.fullmatch(r"h\d", e.tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_figure_says_in_words_what_it_shows(report):
+    figures = report.page.find("figure")
+    assert len(figures) >= 6
+    for figure in figures:
+        (canvas,) = [svg for svg in figure.find("svg") if svg.attributes.get("role") == "img"]
+        caption = figure.find("figcaption")[0].words
+        assert len(caption) > 40
+        assert caption in " ".join(canvas.attributes["aria-label"].split())
+
+
+def test_methods_print_every_threshold_with_its_source(report):
+    text = " ".join(report.page.find("section", id="methods")[0].text.split())
+    for threshold in report.told["methods"]["thresholds"]:
+        assert " ".join(threshold["quantity"].split()) in text
+        assert " ".join(threshold["source"].split()) in text
+
+
+def test_hostile_names_are_shown_and_never_obeyed(hostile):
+    assert not hostile.page.find("script")
+    assert not hostile.page.find("img")
+    assert not any(name.startswith("on") for e in hostile.page.walk() for name in e.attributes)
+    (style,) = hostile.page.find("style")
+    assert "alert" not in style.text
+    text = hostile.page.text
+    for name in [
+        *HOSTILE,
+        "<u>run</u>",
+        "'--><script>",
+        "<b>bold</b>",
+        "<i>accuracy",
+        "</style><script>alert(3)</script>",
+    ]:
+        assert name in text
+    assert "49" not in {cell.words for cell in hostile.page.find("th")}
+
+
+def test_hostile_names_stand_unchanged_in_the_figures(hostile):
+    drawn = {text.words for text in hostile.page.find("text")}
+    assert {name for name in HOSTILE if len(name) <= 24} <= drawn
+
+
+def test_the_json_twin_is_versioned_and_holds_the_findings(several, runs):
+    assert several.told["format"] == "covshift-report"
+    assert several.told["version"] == 1
+    for run, (name, recording) in zip(several.told["runs"], runs.items(), strict=True):
+        assert run["name"] == name
+        assert run["findings"] == diagnose(recording).to_dict()["findings"]
+
+
+def test_numbers_by_layer_are_those_of_the_analysis(several, runs):
+    from covshift.analysis import comparison, gradient_health
+
+    paired = comparison.paired_layers(runs)
+    for run in several.told["runs"]:
+        for row in run["layers"]:
+            for measure in paired.data_vars:
+                exact = float(paired[measure].sel(run=run["name"], layer=row["layer"]))
+                assert row[measure] == (None if np.isnan(exact) else exact)
+    profile = gradient_health.norm_profile(runs["linked"])
+    assert several.told["runs"][1]["depth"]["slope"] == float(profile["slope"][-1])
+
+
+def test_the_same_recordings_give_the_same_bytes(make_run, tmp_path):
+    run = make_run(pairs=1, steps=(0, 10))
+    first, second = (write_report(run, tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_given_diagnoses_are_used(make_run, tmp_path):
+    run = make_run(pairs=1, steps=(0, 10), name="a")
+    other = diagnose(make_run(pairs=1, steps=(0, 10), dying=True))
+    told = written(tmp_path, run, diagnoses={"a": other}).told
+    assert told["runs"][0]["sentence"] == other.sentence
+
+
+def test_a_recording_without_records_gets_a_page_that_says_so(make_run, tmp_path):
+    report = written(tmp_path, make_run(steps=(), name="empty"))
+    assert "Nothing was recorded: the recording holds 0 records of 6 layers" in report.page.text
+    assert report.told["runs"][0]["verdict"] == "not measured"
+
+
+def test_an_empty_run_stands_beside_a_recorded_one(make_run, tmp_path):
+    report = written(tmp_path, {"empty": make_run(steps=()), "full": make_run(pairs=1, steps=(0, 10))})
+    assert [run["recorded"] for run in report.told["runs"]] == [False, True]
+    assert report.told["comparison"] is None
+    assert "Nothing was recorded" in report.page.text
+
+
+@pytest.mark.parametrize("group", ["histograms", "units", "parameters", "scalars", "evaluation"])
+def test_a_recording_without_one_group_still_has_a_report(make_run, tmp_path, group):
+    run = make_run(pairs=1, steps=(0, 10))
+    without = xr.DataTree.from_dict({path: run[path].to_dataset() for path in run.groups if f"/{group}" not in path})
+    without.attrs = run.attrs
+    report = written(tmp_path, without)
+    assert ("not measured" in report.page.text) or group in ("scalars", "evaluation")
+
+
+def test_many_layers_fold_away_those_that_nothing_was_found_in(make_run, tmp_path):
+    report = written(tmp_path, make_run(pairs=32, steps=(0, 10)))
+    assert len(report.html) < 1_000_000
+    folded = report.page.find("details", class_="quiet")
+    shown = report.page.find("table", class_="grid")
+    assert len(folded) == 1
+    rows = sum(len(table.find("tbody")[0].find("tr")) for table in shown)
+    assert rows == len(report.told["runs"][0]["grid"]["layer"])
+    quiet = folded[0].find("table")[0].find("tbody")[0].find("tr")
+    assert not any(word in row.words for row in quiet for word in (" bad", " watch"))
+
+
+def test_runs_are_named_by_their_attribute_and_told_apart(make_run, tmp_path):
+    told = written(tmp_path, [make_run(steps=(), name=name) for name in ("a", "a", "")]).told
+    assert [run["name"] for run in told["runs"]] == ["a", "a (2)", "run 3"]
+
+
+class TestRefusals:
+    def test_nothing_is_overwritten_unasked(self, make_run, tmp_path):
+        path = tmp_path / "report.html"
+        path.write_text("mine")
+        with pytest.raises(ReportExists, match=r"report.html' exists: .* overwrite=True"):
+            write_report(make_run(steps=(0,)), path)
+        assert path.read_text() == "mine"
+
+    def test_an_existing_json_twin_stops_the_page_too(self, make_run, tmp_path):
+        (tmp_path / "twin.json").write_text("mine")
+        with pytest.raises(ReportExists, match="twin.json"):
+            write_report(make_run(steps=(0,)), tmp_path / "report.html", json=tmp_path / "twin.json")
+        assert [path.name for path in tmp_path.iterdir()] == ["twin.json"]
+
+    def test_overwriting_replaces(self, make_run, tmp_path):
+        path = tmp_path / "report.html"
+        path.write_text("old")
+        write_report(make_run(steps=()), path, overwrite=True)
+        assert path.read_text().startswith("<!doctype html>")
+        assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+    @pytest.mark.parametrize("given", [[], {}])
+    def test_no_recording_is_refused(self, tmp_path, given):
+        with pytest.raises(InvalidArgumentError, match="recordings: none given"):
+            write_report(given, tmp_path / "report.html")
+
+    @pytest.mark.parametrize("given", ["runs/a.zarr", Path("a.zarr"), 3])
+    def test_a_path_is_no_recording(self, tmp_path, given):
+        with pytest.raises(InvalidArgumentError, match=r"expected the DataTree of covshift\.open"):
+            write_report(given, tmp_path / "report.html")
+
+    def test_something_else_in_the_list_is_named(self, make_run, tmp_path):
+        with pytest.raises(InvalidArgumentError, match="run 'run 2' is a Dataset"):
+            write_report([make_run(steps=()), xr.Dataset()], tmp_path / "report.html")
+
+    def test_a_damaged_recording_is_named_and_nothing_is_written(self, make_run, tmp_path):
+        whole = make_run(steps=(0,))
+        damaged = xr.DataTree.from_dict({"layers": whole["layers"].to_dataset().drop_vars("count")})
+        damaged.attrs = whole.attrs
+        with pytest.raises(RecordingDamaged, match="run 'bad': .*no variable 'count'"):
+            write_report({"good": whole, "bad": damaged}, tmp_path / "report.html")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_diagnosis_of_an_unknown_run_is_refused(self, make_run, tmp_path):
+        run = make_run(pairs=1, steps=(0, 10), name="a")
+        with pytest.raises(InvalidArgumentError, match="no run called b; runs: a"):
+            write_report(run, tmp_path / "report.html", diagnoses={"b": diagnose(run)})
+
+    def test_a_missing_folder_is_named(self, make_run, tmp_path):
+        with pytest.raises(InvalidArgumentError, match="the folder '.*nowhere' does not exist"):
+            write_report(make_run(steps=()), tmp_path / "nowhere" / "report.html")
+
+    def test_page_and_twin_cannot_share_a_file(self, make_run, tmp_path):
+        with pytest.raises(InvalidArgumentError, match="expected another file"):
+            write_report(make_run(steps=()), tmp_path / "report.html", json=tmp_path / "report.html")
+
+
+def test_reporting_touches_neither_pyplot_nor_torch():
+    code = (
+        "import sys, covshift.reporting as r\n"
+        "sys.exit(bool({'torch', 'matplotlib.pyplot', 'seaborn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
