@@ -35,14 +35,14 @@ def test_the_python_of_the_readme_runs_in_order(tmp_path):
 
 
 def test_every_make_target_of_the_readme_exists():
-    targets = re.findall(r"^make ([a-z -]+?)(?: +#.*)?$", "\n".join(blocks("")), flags=re.MULTILINE)
+    targets = re.findall(r"^make ([a-z -]+?)(?: +#.*)?$", "\n".join(blocks("sh")), flags=re.MULTILINE)
     assert targets
     for target in targets:
         assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE), target
 
 
 def test_every_covshift_command_of_the_readme_parses():
-    lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("covshift ")]
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("covshift ")]
     assert lines
     command = get_command(app)
     for line in lines:
