@@ -6,7 +6,6 @@ parameters stand in lists, never in keys: their names are data and may hold anyt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +20,7 @@ from covshift.exceptions import SignalNotRecorded
 from covshift.reporting import sections
 from covshift.reporting.results import Results
 from covshift.reporting.sections import number
-from covshift.reporting.side_by_side import comparison_content, result_kind
+from covshift.reporting.side_by_side import comparison_content
 
 FORMAT_VERSION = 1
 VERDICTS = ("bad", "watch", "ok", "not measured")
@@ -29,7 +28,7 @@ VERDICTS = ("bad", "watch", "ok", "not measured")
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
 
-NOT_PROVENANCE = ("covshift_commit", "Conventions", "results")
+NOT_PROVENANCE = ("covshift_commit", "Conventions")
 
 
 def report_content(title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -73,7 +72,6 @@ def run_content(result: Results) -> dict[str, Any]:
         "findings": findings,
         "groups": _groups(findings),
         "grid": {name: grid[name].values.tolist() for name in ("check", "layer")} | {"verdict": grid.values.tolist()},
-        "results": _results(result.recording),
         "logged": _logged(result.recording),
         "layers": sections.layers(result),
         "shift": sections.shift(result),
@@ -99,7 +97,6 @@ def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
         "verdict": "not measured",
         "sentence": sentence,
         "facts": _facts(recording),
-        "results": _results(recording),
         "logged": _logged(recording),
         "provenance": _provenance(recording),
     }
@@ -160,23 +157,6 @@ def _groups(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"check": check, "verdict": verdict, "count": len(found), "lead": found[0], "others": found[1:]}
         for (verdict, check), found in ordered
-    ]
-
-
-def _results(recording: xr.DataTree) -> list[dict[str, Any]]:
-    """Numbers that whoever recorded the run attached to it: the attribute ``results``, JSON text or a mapping."""
-    given = recording.attrs.get("results", {})
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            return []
-    if not isinstance(given, Mapping):
-        return []
-    return [
-        {"name": str(name), "kind": result_kind(str(name), [value]), "value": number(value)}
-        for name, value in given.items()
-        if isinstance(value, int | float)
     ]
 
 

@@ -23,7 +23,7 @@ def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
     dict
         ``runs`` and ``rows``. A value is None where a run has none; a row without any value is left out.
     """
-    found = [*_results(runs), *_logged(runs), *_verdicts(runs), *_units(runs), *_gradients(runs)]
+    found = [*_logged(runs), *_verdicts(runs), *_units(runs), *_gradients(runs)]
     found.append(("wall time", "duration", [run["facts"]["wall_seconds"] for run in runs]))
     return {
         "runs": [run["name"] for run in runs],
@@ -39,34 +39,18 @@ def _by_name(run: Run, section: str, value: str) -> dict[str, Any]:
     return {entry["name"]: entry[value] for entry in run[section]}
 
 
-def _results(runs: Sequence[Run]) -> Iterator[Row]:
-    tables = [_by_name(run, "results", "value") for run in runs]
-    for name in dict.fromkeys(name for table in tables for name in table):
-        values = [table.get(name) for table in tables]
-        yield name.replace("_", " "), result_kind(name, values), values
-
-
-def result_kind(name: str, values: Sequence[Any]) -> str:
-    """How to print a number somebody attached to a run: an accuracy in per cent, whole numbers whole.
-
-    Examples
-    --------
-    >>> result_kind("test_accuracy", [0.91, None]), result_kind("test_examples", [397]), result_kind("loss", [0.5])
-    ('accuracy', 'count', 'amount3')
-    """
+def _kind(name: str, values: Sequence[Any]) -> str:
+    """How to print a logged number: an accuracy in per cent, others to three digits."""
     known = [value for value in values if value is not None]
-    if "accuracy" in name and all(0 <= value <= 1 for value in known):
-        return "accuracy"
-    return "count" if known and all(isinstance(value, int) for value in known) else "amount3"
+    return "accuracy" if "accuracy" in name and all(0 <= value <= 1 for value in known) else "amount3"
 
 
 def _logged(runs: Sequence[Run]) -> Iterator[Row]:
     tables = [_by_name(run, "logged", "last") for run in runs]
-    attached = {entry["name"] for run in runs for entry in run["results"]}
-    names = {name for table in tables for name in table} - attached
+    names = {name for table in tables for name in table}
     for name in sorted(names, key=_importance):
         values = [table.get(name) for table in tables]
-        yield f"{name.replace('_', ' ')}, last logged", result_kind(name, values), values
+        yield f"{name.replace('_', ' ')}, last logged", _kind(name, values), values
 
 
 def _importance(name: str) -> tuple[int, str]:
