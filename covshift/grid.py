@@ -109,7 +109,8 @@ class Grid:
         Parameters
         ----------
         values : array_like of float
-            Any shape. float64 is binned from its own bits; narrower floats are exact in float32.
+            float16, float32 or float64, any shape. float64 is binned from its own bits; the others are exact in
+            float32.
 
         Returns
         -------
@@ -119,15 +120,16 @@ class Grid:
         Raises
         ------
         InvalidArgumentError
-            If the values are not floating point.
+            If the values have another dtype.
         """
         array = np.asarray(values)
-        if not np.issubdtype(array.dtype, np.floating):
+        if array.dtype not in (np.float16, np.float32, np.float64):
             raise InvalidArgumentError(f"values have dtype {array.dtype}: expected float16, float32 or float64")
         layout = FLOAT64 if array.dtype == np.float64 else FLOAT32
-        array = np.ascontiguousarray(array, dtype=np.float64 if layout is FLOAT64 else np.float32)
-        magnitude = (array.view(layout.bits) & layout.magnitude_mask).astype(np.int64).reshape(array.shape)
-        return np.where(np.signbit(array), self._mirrored(magnitude, layout), self._from_magnitude(magnitude, layout))
+        exact = np.ascontiguousarray(array, dtype=np.float64 if layout is FLOAT64 else np.float32)
+        bits = exact.view(layout.bits).reshape(array.shape)
+        magnitude = (bits & layout.magnitude_mask).astype(np.int64)
+        return np.where(bits < 0, self._mirrored(magnitude, layout), self._from_magnitude(magnitude, layout))
 
     def _from_magnitude(self, magnitude: IntArray, layout: FloatFormat) -> IntArray:
         first = (self.min_exponent + layout.exponent_bias) << self.mantissa_bits

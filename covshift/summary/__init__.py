@@ -6,12 +6,11 @@ import torch
 
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import VALUES, Grid
+from covshift.summary.cpu import FORMS, prepare, summarize_by_kernel
 from covshift.summary.device import summarize_by_torch
 from covshift.summary.summary import Histogram, Moments, Summary, UnitSummary
 
-__all__ = ["Histogram", "Moments", "Summary", "UnitSummary", "summarize"]
-
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+__all__ = ["Histogram", "Moments", "Summary", "UnitSummary", "prepare", "summarize"]
 
 
 def summarize(
@@ -28,7 +27,8 @@ def summarize(
     Parameters
     ----------
     tensor : Tensor
-        Any shape; float32, float64, bfloat16 or float16; any strides; CPU or accelerator. It is only read.
+        Any shape; float32, float64, bfloat16 or float16; any strides; CPU or accelerator. It is only read: on the
+        CPU in one pass over its memory by fused kernels, elsewhere by torch operations.
     unit_axis : int or None
         Axis that counts units; None or an absent axis leaves ``Summary.units`` out.
     example_axis : int or None, default 0
@@ -45,29 +45,43 @@ def summarize(
     Returns
     -------
     Summary
-        An empty tensor gives ``Summary()``.
+        An empty tensor gives ``Summary()``. Kinds and bins of elements go by their bits, moments and extremes by
+        arithmetic: where the machine is told to flush subnormals to zero, these are zero to the latter only.
 
     Raises
     ------
     InvalidArgumentError
-        If the tensor is no strided floating-point tensor, or an axis is out of range.
+        If the tensor is no strided floating-point tensor with values, an axis is out of range, or one axis is to
+        count both units and examples.
     """
     _check(tensor, unit_axis, example_axis, groups)
     if tensor.ndim == 0:
         unit_axis = example_axis = None
+    summary = summarize_by_kernel(
+        tensor, unit_axis=unit_axis, example_axis=example_axis, grid=grid, groups=groups, units=units
+    )
+    if summary is not None:
+        return summary
     return summarize_by_torch(
         tensor, unit_axis=unit_axis, example_axis=example_axis, grid=grid, groups=groups, units=units
     )
 
 
 def _check(tensor: torch.Tensor, unit_axis: int | None, example_axis: int | None, groups: int) -> None:
-    if tensor.layout != torch.strided or tensor.dtype not in FLOATING:
+    kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else tensor.layout
+    if kind != torch.strided or tensor.dtype not in FORMS:
         raise InvalidArgumentError(
-            f"tensor: {tensor.layout}, {tensor.dtype}: expected a strided tensor of float32, float64, bfloat16 "
-            "or float16; convert it first"
+            f"tensor: {kind}, {tensor.dtype}: expected a strided tensor of float32, float64, bfloat16 or float16, "
+            "with values; convert it first"
         )
+    ndim = tensor.ndim
     for name, axis in (("unit_axis", unit_axis), ("example_axis", example_axis)):
-        if axis is not None and tensor.ndim and not -tensor.ndim <= axis < tensor.ndim:
-            raise InvalidArgumentError(f"{name}={axis}: the tensor has {tensor.ndim} axes; expected an axis or None")
+        if axis is not None and ndim and not -ndim <= axis < ndim:
+            raise InvalidArgumentError(f"{name}={axis}: the tensor has {ndim} axes; expected an axis or None")
+    if ndim and unit_axis is not None and example_axis is not None and (unit_axis - example_axis) % ndim == 0:
+        raise InvalidArgumentError(
+            f"unit_axis={unit_axis} and example_axis={example_axis} are the same axis: an entry is a unit or an "
+            "example; give None for the other"
+        )
     if groups < 1:
         raise InvalidArgumentError(f"groups={groups}: expected at least 1")

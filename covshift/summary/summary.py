@@ -26,6 +26,13 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 
+def example_count(shape: tuple[int, ...], example_axis: int | None) -> int:
+    """Length of the example axis, 0 where it is unknown; a tensor without axes is one example."""
+    if not shape:
+        return 1
+    return 0 if example_axis is None else shape[example_axis]
+
+
 @dataclass(frozen=True)
 class Moments:
     """Count, mean and centred power sums of every finite value seen.
@@ -65,8 +72,8 @@ class Moments:
             + 3.0 * delta * (share_a * other.m2 - share_b * self.m2),
             self.m4
             + other.m4
-            + cross * delta**2 * (share_a**2 - share_a * share_b + share_b**2)
-            + 6.0 * delta**2 * (share_a**2 * other.m2 + share_b**2 * self.m2)
+            + cross * delta * delta * (share_a**2 - share_a * share_b + share_b**2)
+            + 6.0 * delta * delta * (share_a**2 * other.m2 + share_b**2 * self.m2)
             + 4.0 * delta * (share_a * other.m3 - share_b * self.m3),
         )
 
@@ -76,8 +83,9 @@ class UnitSummary:
     """Counts and moments of each unit (channel, feature): arrays of shape ``(units,)``.
 
     ``count``, ``zero_count``, ``positive_count`` count elements, non-finite ones included in ``count``;
-    ``active_examples`` counts examples in which any element of the unit is not zero (NaN is not zero); ``finite_count``,
-    ``mean``, ``m2``, ``min``, ``max`` concern finite elements; ``min > max`` (inf, -inf) where there is none.
+    ``active_examples`` counts examples in which any element of the unit is not zero (NaN is not zero);
+    ``finite_count``, ``mean``, ``m2``, ``min``, ``max`` concern finite elements; ``min > max`` (inf, -inf) where there
+    is none.
     """
 
     count: Counts
