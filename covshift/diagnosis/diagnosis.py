@@ -22,7 +22,7 @@ from covshift.diagnosis.unit_rules import dead_share
 from covshift.exceptions import SignalNotRecorded
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
     from rich.table import Table
 
 __all__ = ["WHOLE_RUN", "Diagnosis", "Finding", "diagnose"]

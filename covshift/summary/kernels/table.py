@@ -19,11 +19,16 @@ LANES = 8  # rows added at once, in registers
 
 
 class Strip(NamedTuple):
-    """Statistics of the columns of one table; ``first`` and ``second`` are powers about ``total`` made their mean."""
+    """Statistics of the columns of one table.
+
+    ``total`` is their sum and becomes their mean, about which ``first`` to ``fourth`` are sums of powers.
+    """
 
     total: Array
     first: Array
     second: Array
+    third: Array
+    fourth: Array
     low: Array
     high: Array
     positive: Array
@@ -46,7 +51,8 @@ def new_strip(width: int, bits: Array) -> Strip:
     """Room for the columns of one table."""
     low, high = np.zeros(width, bits.dtype), np.zeros(width, bits.dtype)
     positive, zero = np.zeros(width, bits.dtype), np.zeros(width, bits.dtype)
-    return Strip(np.zeros(width), np.zeros(width), np.zeros(width), low, high, positive, zero)
+    total, first, second = np.zeros(width), np.zeros(width), np.zeros(width)
+    return Strip(total, first, second, np.zeros(width), np.zeros(width), low, high, positive, zero)
 
 
 @exact
@@ -54,7 +60,7 @@ def clear(strip: Strip, width: int, top: Any) -> None:
     """Begin a table."""
     cast = strip.low.dtype.type
     for j in range(width):
-        strip.total[j], strip.first[j], strip.second[j] = 0.0, 0.0, 0.0
+        strip.total[j], strip.first[j], strip.second[j], strip.third[j], strip.fourth[j] = 0.0, 0.0, 0.0, 0.0, 0.0
         strip.positive[j], strip.zero[j] = cast(0), cast(0)
         strip.low[j], strip.high[j] = top, cast(-top - 1)
 
@@ -85,23 +91,35 @@ def tally_rows(strip: Strip, block: Block, start: int, lanes: int, width: int, l
 
 
 @reordered
-def power_rows(strip: Strip, values: Array, start: int, lanes: int, width: int, mean: float) -> tuple[float, ...]:
-    """Add ``lanes`` rows to the columns' deviations from their means; returns sums of powers about ``mean``."""
+def power_rows(strip: Strip, values: Array, start: int, lanes: int, width: int) -> None:
+    """Add ``lanes`` rows to the columns' sums of powers of deviations from their means."""
+    for j in range(width):
+        mean, first, second = strip.total[j], strip.first[j], strip.second[j]
+        third, fourth = strip.third[j], strip.fourth[j]
+        for lane in range(lanes):
+            deviation = difference(np.float64(values[np.uint64(start + lane * width + j)]), mean)
+            square = deviation * deviation
+            first += deviation
+            second += square
+            third += square * deviation
+            fourth += square * square
+        strip.first[j], strip.second[j], strip.third[j], strip.fourth[j] = first, second, third, fourth
+
+
+@reordered
+def powers_of(strip: Strip, width: int, rows: int, partial: int, mean: float) -> tuple[float, float, float, float]:
+    """Sums of powers of all deviations from ``mean``, moved there from the means of the columns."""
     s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
     for j in range(width):
-        center, first, second = strip.total[j], strip.first[j], strip.second[j]
-        for lane in range(lanes):
-            value = np.float64(values[np.uint64(start + lane * width + j)])
-            deviation = difference(value, center)
-            first += deviation
-            second += deviation * deviation
-            deviation = difference(value, mean)
-            square = deviation * deviation
-            s1 += deviation
-            s2 += square
-            s3 += square * deviation
-            s4 += square * square
-        strip.first[j], strip.second[j] = first, second
+        count = np.float64(rows + (j < partial))
+        first, second, third = strip.first[j], strip.second[j], strip.third[j]
+        shift = difference(strip.total[j], mean)
+        square = shift * shift
+        s1 += first + count * shift
+        s2 += second + 2.0 * shift * first + count * square
+        s3 += third + 3.0 * shift * second + 3.0 * square * first + count * square * shift
+        s4 += strip.fourth[j] + 4.0 * shift * third + 6.0 * square * second + 4.0 * square * shift * first
+        s4 += count * square * square
     return s1, s2, s3, s4
 
 
@@ -125,7 +143,7 @@ def merge_columns(columns: Columns, at: int, strip: Strip, width: int, rows: int
     for j in range(width):
         k = np.uint64(at + j)
         kept = np.float64(rows + (j < partial))
-        rest = strip.first[j] / kept
+        rest = strip.first[j] * (longer if j < partial else shorter)
         merge_unit(columns, k, kept, strip.total[j], rest, strip.second[j] - rest * strip.first[j])
         columns.low[k], columns.high[k] = min(columns.low[k], strip.low[j]), max(columns.high[k], strip.high[j])
         columns.positive[k] += strip.positive[j]
@@ -154,15 +172,12 @@ def add_table(
     if not all_finite(tallied.low, tallied.high, limits):
         return False
     for j in range(filled):
-        strip.total[j] /= rows + (j < partial)
-    mean = tallied.total / count
-    s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
+        strip.total[j] *= shorter if j >= partial else longer
     for row in range(0, laned, LANES):
-        d1, d2, d3, d4 = power_rows(strip, block.values, row * width, LANES, width, mean)
-        s1, s2, s3, s4 = s1 + d1, s2 + d2, s3 + d3, s4 + d4
+        power_rows(strip, block.values, row * width, LANES, width)
     for row in range(laned, rows + 1):
-        d1, d2, d3, d4 = power_rows(strip, block.values, row * width, 1, width if row < rows else partial, mean)
-        s1, s2, s3, s4 = s1 + d1, s2 + d2, s3 + d3, s4 + d4
-    add_finite(whole, count, tallied, mean, (s1, s2, s3, s4))
+        power_rows(strip, block.values, row * width, 1, width if row < rows else partial)
+    mean = tallied.total / count
+    add_finite(whole, count, tallied, mean, powers_of(strip, filled, rows, partial, mean))
     merge_columns(columns, at, strip, filled, rows, partial)
     return True
