@@ -23,7 +23,7 @@ class RecordingError(CovshiftError):
 
 
 class RecordingExists(RecordingError, FileExistsError):  # noqa: N818 - a name fixed by the public contract
-    """A recording already stands at the path; ``overwrite=True`` or ``resume=True`` says what to do."""
+    """A recording already stands at the path; ``overwrite=True`` replaces it."""
 
 
 class RecordingDamaged(RecordingError, ValueError):  # noqa: N818 - reads like its sibling RecordingExists

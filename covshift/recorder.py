@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +24,7 @@ import xarray as xr
 from torch import nn
 
 from covshift import schema
-from covshift.exceptions import CovshiftError, InvalidArgumentError, UnsupportedModelError
+from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingError, UnsupportedModelError
 from covshift.instrument import schedule as schedules
 from covshift.instrument import sites
 from covshift.instrument.block import Block
@@ -62,7 +63,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        writer: Writer,
+        make_writer: Callable[[], Writer],
         *,
         every: Schedule,
         histograms_every: Schedule,
@@ -70,7 +71,6 @@ class Recorder:
         settings: Settings,
         updates: str,
     ) -> None:
-        self._writer = writer
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._observer = Observer(model, settings, self._incidents, self._open_block)
@@ -80,6 +80,7 @@ class Recorder:
         self._clock = StepClock(model, before=self._before_update, after=self._after_update)
         self._records = 0
         self._declared = 0
+        self._parameters_declared = False
         self._block: Block | None = None
         self._evaluation: Block | None = None
         self._last_evaluation = -1
@@ -89,12 +90,13 @@ class Recorder:
         self._open_scalars = _Scalars(0)
         self._closed_scalars: _Scalars | None = None
         self.step_count = 0
-        self.path = writer.path
+        # Last, so that a refused argument leaves whatever stands at the path as it was.
+        self._writer = make_writer()
+        self.path = self._writer.path
 
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
-        self._writer.declare_parameters(self._meter.parameters)
         if self._opaque:
             self._incidents.warn_once(
                 "compiled",
@@ -115,15 +117,22 @@ class Recorder:
         self._active = False
         for block in (self._block, self._evaluation):
             if block is not None:
-                block.closed = True
+                block.close()
         self._block = self._evaluation = None
         self._write_scalars()
         if self._open_scalars.values:
             self._closed_scalars = self._open_scalars
             self._write_scalars()
-        self._writer.close()
+        self._close_writer()
         if kind is None and self._records and not self._opaque and not self._incidents.any_failed:
             self._name_never_called()
+
+    def _close_writer(self) -> None:
+        """Write what waits. A full disk must not cost the user the trained model, nor hide their own exception."""
+        try:
+            self._writer.close()
+        except RecordingError as error:
+            self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")
 
     def _name_never_called(self) -> None:
         if self._observer.never_called:
@@ -158,18 +167,9 @@ class Recorder:
         Raises
         ------
         InvalidArgumentError
-            If a value is no number and no tensor of one element, or a name cannot name an array.
+            If a value is no real number and no tensor of one, or a name cannot name an array.
         """
-        for name, value in values.items():
-            if not name or "/" in name or name in ("step", "wall_time"):
-                raise InvalidArgumentError(f"log({name!r}): expected a name without '/', other than step and wall_time")
-            if isinstance(value, torch.Tensor) and value.numel() == 1:
-                # A copy, read when the row is written: no synchronisation now, no graph kept.
-                values[name] = value.detach().clone()
-            elif not isinstance(value, int | float | np.number) or isinstance(value, bool):
-                raise InvalidArgumentError(
-                    f"log({name}={value!r}): expected a number or a tensor of one element; reduce it first"
-                )
+        values = {name: _loggable(name, value) for name, value in values.items()}
         (self._closed_scalars or self._open_scalars).values.update(values)
 
     def step(self) -> None:
@@ -210,7 +210,7 @@ class Recorder:
             yield
         finally:
             self._evaluation = None
-            block.closed = True
+            block.close()
         if block.passes:
             self._last_evaluation = self.step_count
             self._write(block, {})
@@ -275,7 +275,7 @@ class Recorder:
         self._closed_scalars.wall_time = time.time()
         self._closed_scalars.recorded = block is not None
         if block is not None:
-            block.closed = True
+            block.close()
             self._records += 1
             self._write(block, parameters)
         self.step_count += 1
@@ -288,6 +288,10 @@ class Recorder:
             self._declared = len(layers)
             rows = block.rows(layers)
             if parameters:
+                if not self._parameters_declared:
+                    # Not before: the parameters of lazy modules have no size until the first forward pass.
+                    self._writer.declare_parameters(self._meter.parameters)
+                    self._parameters_declared = True
                 rows.append(schema.Row("parameters", block.step, parameters))
             self._writer.append(rows)
 
@@ -381,6 +385,8 @@ def record(
             f"model: {type(model).__name__} cannot be observed; expected an eager torch.nn.Module (record the model "
             "before scripting it)"
         )
+    if isinstance(example_axis, bool) or not isinstance(example_axis, int):
+        raise InvalidArgumentError(f"example_axis={example_axis!r}: expected the number of an axis")
     settings = Settings(layers, _known_signals(signals), dict(unit_axis or {}), example_axis)
     cadences = {
         key: schedules.as_schedule(value, name=key)
@@ -388,8 +394,34 @@ def record(
     }
     provenance = _provenance(model) | {key: str(cadence) for key, cadence in cadences.items()}
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
-    writer = Writer(path, attrs=provenance, overwrite=overwrite)
-    return Recorder(model, writer, settings=settings, updates=updates, **cadences)
+
+    def make_writer() -> Writer:
+        return Writer(path, attrs=provenance, overwrite=overwrite)
+
+    return Recorder(model, make_writer, settings=settings, updates=updates, **cadences)
+
+
+_NAME = re.compile(r"[A-Za-z][\w.+ -]*", re.ASCII)
+
+
+def _loggable(name: str, value: Any) -> float | torch.Tensor:
+    """``value`` as it is kept until its row is written."""
+    if not _NAME.fullmatch(name) or name in ("step", "wall_time", "zarr.json"):
+        raise InvalidArgumentError(
+            f"log({name!r}): expected a name of letters, digits, '_', '.', '+', '-' and blanks that begins with a "
+            "letter, other than step and wall_time"
+        )
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
+        # A copy, read when the row is written: no synchronisation now, no graph kept.
+        return value.detach().clone()
+    try:
+        if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError as error:
+        raise InvalidArgumentError(f"log({name}=...): {error}; expected a number that float64 can hold") from error
+    raise InvalidArgumentError(
+        f"log({name}={value!r}): expected a real number or a tensor of one element; reduce it first"
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -412,7 +444,7 @@ def _provenance(model: nn.Module) -> dict[str, Any]:
     first = next(model.parameters(), None)
     return {
         "model": type(model).__name__,
-        "parameter_count": sum(p.numel() for p in model.parameters()),
+        "parameter_count": sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),
         "device": "cpu" if first is None else str(first.device),
         "torch_version": torch.__version__,
         "numpy_version": np.__version__,

@@ -11,7 +11,7 @@ import typer
 import xarray as xr
 from rich.console import Console
 
-from covshift.exceptions import CovshiftError
+from covshift.exceptions import CovshiftError, InvalidArgumentError
 from covshift.store import reader
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the paths of what was written, and errors.")]
@@ -29,18 +29,29 @@ def console(*, quiet: bool = False) -> Console:
 
 @contextmanager
 def one_line_errors(*, debug: bool, code: int = CANNOT) -> Iterator[None]:
-    """Turn covshift's own errors into one line on standard error and exit code ``code``."""
+    """Turn errors into one line on standard error and exit code ``code``; ``--debug`` lets the traceback through."""
     try:
         yield
+    except typer.Exit:
+        raise
     except CovshiftError as error:
         if debug:
             raise
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(code) from error
+    except Exception as error:
+        # Lazily read chunks fail late and in any library's words; a user of the command line is owed one line.
+        if debug:
+            raise
+        words = " ".join(str(error).split())
+        typer.echo(f"error: {type(error).__name__}: {words}; --debug shows where", err=True)
+        raise typer.Exit(code) from error
 
 
 def open_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
     """Recordings by run name; runs of equal name are told apart by their paths."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InvalidArgumentError(f"runs={', '.join(map(str, paths))}: a recording is named twice")
     opened = {path: reader.open(path) for path in paths}
     names = {path: str(recording.attrs.get("run_name", path.stem)) for path, recording in opened.items()}
     repeated = {name for name in names.values() if list(names.values()).count(name) > 1}

@@ -5,11 +5,13 @@ A block is plain data: closures on tensors may hold it without keeping the model
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch.utils.hooks import RemovableHandle
 
 from covshift import schema
 from covshift.grid import GRADIENTS, VALUES
@@ -30,12 +32,20 @@ class Pass:
     summaries: dict[Key, Summary] = field(default_factory=dict)
     statuses: dict[Key, Status] = field(default_factory=dict)
     structural_zeros: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, layer: str, signal: str, summary: Summary, status: Status = Status.OK) -> None:
         """Merge one more tensor into the row of ``layer`` and ``signal``."""
         key = (layer, signal)
-        self.summaries[key] = self.summaries[key].merge(summary) if key in self.summaries else summary
-        self.statuses[key] = status
+        # Several threads may run forward passes of one step.
+        with self.lock:
+            self.summaries[key] = self.summaries[key].merge(summary) if key in self.summaries else summary
+            self.statuses[key] = status
+
+    def add_structural_zeros(self, layer: str, count: int) -> None:
+        """Count elements of z at which the layer has no derivative."""
+        with self.lock:
+            self.structural_zeros[layer] = self.structural_zeros.get(layer, 0) + count
 
     def mark(self, layer: str, signal: str, status: Status) -> None:
         """Say why a row has no numbers, unless it already has some."""
@@ -56,6 +66,8 @@ class Block:
         Whether this record is due for the slower cadences.
     closed : bool
         True once the step is over: late gradients are not recorded.
+    handles : list
+        Hooks on tensors that outlive the step, to be removed when it closes.
     """
 
     step: int
@@ -64,6 +76,14 @@ class Block:
     units: bool = True
     closed: bool = False
     passes: dict[Mode, Pass] = field(default_factory=dict)
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End the step: nothing is added any more, and hooks on tensors that outlive it are removed."""
+        self.closed = True
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
 
     def in_mode(self, *, training: bool) -> Pass:
         """Rows of the forward passes that ran with ``model.training == training``."""
@@ -185,6 +205,8 @@ def _unit_arrays(kept: Pass, layers: Sequence[schema.Layer]) -> dict[str, Any]:
                 for name, attribute in _UNIT_FIELDS.items():
                     values = getattr(summary.units, attribute)
                     floating = arrays[name].dtype.kind == "f"
-                    arrays[name][start:stop, column] = np.where(empty, np.nan, values) if floating else values
+                    # float64 activations beyond float32 read infinite here; the layer's own numbers are float64.
+                    with np.errstate(over="ignore"):
+                        arrays[name][start:stop, column] = np.where(empty, np.nan, values) if floating else values
         start = stop
     return arrays

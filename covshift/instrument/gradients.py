@@ -51,7 +51,7 @@ class Gradients:
     def ask(self, row: Row, tensor: torch.Tensor) -> None:
         """Have the gradient of ``tensor``, which requires one, added to ``row`` when it arrives."""
         row.mark(Status.NO_GRADIENT_ARRIVED)
-        hook_gradient(tensor, _Receiver(row, self._incidents))
+        row.block.handles += hook_gradient(tensor, _Receiver(row, self._incidents))
 
     def await_second_pass(self, row: Row, module_id: int, summary: Summary) -> None:
         """Ask for the gradient on the tensor that the same module computes again during backward."""
@@ -68,7 +68,7 @@ class Gradients:
             if row.signal == signal and not row.block.closed and _same(awaited.summary, summarize_value(row, tensor)):
                 waiting.remove(awaited)
                 row.rows.statuses[row.layer.name, signal] = Status.NO_GRADIENT_ARRIVED
-                hook_gradient(tensor, _Receiver(row, self._incidents))
+                row.block.handles += hook_gradient(tensor, _Receiver(row, self._incidents))
                 return
 
 

@@ -105,11 +105,16 @@ Receiver = Callable[[torch.Tensor | None, bool], None]
 """Takes the gradient (None where the output was not used) and whether it arrived through the tensor's base."""
 
 
-def hook_gradient(tensor: torch.Tensor, receive: Receiver) -> None:
+def hook_gradient(tensor: torch.Tensor, receive: Receiver) -> list[RemovableHandle]:
     """Have ``receive`` called with the gradient of ``tensor``.
 
     ``receive`` must not hold the tensor, which would keep it alive for ever. A hook on a view that is later modified in
     place never fires; where the view covers its whole base, the base's gradient stands in.
+
+    Returns
+    -------
+    list of RemovableHandle
+        Of hooks on leaf tensors, which outlive the graph and must be removed; others go with it.
     """
 
     def direct(gradient: torch.Tensor | None) -> None:
@@ -118,7 +123,8 @@ def hook_gradient(tensor: torch.Tensor, receive: Receiver) -> None:
     def through_base(gradient: torch.Tensor | None) -> None:
         receive(gradient, True)
 
-    tensor.register_hook(direct)  # type: ignore[no-untyped-call]
+    handles = [(tensor, tensor.register_hook(direct))]  # type: ignore[no-untyped-call]
     base = tensor._base
     if base is not None and base.requires_grad and base.numel() == tensor.numel():
-        base.register_hook(through_base)  # type: ignore[no-untyped-call]
+        handles.append((base, base.register_hook(through_base)))  # type: ignore[no-untyped-call]
+    return [handle for hooked, handle in handles if hooked.is_leaf]

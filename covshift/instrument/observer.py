@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from covshift import schema
+from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import sites
 from covshift.instrument.block import Block
 from covshift.instrument.forward import Call, Forward, Seen
@@ -160,8 +161,9 @@ class Observer:
         root = self._root()
         forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
         inputs = [(path, leaf) for path, leaf in sites.leaves(args) if _is_summarizable(leaf)]
-        if inputs and inputs[0][1].ndim:
-            forward.batch_size = inputs[0][1].shape[self._settings.example_axis]
+        axis = self._settings.example_axis
+        if inputs and -inputs[0][1].ndim <= axis < inputs[0][1].ndim:
+            forward.batch_size = inputs[0][1].shape[axis]
         if module is root and "input" in self._settings.signals and id(module) in self._observed:
             for path, tensor in inputs:
                 name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
@@ -186,9 +188,7 @@ class Observer:
 
     def _observe_preactivation(self, forward: Forward, call: Call, z: torch.Tensor) -> None:
         site, rows, producer = call.site, forward.rows, call.reads
-        if producer is not None:
-            self._preactivation_of.setdefault(site, producer.layer)
-        if producer is not None and self._preactivation_of[site] == producer.layer:
+        if producer is not None and self._is_joined(site, producer):
             summary = producer.summary
             rows.mark(site, "preactivation", Status.UNDER_PRODUCER)
             rows.mark(site, "preactivation_grad", Status.UNDER_PRODUCER)
@@ -200,7 +200,14 @@ class Observer:
             self._ask_for_gradient(forward, row, call.module, z, summary)
         zeros = self._zeros_of(call.module)
         if zeros is not None and zeros.covers(z.dtype):
-            rows.structural_zeros[site] = rows.structural_zeros.get(site, 0) + zeros.count(z, summary)
+            rows.add_structural_zeros(site, zeros.count(z, summary))
+
+    def _is_joined(self, site: str, producer: Seen) -> bool:
+        """Whether the producer's rows hold everything asked for of this pre-activation, now and at the first call."""
+        signals = self._settings.signals
+        if "activation" not in signals or ("preactivation_grad" in signals and "activation_grad" not in signals):
+            return False
+        return self._preactivation_of.setdefault(site, producer.layer) == producer.layer
 
     def _observe_outputs(self, forward: Forward, call: Call, output: Any) -> None:
         is_leaf = sites.is_leaf(call.module)
@@ -238,7 +245,7 @@ class Observer:
         unit_axis, example_axis = sites.axes(module, tensor, inherited)
         for pattern, axis in self._settings.unit_axis.items():
             if fnmatch.fnmatchcase(name, pattern):
-                unit_axis = axis % max(tensor.ndim, 1)
+                unit_axis = self._checked_axis(name, axis, tensor)
         if unit_axis == example_axis and tensor.ndim > 1:
             # A single example without a batch axis.
             example_axis = schema.UNKNOWN_AXIS
@@ -257,6 +264,11 @@ class Observer:
             layer = self._without_axes(layer, tensor, forward.batch_size or 0)
         self.layers[name] = layer
         return layer
+
+    def _checked_axis(self, name: str, axis: int, tensor: torch.Tensor) -> int:
+        if -tensor.ndim <= axis < tensor.ndim:
+            return axis % tensor.ndim
+        raise InvalidArgumentError(f"unit_axis={axis} for layer '{name}': its output has {tensor.ndim} axes")
 
     def _reading(self, forward: Forward, site: str, module: nn.Module, z: torch.Tensor) -> schema.Layer:
         """The layer as reader of ``z``: no units, and examples where the example axis holds the batch."""

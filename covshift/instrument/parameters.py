@@ -77,8 +77,8 @@ class ParameterMeter:
         if self._before is not None:
             after = [self._sample(p.detach()) for _, p in self._named]
             share = np.array([new.numel() / max(p.numel(), 1) for new, (_, p) in zip(after, self._named, strict=True)])
-            changes = torch._foreach_sub([new.double() for new in after], [old.double() for old in self._before])
-            norms = np.sqrt(_sums(list(changes), _squares))
+            changes = [_wide(new) - _wide(old) for new, old in zip(after, self._before, strict=True)]
+            norms = np.sqrt(_sums(changes, _squares))
             row |= {"update_norm": norms / np.sqrt(np.where(share > 0, share, 1)), "sampled_share": share}
         self._row, self._before = {}, None
         return row
@@ -97,9 +97,13 @@ def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.coalesce().to_dense() if gradient.is_sparse else gradient.detach()
 
 
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
+
+
 def _squares(values: torch.Tensor) -> torch.Tensor:
-    wide = values.double()
-    return wide * wide
+    wide = _wide(values)
+    return wide.real**2 + wide.imag**2 if wide.is_complex() else wide * wide
 
 
 def _zeros(values: torch.Tensor) -> torch.Tensor:

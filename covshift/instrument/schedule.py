@@ -26,6 +26,8 @@ class Schedule:
 
     def __or__(self, other: Schedule) -> Schedule:
         """Steps that either rule records."""
+        if not isinstance(other, Schedule):
+            return NotImplemented
         return Schedule(lambda step: self.rule(step) or other.rule(step), f"{self.text} | {other.text}")
 
     def __str__(self) -> str:
@@ -54,8 +56,8 @@ def first(n: int) -> Schedule:
 def at_steps(*steps: int) -> Schedule:
     """Exactly these steps."""
     chosen = frozenset(steps)
-    if not chosen or min(chosen) < 0:
-        raise InvalidArgumentError(f"at_steps{steps}: expected at least one step number, none below 0")
+    if not chosen or any(not isinstance(step, int) or step < 0 for step in chosen):
+        raise InvalidArgumentError(f"at_steps{steps}: expected at least one whole step number, none below 0")
     return Schedule(chosen.__contains__, f"at_steps({', '.join(map(str, sorted(chosen)))})")
 
 

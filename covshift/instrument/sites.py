@@ -165,6 +165,8 @@ def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict
     if layers is None:
         return {id(module): name for name, module in named.items()}
     chosen: dict[int, str] = {}
+    if layers == []:
+        raise InvalidArgumentError("layers=[]: expected at least one entry, or None for all layers")
     for entry in layers if isinstance(layers, list) else [layers]:
         matched = {id(module): name for name, module in named.items() if _matches(entry, name, module)}
         if not matched:

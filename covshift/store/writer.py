@@ -269,7 +269,7 @@ def _demand_free(path: Path, overwrite: bool) -> None:
     if layout.is_recording(path):
         if not overwrite:
             raise RecordingExists(
-                f"path='{path}' holds a recording: resume=True continues it, overwrite=True replaces it"
+                f"path='{path}' holds a recording: overwrite=True replaces it; or choose another path"
             )
     elif any(path.iterdir()):
         raise RecordingError(

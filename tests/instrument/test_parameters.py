@@ -92,3 +92,12 @@ def test_updates_can_be_off_and_are_then_not_measured():
 def test_an_unknown_way_to_measure_updates_is_named():
     with pytest.raises(InvalidArgumentError, match=r"updates='some': expected one of exact, sampled, off"):
         ParameterMeter(nn.Linear(1, 1), updates="some")
+
+
+def test_the_norm_of_a_complex_parameter_counts_both_parts():
+    model = nn.Linear(2, 1, bias=False, dtype=torch.complex64)
+    with torch.no_grad():
+        model.weight[:] = torch.tensor([[3j, 4]])
+    row, before, after = stepped(model)
+    assert row["weight_norm"][0] == pytest.approx(5)
+    assert row["update_norm"][0] == pytest.approx(np.linalg.norm((after[0] - before[0]).numpy()), rel=1e-5)

@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import shutil
+import threading
 import weakref
 
 import numpy as np
@@ -262,20 +264,22 @@ def test_the_last_log_is_written_at_the_end():
     assert scalars.step.values.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("value", ["0.5", True, torch.ones(2), None])
+@pytest.mark.parametrize(
+    "value", ["0.5", True, torch.ones(2), None, 1j, np.complex64(1), torch.ones((), device="meta")]
+)
 def test_what_is_no_number_cannot_be_logged(value):
     with (
         covshift.record(perceptron()) as recorder,
-        pytest.raises(InvalidArgumentError, match=r"log\(loss=.*expected a number or a tensor of one element"),
+        pytest.raises(InvalidArgumentError, match=r"log\(loss=.*expected a real number or a tensor of one element"),
     ):
         recorder.log(loss=value)
 
 
-@pytest.mark.parametrize("name", ["", "val/loss", "step", "wall_time"])
+@pytest.mark.parametrize("name", ["", "val/loss", "step", "wall_time", "__x", ".", "a\\b", "zarr.json", "\udcff"])
 def test_a_name_that_cannot_name_an_array_is_refused_at_once(name):
     with (
         covshift.record(perceptron()) as recorder,
-        pytest.raises(InvalidArgumentError, match="expected a name without '/', other than step and wall_time"),
+        pytest.raises(InvalidArgumentError, match="expected a name of letters, digits"),
     ):
         recorder.log(**{name: 1.0})
 
@@ -678,3 +682,103 @@ def test_a_single_example_without_a_batch_axis_is_recorded_without_examples():
         recorder.step()
     assert cell(recorder.recording, "count", layer="0", signal="activation") == 4 * 4 * 4
     assert cell(recorder.recording, "example_count", layer="0", signal="activation") == 0
+
+
+def test_a_number_beyond_float64_cannot_be_logged():
+    with covshift.record(perceptron()) as recorder, pytest.raises(InvalidArgumentError, match="float64 can hold"):
+        recorder.log(loss=10**400)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"layers": "typo"}, {"layers": []}, {"updates": "typo"}, {"signals": ["typo"]}, {"every": 0}]
+)
+def test_a_refused_argument_leaves_an_existing_recording_alone(bad, tmp_path):
+    with covshift.record(perceptron(), tmp_path / "run", every=1) as recorder:
+        pass
+    before = (tmp_path / "run.zarr" / "zarr.json").read_bytes()
+    with pytest.raises(InvalidArgumentError):
+        covshift.record(perceptron(), recorder.path, overwrite=True, **bad)
+    assert (tmp_path / "run.zarr" / "zarr.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the user's own")])
+def test_a_recording_that_cannot_be_written_warns_and_hides_no_exception(error, tmp_path):
+    def run():
+        model = perceptron()
+        with covshift.record(model, tmp_path / "run", every=1):
+            train(model, 1)
+            shutil.rmtree(tmp_path / "run.zarr")
+            (tmp_path / "run.zarr").touch()
+            if error is not None:
+                raise error
+
+    with pytest.warns(CovshiftWarning, match="the end of the recording is not written"):
+        if error is None:
+            run()
+        else:
+            with pytest.raises(ValueError, match="the user's own"):
+                run()
+
+
+@pytest.mark.parametrize(
+    "signals", [["preactivation"], ["preactivation_grad"], ["preactivation", "preactivation_grad"]]
+)
+def test_preactivations_asked_for_alone_have_rows_of_their_own(signals):
+    recording = record_training(perceptron(), 1, signals=signals)
+    for signal in signals:
+        assert cell(recording, "count", layer="1", signal=signal) == 16 * 8
+        assert cell(recording, "status", layer="1", signal=signal) == Status.OK
+
+
+def test_hooks_on_leaf_tensors_are_removed_with_the_step():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+
+        def forward(self):
+            return self.weight
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.scale = nn.Linear(6, 3), Constant()
+
+        def forward(self, x):
+            return self.linear(x * self.scale())
+
+    model = Scaled()
+    with pytest.warns(CovshiftWarning, match="is not the batch of 16"):
+        recording = record_training(model, 3)
+    assert not model.scale.weight._backward_hooks
+    assert cell(recording, "count", layer="scale", signal="activation_grad") == 6
+
+
+def test_lazy_modules_are_recorded_under_their_final_type():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    with covshift.record(model, every=1) as recorder:
+        x, y = torch.randn(16, 6), torch.randint(3, (16,))
+        F.cross_entropy(model(x), y).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    recording = recorder.recording
+    assert recording["layers"]["module_type"].sel(layer="0").item() == "Linear"
+    assert recording["parameters"]["parameter_size"].sel(parameter="0.weight").item() == 48
+
+
+def test_threads_of_one_step_lose_no_counts():
+    model = perceptron()
+    x = torch.randn(4, 6)
+
+    def run():
+        for _ in range(20):
+            model(x).sum().backward()
+
+    with covshift.record(model, every=1) as recorder:
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        recorder.step()
+    layers = recorder.recording["layers"].to_dataset().isel(step=0).sel(layer=["0", "2", "4"])
+    assert (layers["example_count"].sel(signal=["activation", "activation_grad"]) == 3 * 20 * 4).all()

@@ -39,7 +39,7 @@ def test_rules_refuse_what_is_no_positive_whole_number(make, bad):
 
 
 def test_at_steps_needs_steps():
-    with pytest.raises(InvalidArgumentError, match="at least one step number"):
+    with pytest.raises(InvalidArgumentError, match="at least one whole step number"):
         at_steps()
     with pytest.raises(InvalidArgumentError, match="none below 0"):
         at_steps(-3)
