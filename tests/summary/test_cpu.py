@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from covshift.exceptions import CovshiftWarning
 from covshift.grid import GRADIENTS, VALUES
 from covshift.summary import cpu, prepare, summarize
-from covshift.summary.kernels import memory
+from covshift.summary.kernels import jit, memory
 
 layouts = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 30)), min_size=1, max_size=5)
 
@@ -130,17 +130,14 @@ def test_a_compilation_is_logged_once_and_a_loaded_kernel_is_not(monkeypatch, ca
     assert caplog.messages == said
 
 
-def test_a_change_in_any_kernel_file_changes_what_the_cache_is_asked_for(tmp_path, monkeypatch):
-    from covshift.summary.kernels import walk
-
-    before = walk.fingerprint()
-    assert before == walk.SOURCES
-    for name in ("walk.py", "block.py"):
-        (tmp_path / name).write_text("one")
-    monkeypatch.setattr(walk, "__file__", str(tmp_path / "walk.py"))
-    one = walk.fingerprint()
+def test_a_change_in_any_kernel_file_changes_the_name_of_what_is_kept(tmp_path, monkeypatch):
+    assert cpu._kernel().py_func.__qualname__ == f"walk_{jit.fingerprint()}"
+    (tmp_path / "jit.py").write_text("one")
+    (tmp_path / "block.py").write_text("one")
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    before = jit.fingerprint()
     (tmp_path / "block.py").write_text("two")
-    assert len({before, one, walk.fingerprint()}) == 3
+    assert jit.fingerprint() != before
 
 
 def test_four_dtypes_and_all_settings_share_two_compiled_kernels():

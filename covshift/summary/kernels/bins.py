@@ -50,10 +50,6 @@ def count_bins(
 def collect_bins(tables: Array, counts: Array) -> None:
     """Add what the tables hold to ``counts``, shape ``(groups, bins)``."""
     groups, size = counts.shape
-    for group in range(groups):
-        start = group * COPIES * size
+    for row in range(groups * COPIES):
         for i in range(size):
-            total = np.int64(0)
-            for copy in range(COPIES):
-                total += tables[np.uint64(start + copy * size + i)]
-            counts[group, i] += total
+            counts[row // COPIES, i] += tables[np.uint64(row * size + i)]

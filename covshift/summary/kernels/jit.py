@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,19 @@ _numba: Any = numba  # its own annotations change from version to version
 _INNER = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
+def fingerprint() -> str:
+    """Digest of the sources of all kernels."""
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
 def entry(function: F) -> Any:
-    """Compile as :func:`exact` does, for Python to call."""
+    """Compile as :func:`exact` does, for Python to call.
+
+    numba's cache looks for changes in the file of the entry only; the name, under which it keeps what it compiled,
+    tells it of changes in all others.
+    """
+    function.__qualname__ += f"_{fingerprint()}"
     return _numba.njit(error_model="numpy", nogil=True)(function)
 
 

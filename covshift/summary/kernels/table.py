@@ -12,27 +12,20 @@ import numpy as np
 from covshift.summary.kernels.block import Block, Limits, Tally, Whole, add_finite, all_finite
 from covshift.summary.kernels.jit import difference, exact, reordered
 from covshift.summary.kernels.memory import ACROSS, UNITS, Array
-from covshift.summary.kernels.units import Columns, merge_unit
+from covshift.summary.kernels.units import STRIP, Columns, merge_kinds, merge_unit, place
 
-STRIP = 128  # columns: enough to fill vector registers, few enough for 16 rows of float64 in a block
 LANES = 8  # rows added at once, in registers
+
+# Fields lie STRIP apart, as those of units do. TOTAL becomes a mean, about which FIRST to FOURTH are sums of powers.
+TOTAL, FIRST, SECOND, THIRD, FOURTH = 0, STRIP, 2 * STRIP, 3 * STRIP, 4 * STRIP
+LOW, HIGH, POSITIVE, ZERO = 0, STRIP, 2 * STRIP, 3 * STRIP
 
 
 class Strip(NamedTuple):
-    """Statistics of the columns of one table.
+    """Statistics of the columns of one table."""
 
-    ``total`` is their sum and becomes their mean, about which ``first`` to ``fourth`` are sums of powers.
-    """
-
-    total: Array
-    first: Array
-    second: Array
-    third: Array
-    fourth: Array
-    low: Array
-    high: Array
-    positive: Array
-    zero: Array
+    sums: Array
+    kinds: Array
 
 
 @exact
@@ -40,41 +33,38 @@ def tiling(plan: Array, capacity: int) -> tuple[int, int, int]:
     """Units in a block, how often its columns repeat them, and the most rows of units it holds."""
     if not plan[ACROSS]:
         return 1, 1, capacity
-    strips = (plan[UNITS] + STRIP - 1) // STRIP
-    tile = (plan[UNITS] + strips - 1) // strips
-    repeats = STRIP // tile if strips == 1 else 1
+    tile = min(plan[UNITS], STRIP)
+    repeats = STRIP // tile
     return tile, repeats, capacity // (tile * repeats) * repeats
 
 
 @exact
-def new_strip(width: int, bits: Array) -> Strip:
+def new_strip(bits: Array) -> Strip:
     """Room for the columns of one table."""
-    low, high = np.zeros(width, bits.dtype), np.zeros(width, bits.dtype)
-    positive, zero = np.zeros(width, bits.dtype), np.zeros(width, bits.dtype)
-    total, first, second = np.zeros(width), np.zeros(width), np.zeros(width)
-    return Strip(total, first, second, np.zeros(width), np.zeros(width), low, high, positive, zero)
+    return Strip(np.zeros(5 * STRIP), np.zeros(4 * STRIP, bits.dtype))
 
 
 @exact
-def clear(strip: Strip, width: int, top: Any) -> None:
+def clear(strip: Strip, top: Any) -> None:
     """Begin a table."""
-    cast = strip.low.dtype.type
-    for j in range(width):
-        strip.total[j], strip.first[j], strip.second[j], strip.third[j], strip.fourth[j] = 0.0, 0.0, 0.0, 0.0, 0.0
-        strip.positive[j], strip.zero[j] = cast(0), cast(0)
-        strip.low[j], strip.high[j] = top, cast(-top - 1)
+    strip.sums[:] = 0.0
+    strip.kinds[:] = 0
+    strip.kinds[LOW : LOW + STRIP] = top
+    strip.kinds[HIGH : HIGH + STRIP] = -top - 1
 
 
 @reordered
 def tally_rows(strip: Strip, block: Block, start: int, lanes: int, width: int, limits: Limits) -> Any:
     """Add ``lanes`` rows to the columns' counts, extremes and sums; returns elements below the smallest normal."""
     bits, values = block
+    sums, kinds = strip
     top, _, normal = limits
     cast = bits.dtype.type
     small = cast(0)
     for j in range(width):
-        low, high = strip.low[j], strip.high[j]
-        positive, zero, total = strip.positive[j], strip.zero[j], strip.total[j]
+        low, high = kinds[np.uint64(j + LOW)], kinds[np.uint64(j + HIGH)]
+        positive, zero = kinds[np.uint64(j + POSITIVE)], kinds[np.uint64(j + ZERO)]
+        total = sums[np.uint64(j + TOTAL)]
         for lane in range(lanes):
             i = np.uint64(start + lane * width + j)
             b = bits[i]
@@ -85,17 +75,18 @@ def tally_rows(strip: Strip, block: Block, start: int, lanes: int, width: int, l
             zero = cast(zero + cast(magnitude == 0))
             small = cast(small + cast(magnitude < normal))
             total += np.float64(values[i])
-        strip.low[j], strip.high[j] = low, high
-        strip.positive[j], strip.zero[j], strip.total[j] = positive, zero, total
+        kinds[np.uint64(j + LOW)], kinds[np.uint64(j + HIGH)] = low, high
+        kinds[np.uint64(j + POSITIVE)], kinds[np.uint64(j + ZERO)] = positive, zero
+        sums[np.uint64(j + TOTAL)] = total
     return small
 
 
 @reordered
-def power_rows(strip: Strip, values: Array, start: int, lanes: int, width: int) -> None:
+def power_rows(sums: Array, values: Array, start: int, lanes: int, width: int) -> None:
     """Add ``lanes`` rows to the columns' sums of powers of deviations from their means."""
     for j in range(width):
-        mean, first, second = strip.total[j], strip.first[j], strip.second[j]
-        third, fourth = strip.third[j], strip.fourth[j]
+        mean, first, second = sums[np.uint64(j + TOTAL)], sums[np.uint64(j + FIRST)], sums[np.uint64(j + SECOND)]
+        third, fourth = sums[np.uint64(j + THIRD)], sums[np.uint64(j + FOURTH)]
         for lane in range(lanes):
             deviation = difference(np.float64(values[np.uint64(start + lane * width + j)]), mean)
             square = deviation * deviation
@@ -103,56 +94,61 @@ def power_rows(strip: Strip, values: Array, start: int, lanes: int, width: int) 
             second += square
             third += square * deviation
             fourth += square * square
-        strip.first[j], strip.second[j], strip.third[j], strip.fourth[j] = first, second, third, fourth
+        sums[np.uint64(j + FIRST)], sums[np.uint64(j + SECOND)] = first, second
+        sums[np.uint64(j + THIRD)], sums[np.uint64(j + FOURTH)] = third, fourth
 
 
 @reordered
-def powers_of(strip: Strip, width: int, rows: int, partial: int, mean: float) -> tuple[float, float, float, float]:
+def powers_of(sums: Array, width: int, rows: int, partial: int, mean: float) -> tuple[float, float, float, float]:
     """Sums of powers of all deviations from ``mean``, moved there from the means of the columns."""
     s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0
     for j in range(width):
         count = np.float64(rows + (j < partial))
-        first, second, third = strip.first[j], strip.second[j], strip.third[j]
-        shift = difference(strip.total[j], mean)
+        first, second, third = sums[np.uint64(j + FIRST)], sums[np.uint64(j + SECOND)], sums[np.uint64(j + THIRD)]
+        shift = difference(sums[np.uint64(j + TOTAL)], mean)
         square = shift * shift
         s1 += first + count * shift
         s2 += second + 2.0 * shift * first + count * square
         s3 += third + 3.0 * shift * second + 3.0 * square * first + count * square * shift
-        s4 += strip.fourth[j] + 4.0 * shift * third + 6.0 * square * second + 4.0 * square * shift * first
-        s4 += count * square * square
+        s4 += sums[np.uint64(j + FOURTH)] + 4.0 * shift * third + 6.0 * square * second
+        s4 += 4.0 * square * shift * first + count * square * square
     return s1, s2, s3, s4
 
 
 @reordered
 def total_of(strip: Strip, width: int, count: int, small: int, top: Any) -> Tally:
     """Sum of the columns' tallies."""
-    cast = strip.low.dtype.type
+    sums, kinds = strip
+    cast = kinds.dtype.type
     low, high = top, cast(-top - 1)
     positive, zero = cast(0), cast(0)
     total = 0.0
     for j in range(width):
-        low, high = min(low, strip.low[j]), max(high, strip.high[j])
-        positive, zero = cast(positive + strip.positive[j]), cast(zero + strip.zero[j])
-        total += strip.total[j]
+        low, high = min(low, kinds[np.uint64(j + LOW)]), max(high, kinds[np.uint64(j + HIGH)])
+        positive = cast(positive + kinds[np.uint64(j + POSITIVE)])
+        zero = cast(zero + kinds[np.uint64(j + ZERO)])
+        total += sums[np.uint64(j + TOTAL)]
     return Tally(low, high, positive, count - positive - zero, small - zero, total)
 
 
 @exact
 def merge_columns(columns: Columns, at: int, strip: Strip, width: int, rows: int, partial: int) -> None:
     """Add a table's columns to the running columns from ``at``; the first ``partial`` have one row more."""
+    sums, kinds = strip
+    shorter, longer = 1.0 / rows, 1.0 / (rows + 1)
     for j in range(width):
-        k = np.uint64(at + j)
-        kept = np.float64(rows + (j < partial))
-        rest = strip.first[j] * (longer if j < partial else shorter)
-        merge_unit(columns, k, kept, strip.total[j], rest, strip.second[j] - rest * strip.first[j])
-        columns.low[k], columns.high[k] = min(columns.low[k], strip.low[j]), max(columns.high[k], strip.high[j])
-        columns.positive[k] += strip.positive[j]
-        columns.zero[k] += strip.zero[j]
+        first = sums[np.uint64(j + FIRST)]
+        rest = first * (longer if j < partial else shorter)
+        m2 = sums[np.uint64(j + SECOND)] - rest * first
+        merge_unit(columns.floats, at + j, np.float64(rows + (j < partial)), sums[np.uint64(j + TOTAL)], rest, m2)
+    for j in range(width):
+        low, high = kinds[np.uint64(j + LOW)], kinds[np.uint64(j + HIGH)]
+        merge_kinds(columns, at + j, low, high, kinds[np.uint64(j + POSITIVE)], kinds[np.uint64(j + ZERO)])
 
 
 @exact
 def add_table(
-    whole: Whole, columns: Columns, at: int, block: Block, count: int, width: int, limits: Limits, strip: Strip
+    whole: Whole, columns: Columns, unit: int, block: Block, count: int, width: int, limits: Limits, strip: Strip
 ) -> bool:
     """Add a table to its columns and to the whole; False, and nothing added, unless all its elements are finite.
 
@@ -162,7 +158,7 @@ def add_table(
     partial = count - rows * width
     filled = width if rows > 0 else partial
     laned = rows // LANES * LANES
-    clear(strip, filled, limits.top)
+    clear(strip, limits.top)
     small = 0
     for row in range(0, laned, LANES):
         small += tally_rows(strip, block, row * width, LANES, width, limits)
@@ -171,13 +167,14 @@ def add_table(
     tallied = total_of(strip, filled, count, small, limits.top)
     if not all_finite(tallied.low, tallied.high, limits):
         return False
+    shorter, longer = 1.0 / rows, 1.0 / (rows + 1)
     for j in range(filled):
-        strip.total[j] *= shorter if j >= partial else longer
+        strip.sums[np.uint64(j + TOTAL)] *= longer if j < partial else shorter
     for row in range(0, laned, LANES):
-        power_rows(strip, block.values, row * width, LANES, width)
+        power_rows(strip.sums, block.values, row * width, LANES, width)
     for row in range(laned, rows + 1):
-        power_rows(strip, block.values, row * width, 1, width if row < rows else partial)
+        power_rows(strip.sums, block.values, row * width, 1, width if row < rows else partial)
     mean = tallied.total / count
-    add_finite(whole, count, tallied, mean, powers_of(strip, filled, rows, partial, mean))
-    merge_columns(columns, at, strip, filled, rows, partial)
+    add_finite(whole, count, tallied, mean, powers_of(strip.sums, filled, rows, partial, mean))
+    merge_columns(columns, place(unit), strip, filled, rows, partial)
     return True

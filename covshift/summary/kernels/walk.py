@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,16 +41,6 @@ from covshift.summary.kernels.units import Columns, add_active, add_unit, join_r
 BLOCK_BYTES = 16384  # half of a first-level cache; bin tables and columns need the other half
 
 
-def fingerprint() -> int:
-    """Number that changes with the source of any kernel."""
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return int.from_bytes(hashlib.sha256(b"".join(sources)).digest()[:6])
-
-
-# numba's cache notices changes of this file only; as the default of an argument, the number is part of the cached type.
-SOURCES = fingerprint()
-
-
 @exact
 def new_block(like_bits: Array, like: Array) -> Block:
     """Room for a block."""
@@ -66,11 +54,10 @@ def add_block(
 ) -> None:
     """Add the statistics of a block to its units and to the whole; may move the block's elements."""
     rows = part.examples * part.positions
-    if strip.total.size == 1:
-        add_unit(whole, columns, part.unit, block, rows, limits)
-        return
     width = part.units * repeats
-    if not add_table(whole, columns, part.unit, block, rows * part.units, width, limits, strip):
+    if width == 1:
+        add_unit(whole, columns, part.unit, block, rows, limits)
+    elif not add_table(whole, columns, part.unit, block, rows * part.units, width, limits, strip):
         for j in range(part.units):
             copy_run(block.bits, j, part.units, spare.bits, 0, 1, rows)
             add_unit(whole, columns, part.unit + j, spare, rows, limits)
@@ -86,7 +73,6 @@ def walk(
     floats: Array,
     like_bits: Array,
     like: Array,
-    _sources: int = SOURCES,
 ) -> tuple[Any, ...]:
     """Summarise the tensor at ``address``.
 
@@ -124,7 +110,7 @@ def walk(
     examples, units, positions = plan[EXAMPLES], plan[UNITS], plan[OUTER] * plan[INNER]
     tile, repeats, rows = tiling(plan, block.bits.size)
     columns = new_columns(max(units, tile * repeats), limits.top, like_bits)
-    strip = new_strip(tile * repeats, like_bits)
+    strip = new_strip(like_bits)
     batch, chunk = max(1, rows // positions), min(positions, rows)
     for first in range(0, examples, batch * groups):
         for group in range(min(groups, examples - first)):
@@ -142,7 +128,7 @@ def walk(
                     add_block(whole, columns, block, spare, part, repeats, limits, strip)
     collect_bins(tables, counts)
     if integers.size:
-        join_repeats(columns, units)
+        join_repeats(columns, units, tile * repeats)
         write_units(columns, plan, limits.top, block, integers, floats)
     totals, moments = whole
     finite = np.int64(moments[0])
