@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import settings
 
 from covshift import schema
 from covshift.grid import Grid
@@ -18,6 +19,10 @@ from covshift.schema import Layer, Mode, Source, Status
 
 Tensors = Mapping[str, Mapping[str, np.ndarray]]
 """layer -> signal -> array of shape (examples, units, ...)"""
+
+# A deadline would assert a time, which depends on the machine.
+settings.register_profile("covshift", deadline=None)
+settings.load_profile("covshift")
 
 
 def bin_counts(values: np.ndarray, grid: Grid) -> np.ndarray:

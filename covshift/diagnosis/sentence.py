@@ -20,13 +20,16 @@ def of(findings: Sequence[Finding]) -> str:
     if verdict == "not measured":
         return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
     measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
+    # Whoever has not seen a gradient arrive cannot call a network healthy.
+    judged = verdict != "ok" or measured.get("gradient arrives")
+    opening = _OPENING[verdict] if judged else "No fault in what was measured"
     clauses = [
         _gradient(measured.pop("gradient arrives", [])),
         _units(measured.pop("units", [])),
         *(_other(check, found) for check, found in measured.items()),
         _unknown(checks),
     ]
-    return f"{_OPENING[verdict]}: {'; '.join(clause for clause in clauses if clause)}."
+    return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
 
 
 def _flagged(findings: Sequence[Finding]) -> list[Finding]:

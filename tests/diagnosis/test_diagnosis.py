@@ -81,11 +81,11 @@ def test_the_sentence_goes_from_gradient_to_units_to_the_rest_to_the_unknown():
         ((finding("gradient arrives", "a", "ok"),), "Healthy: gradient reaches the one layer."),
         (
             (finding("non-finite", "a", "ok"), finding("units", WHOLE_RUN, "not measured")),
-            "Healthy: not measured: units.",
+            "No fault in what was measured: not measured: units.",
         ),
         (
             (finding("units", "a", "ok", value=0.04), finding("gradient arrives", "a", "not measured")),
-            "Healthy: no layer has more than 4 % dead units; not measured: gradient arrives.",
+            "No fault in what was measured: no layer has more than 4 % dead units; not measured: gradient arrives.",
         ),
     ],
 )
