@@ -202,4 +202,10 @@ def run_demo(folder: Path, plan: Plan, *, progress: Progress = lambda name, step
         In the order trained.
     """
     data = digits()
-    return [train(variant, seed, folder, plan=plan, data=data, progress=progress) for variant, seed in plan.runs]
+    threads = torch.get_num_threads()
+    # Nets this narrow gain nothing from a second thread, and the numbers should not depend on how many cores there are.
+    torch.set_num_threads(1)
+    try:
+        return [train(variant, seed, folder, plan=plan, data=data, progress=progress) for variant, seed in plan.runs]
+    finally:
+        torch.set_num_threads(threads)
