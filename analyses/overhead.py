@@ -73,7 +73,7 @@ def measure_kernel(layout: str, dtype: torch.dtype, *, rounds: int) -> dict[str,
     """One row of the table: microseconds a call of the three ways, and the paired ratio of the first two."""
     tensor, unit_axis = activation(layout, dtype), LAYOUTS[layout][1]
     arguments: dict[str, Any] = {"unit_axis": unit_axis, "example_axis": 0, "grid": VALUES, "groups": 4, "units": True}
-    calls = {"fused": 2**22 // tensor.numel(), "torch": max(2**18 // tensor.numel(), 1), "sum": 2**25 // tensor.numel()}
+    calls = {"fused": 2**24 // tensor.numel(), "torch": max(2**18 // tensor.numel(), 1), "sum": 2**25 // tensor.numel()}
     blocks = interleave(
         {
             "fused": block_of(lambda: summarize(tensor, **arguments), calls["fused"]),
@@ -121,28 +121,26 @@ def kernels(*, quick: bool) -> dict[str, Any]:
 
 
 def show_kernels(result: dict[str, Any]) -> None:
-    """Print the kernel section; processor time, median and quartiles over interleaved rounds."""
-    print("One summary with everything in it; median [quartiles] of interleaved rounds, processor time, one core")
-    unit = {True: ("ns an element", 2**20 / 1e3), False: ("us a call", 1.0)}
-    for large, (name, divisor) in unit.items():
-        print(
-            f"\n{name:16} {'dtype':9} {'fused':>20} {'target':>7} {'torch operations':>22} {'x.sum()':>9}  times faster"
-        )
-        for row in result["rows"]:
-            if (row["target_ns"] is not None) is large:
-                fused, by_torch, total = (
-                    [part / divisor for part in row[f"{way}_us"]] for way in ("fused", "torch", "sum")
-                )
-                target = f"{row['target_ns']:.1f}" if large else ""
-                low, median, high = row["times_faster"]
-                print(
-                    f"{row['layout']:16} {row['dtype']:9} {_spread(fused):>20} {target:>7} {_spread(by_torch):>22} "
-                    f"{total[1]:9.3f}  {median:.0f} [{low:.0f}, {high:.0f}]"
-                )
+    """Print the kernel section."""
+    print("One summary with everything in it: processor time on one core, median [quartiles] of interleaved rounds")
+    show_rows([row for row in result["rows"] if row["target_ns"]], "ns an element", per_element=True)
+    show_rows([row for row in result["rows"] if not row["target_ns"]], "us a call", per_element=False)
     if result["first_call"] is not None:
         cold, warm = result["first_call"]["cold_seconds"], result["first_call"]["warm_seconds"]
+        print(f"\nFirst call in a new process, imports included: {cold:.1f} s compiling, {warm:.2f} s from the cache")
+
+
+def show_rows(rows: list[dict[str, Any]], unit: str, *, per_element: bool) -> None:
+    """Print rows of the kernel table in one unit."""
+    print(f"\n{unit:16} {'dtype':9}{'fused':>20}{'target':>8}{'torch operations':>20}{'x.sum()':>9}  times faster")
+    for row in rows:
+        scale = 1e3 / row["elements"] if per_element else 1.0
+        fused, by_torch, total = ([part * scale for part in row[f"{way}_us"]] for way in ("fused", "torch", "sum"))
+        target = f"{row['target_ns']:.1f}" if row["target_ns"] else ""
+        low, median, high = row["times_faster"]
         print(
-            f"\nfirst call in a new process: {cold:.1f} s to compile, {warm:.2f} s from numba's cache (import included)"
+            f"{row['layout']:16} {row['dtype']:9}{_spread(fused):>20}{target:>8}{_spread(by_torch):>20}"
+            f"{total[1]:9.3f}  {median:.0f} [{low:.0f}, {high:.0f}]"
         )
 
 

@@ -37,6 +37,8 @@ from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
 from covshift.store import reader
 from covshift.store.writer import Writer
+from covshift.summary import prepare
+from covshift.summary.cpu import FORMS
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Recorder:
         self._incidents = Incidents()
         self._observer = Observer(model, settings, self._incidents, self._open_block)
         self._opaque = sites.compiled(model)
+        self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
         self._meter = ParameterMeter(model, updates=updates)
         self._hooks = ModuleHooks(model, self._observer)
         self._clock = StepClock(model, before=self._before_update, after=self._after_update)
@@ -104,6 +107,9 @@ class Recorder:
                 f"compiled, so only their own outputs can be seen: {_listed(self._opaque)}. To see inside, record the "
                 "model before torch.compile, or compile only the parts you need not see",
             )
+        for dtype in self._dtypes & set(FORMS):
+            # Loaded or compiled now, the kernels do not make the first recorded step slow.
+            prepare(dtype)
         self._hooks.install()
         self._clock.install()
         self._entered = self._active = True

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "summary": {"exceptions", "grid"},
     "instrument": {"exceptions", "grid", "schema", "summary"},
     "store": {"exceptions", "grid", "schema"},
-    "recorder": {"exceptions", "schema", "instrument", "store"},
+    "recorder": {"exceptions", "schema", "summary", "instrument", "store"},
     "analysis": {"exceptions", "grid", "schema"},
     "diagnosis": {"exceptions", "schema", "analysis"},
     "plots": {"exceptions", "grid", "schema", "analysis", "diagnosis"},

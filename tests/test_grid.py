@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covshift.exceptions import InvalidArgumentError
@@ -63,11 +63,13 @@ def test_the_two_grids_of_recordings_have_the_sizes_the_schema_was_planned_with(
     assert (VALUES.size, GRADIENTS.size) == (648, 1024)
 
 
+@settings(deadline=None)
 @given(grids, floats64)
 def test_a_float64_lies_between_the_edges_of_its_bin(grid, value):
     assert grid.ids(np.float64(value)) == bin_by_edges(grid, value)
 
 
+@settings(deadline=None)
 @given(grids, floats32)
 def test_a_float32_lies_between_the_edges_of_its_bin(grid, value):
     assert grid.ids(np.float32(value)) == bin_by_edges(grid, value)
@@ -123,6 +125,7 @@ def test_ids_of_a_view_are_those_of_its_copy():
     np.testing.assert_array_equal(VALUES.ids(values.T[::2, ::-1]), VALUES.ids(values.T[::2, ::-1].copy()))
 
 
+@settings(deadline=None)
 @given(grids, st.data())
 def test_coarsening_the_id_is_the_id_on_the_coarser_grid(grid, data):
     bits = data.draw(st.integers(0, grid.mantissa_bits))
@@ -130,6 +133,7 @@ def test_coarsening_the_id_is_the_id_on_the_coarser_grid(grid, data):
     np.testing.assert_array_equal(grid.coarsening(bits)[grid.ids(EVERY_FLOAT16)], coarse.ids(EVERY_FLOAT16))
 
 
+@settings(deadline=None)
 @given(grids, st.data())
 def test_coarsening_counts_is_counting_on_the_coarser_grid(grid, data):
     bits = data.draw(st.integers(0, grid.mantissa_bits))

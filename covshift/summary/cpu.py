@@ -75,46 +75,45 @@ def summarize_by_kernel(
     InvalidArgumentError
         If the tensor has elements but no memory.
     """
-    if not (tensor.is_cpu and type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_neg()):
+    if not can_walk(tensor):
         return None
-    count = tensor.numel()
-    if count >= MOST:
-        return None
-    if not count:
+    if not tensor.numel():
         return Summary()
     unit = unit_axis if units else None
     example = example_axis if unit is not None or (grid is not None and groups > 1) else None
-    shape = tensor.shape
-    plan = plan_walk(shape, tensor.stride(), tensor.dtype, unit, example, groups if grid else 1)
-    form = FORMS[tensor.dtype]
-    walk = _compiled(form.layout is FLOAT64) if plan is not None else None
+    binned = groups if grid is not None else 1
+    plan = plan_walk(tensor.shape, tensor.stride(), tensor.dtype, unit, example, binned)
+    walk = _compiled(FORMS[tensor.dtype].layout is FLOAT64) if plan is not None else None
     if walk is None:
         return None
-    bins = bin_fields(grid, form.layout is FLOAT64) if grid else _NO_BINS
-    counts = np.zeros((groups, grid.size), np.int64) if grid else _NO_COUNTS
+    counts = np.zeros((groups, grid.size), np.int64) if grid is not None else _NO_COUNTS
     integers, floats = _NO_UNITS
     if unit is not None:
-        integers, floats = np.empty((5, shape[unit]), np.int64), np.empty((4, shape[unit]))
-    positive, negative, subnormal, nan, posinf, neginf, low, high, *moments = walk(
-        _address(tensor), plan, bins, counts if example is not None else counts[:1], integers, floats, *form.like
-    )
+        integers, floats = np.empty((5, tensor.shape[unit]), np.int64), np.empty((4, tensor.shape[unit]))
+    form = FORMS[tensor.dtype]
+    bins = bin_fields(grid, form.layout is FLOAT64) if grid is not None else _NO_BINS
+    grouped = counts if example is not None else counts[:1]
+    numbers = walk(_address(tensor), plan, bins, grouped, integers, floats, *form.like)
     if example_axis is None:
         integers[4] = 0
-    return Summary(
-        count,
-        example_count(shape, example_axis),
-        count - positive - negative - nan,
-        negative,
-        nan,
-        posinf,
-        neginf,
-        subnormal,
-        Moments(*moments),
-        low,
-        high,
-        Histogram(grid, counts) if grid else None,
-        UnitSummary(*integers, *floats) if unit is not None else None,
-    )
+    histogram = Histogram(grid, counts) if grid is not None else None
+    by_unit = UnitSummary(*integers, *floats) if unit is not None else None
+    return _summary(tensor.numel(), example_count(tensor.shape, example_axis), numbers, histogram, by_unit)
+
+
+def can_walk(tensor: torch.Tensor) -> bool:
+    """Whether the elements of a tensor lie in memory as they are, and few enough for 32-bit bin tables."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_cpu and not tensor.is_neg()
+    return plain and tensor.numel() < MOST
+
+
+def _summary(
+    count: int, examples: int, numbers: tuple[Any, ...], histogram: Histogram | None, units: UnitSummary | None
+) -> Summary:
+    positive, negative, subnormal, nan, posinf, neginf, low, high, *moments = numbers
+    zero = count - positive - negative - nan
+    kinds = zero, negative, nan, posinf, neginf, subnormal
+    return Summary(count, examples, *kinds, Moments(*moments), low, high, histogram, units)
 
 
 def _address(tensor: torch.Tensor) -> int:

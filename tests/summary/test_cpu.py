@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covshift.exceptions import CovshiftWarning
@@ -25,6 +25,7 @@ def offsets(axes):
     return Counter(sum(place) for place in itertools.product(*(range(0, n * s, s) if s else [0] * n for n, s in axes)))
 
 
+@settings(deadline=None)
 @given(layouts, st.data())
 def test_a_plan_reaches_every_element_as_often_as_the_tensor_has_it(axes, data):
     shape, strides = zip(*axes, strict=True)

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import pytest
@@ -139,6 +140,15 @@ def test_no_thread_is_started_and_no_thread_count_is_touched():
     assert torch.get_num_threads() == threads
     with pytest.raises(ValueError, match="Threading layer is not initialized"):
         numba.threading_layer()
+
+
+def test_threads_that_summarise_at_once_do_not_disturb_one_another(check_same):
+    parts = [rectified(16, 8, 20, 20).float() + index for index in range(8)]
+    alone = [summarize(part, unit_axis=1) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda part: summarize(part, unit_axis=1), parts * 5))
+    for index, summary in enumerate(together):
+        check_same(summary, alone[index % 8], parts[index % 8], unit_axis=1, relative=0)
 
 
 class Tagged(torch.Tensor):

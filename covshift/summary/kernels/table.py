@@ -14,7 +14,7 @@ from covshift.summary.kernels.jit import difference, exact, reordered
 from covshift.summary.kernels.memory import ACROSS, UNITS, Array
 from covshift.summary.kernels.units import STRIP, Columns, merge_kinds, merge_unit, place
 
-LANES = 8  # rows added at once, in registers
+LANES = 4  # rows added at once, in registers
 
 # Fields lie STRIP apart, as those of units do. TOTAL becomes a mean, about which FIRST to FOURTH are sums of powers.
 TOTAL, FIRST, SECOND, THIRD, FOURTH = 0, STRIP, 2 * STRIP, 3 * STRIP, 4 * STRIP

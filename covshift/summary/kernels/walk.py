@@ -63,6 +63,17 @@ def add_block(
             add_unit(whole, columns, part.unit + j, spare, rows, limits)
 
 
+@exact
+def numbers_of(whole: Whole, limits: Limits, block: Block) -> tuple[Any, ...]:
+    """What :func:`walk` returns."""
+    totals, moments = whole
+    finite = np.int64(moments[0])
+    low = float_of(totals[LOW], limits.top, block) if finite else np.inf
+    high = float_of(totals[HIGH], limits.top, block) if finite else -np.inf
+    kinds = totals[POSITIVE], totals[NEGATIVE], totals[SUBNORMAL], totals[NAN], totals[POSINF], totals[NEGINF]
+    return *kinds, low, high, finite, moments[1] + moments[2], moments[3], moments[4], moments[5]
+
+
 @entry
 def walk(
     address: int,
@@ -130,9 +141,4 @@ def walk(
     if integers.size:
         join_repeats(columns, units, tile * repeats)
         write_units(columns, plan, limits.top, block, integers, floats)
-    totals, moments = whole
-    finite = np.int64(moments[0])
-    low = float_of(totals[LOW], limits.top, block) if finite else np.inf
-    high = float_of(totals[HIGH], limits.top, block) if finite else -np.inf
-    kinds = totals[POSITIVE], totals[NEGATIVE], totals[SUBNORMAL], totals[NAN], totals[POSINF], totals[NEGINF]
-    return *kinds, low, high, finite, moments[1] + moments[2], moments[3], moments[4], moments[5]
+    return numbers_of(whole, limits, block)
