@@ -93,7 +93,11 @@ def _under_batch_norm(layer: str) -> Finding:
         f"{layer}: batch norm in training mode, here or before, normalises the example groups together, so the "
         "sampling noise of its output is not known"
     )
-    return not_measured("shift", layer, reason, "record evaluation passes, in eval mode, of a fixed set of examples")
+    needed = (
+        "record passes over a fixed set of examples, in eval mode, with recorder.evaluation(), and compare them with "
+        'covshift.shift.between_steps(recording, stream="evaluation")'
+    )
+    return not_measured("shift", layer, reason, needed)
 
 
 def _too_few_pairs(layer: str, pairs: int) -> Finding:

@@ -162,7 +162,9 @@ def _demand_free(targets: Sequence[Path], *, overwrite: bool) -> None:
         if not target.parent.is_dir():
             raise InvalidArgumentError(f"path='{target}': the folder '{target.parent}' does not exist; create it first")
         if target.exists() and not overwrite:
-            raise ReportExists(f"'{target}' exists: choose another path, or pass overwrite=True to replace it")
+            raise ReportExists(
+                f"'{target}' exists: choose another path, or replace it with overwrite=True (command line: --overwrite)"
+            )
 
 
 def _write(target: Path, text: str) -> None:
