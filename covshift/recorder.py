@@ -7,10 +7,7 @@ hands closed blocks to the writer. It holds the order of events together and lea
 from __future__ import annotations
 
 import os
-import platform
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +29,7 @@ from covshift.instrument.hooks import ModuleHooks
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.observer import Observer, Settings
 from covshift.instrument.parameters import ParameterMeter
+from covshift.instrument.provenance import describe
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
@@ -398,7 +396,7 @@ def record(
         key: schedules.as_schedule(value, name=key)
         for key, value in (("every", every), ("histograms_every", histograms_every), ("units_every", units_every))
     }
-    provenance = _provenance(model) | {key: str(cadence) for key, cadence in cadences.items()}
+    provenance = describe(model) | {key: str(cadence) for key, cadence in cadences.items()}
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
@@ -444,33 +442,3 @@ def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ..
 
 def _stem(path: str | os.PathLike[str] | None) -> str:
     return "in memory" if path is None else os.path.basename(os.fspath(path)).removesuffix(".zarr")
-
-
-def _provenance(model: nn.Module) -> dict[str, Any]:
-    first = next(model.parameters(), None)
-    return {
-        "model": type(model).__name__,
-        "parameter_count": sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),
-        "device": "cpu" if first is None else str(first.device),
-        "torch_version": torch.__version__,
-        "numpy_version": np.__version__,
-        "python_version": platform.python_version(),
-        "torch_seed": torch.initial_seed(),
-        "torch_threads": torch.get_num_threads(),
-        "world_size": torch.distributed.get_world_size() if _distributed() else 1,
-        "command_line": " ".join(sys.argv),
-        "git_commit": _git_commit(),
-    }
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _git_commit() -> str:
-    """Commit of the working directory, "" outside a checkout or without git."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

@@ -41,7 +41,7 @@ def check(
     measured = {finding.check for finding in diagnosis.findings if finding.verdict != "not measured"}
     failing = ("watch", "bad") if fail_on == "watch" else ("bad",)
     unmeasured = known - measured
-    typer.echo(f"{len(unmeasured)} of {len(known)} checks not measured")
+    typer.echo(f"{len(unmeasured)} of {len(known)} checks not measured in any layer")
     if not measured or unmeasured & set(require or []):
         raise typer.Exit(UNJUDGED)
     if any(finding.verdict in failing for finding in diagnosis.findings):
