@@ -482,12 +482,12 @@ def test_a_gradient_that_comes_after_the_recorder_closed_is_not_recorded():
 
 
 def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkeypatch):
-    from covshift.instrument import gradients
+    from covshift.summary.table import Table
 
     def broken(*args, **kwargs):
         raise ArithmeticError("planted")
 
-    monkeypatch.setattr(gradients, "summarize", broken)
+    monkeypatch.setattr(Table, "add", broken)
     model = perceptron()
     with (
         pytest.warns(
