@@ -17,25 +17,28 @@ import xarray as xr
 from torch import nn
 
 from covshift import schema
-from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingError, UnsupportedModelError
+from covshift.exceptions import CovshiftError, InvalidArgumentError, UnsupportedModelError
+from covshift.handover import Handover
 from covshift.instrument import schedule as schedules
 from covshift.instrument import sites
 from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
+from covshift.instrument.distributed import Ranks, is_distributed, rank
 from covshift.instrument.hooks import ModuleHooks
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.provenance import describe
-from covshift.instrument.rows import collected, stored_rows
-from covshift.instrument.scaling import LossScale, Scaler, unscaled
+from covshift.instrument.scaling import LossScale, Scaler
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings, listed
-from covshift.store import reader
 from covshift.store.writer import Writer
+
+RANKS = ("separate", "merge")
+LOSS_REDUCTIONS = ("mean", "sum")
 
 
 class Recorder:
@@ -60,6 +63,7 @@ class Recorder:
         settings: Settings,
         updates: str,
         scaler: Scaler | None,
+        ranks: str,
     ) -> None:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
@@ -73,17 +77,19 @@ class Recorder:
         self._scale = LossScale(scaler)
         self._log = Log()
         self._records = 0
-        self._declared = 0
-        self._parameters_declared = False
         self._block: Block | None = None
         self._evaluation: Block | None = None
         self._last_evaluation = -1
         self._parameters: Mapping[str, Any] = {}
         self._paused = self._active = self._entered = False
         self.step_count = 0
+        self._measures_preclip = not is_distributed()
+        self._ranks = Ranks() if ranks == "merge" and is_distributed() else None
         # Last, so that a refused argument leaves whatever stands at the path as it was.
-        self._writer = make_writer()
-        self.path = self._writer.path
+        self._handover = Handover(
+            make_writer, observer=self._observer, meter=self._meter, incidents=self._incidents, ranks=self._ranks
+        )
+        self.path = self._handover.writer.path if self._handover.writer is not None else None
 
     def __enter__(self) -> Recorder:
         if self._entered:
@@ -109,19 +115,14 @@ class Recorder:
             if block is not None:
                 block.close()
         self._block = self._evaluation = None
-        self._write_scalars()
+        self._give_scalars()
         self._log.end()
-        self._write_scalars()
-        self._close_writer()
+        self._give_scalars()
+        if kind is None:
+            self._handover.wait_for_ranks()
+        self._handover.close()
         if kind is None and self._records and not self._surroundings.opaque and not self._incidents.any_failed:
             self._name_never_called()
-
-    def _close_writer(self) -> None:
-        """Write what waits. A full disk must not cost the user the trained model, nor hide their own exception."""
-        try:
-            self._writer.close()
-        except RecordingError as error:
-            self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")
 
     def _name_never_called(self) -> None:
         if self._observer.never_called:
@@ -138,9 +139,7 @@ class Recorder:
 
         Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it.
         """
-        if self._active:
-            self._writer.flush()
-        return reader.open(self._writer.target)
+        return self._handover.snapshot(flush=self._active)
 
     @property
     def warnings(self) -> list[str]:
@@ -202,7 +201,8 @@ class Recorder:
             block.close()
         if block.passes:
             self._last_evaluation = self.step_count
-            self._write(block)
+        if block.passes or self._ranks is not None:
+            self._handover.give(block if block.passes else None, {}, scale=1.0)
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
@@ -214,7 +214,7 @@ class Recorder:
             self._close_step(skipped=True)
         self._scale.begin()
         self._clock.forward()
-        self._write_scalars()
+        self._give_scalars()
         if self._paused:
             return None
         if self._block is None and self._every(self.step_count):
@@ -222,7 +222,7 @@ class Recorder:
                 self.step_count,
                 histograms=self._histograms_every(self._records),
                 units=self._units_every(self._records),
-                after_backward=self._after_backward,
+                after_backward=self._after_backward if self._measures_preclip else None,
             )
         return self._block
 
@@ -246,7 +246,7 @@ class Recorder:
             self._close_step()
 
     def _close_step(self, *, skipped: bool = False) -> None:
-        self._write_scalars()
+        self._give_scalars()
         block, self._block = self._block, None
         if self._scale.is_known:
             self._log.note(loss_scale=self._scale.in_force, step_skipped=float(skipped))
@@ -254,34 +254,17 @@ class Recorder:
         if block is not None:
             block.close()
             self._records += 1
-            self._write(block)
+        if block is not None or (self._ranks is not None and self._every(self.step_count)):
+            self._handover.give(block, self._parameters, scale=self._scale.in_force)
         self._meter.forget()
         self._parameters = {}
         self.step_count += 1
         self._clock.closed()
 
-    def _write(self, block: Block) -> None:
-        with self._incidents.guard("record"):
-            layers = self._observer.layers
-            step = collected(block.kept, len(layers))
-            step.pooled = unscaled(step.pooled, self._scale.in_force)
-            rows = stored_rows(step, layers, block)
-            self._writer.declare_layers(layers[self._declared :])
-            self._declared = len(layers)
-            if self._parameters and not block.stream:
-                if not self._parameters_declared:
-                    # Not before: the parameters of lazy modules have no size until the first forward pass.
-                    self._writer.declare_parameters(self._meter.parameters)
-                    self._parameters_declared = True
-                rows.append(schema.Row("parameters", block.step, self._parameters))
-            self._writer.append(rows)
-
-    def _write_scalars(self) -> None:
-        """Write what was logged for the step just closed; its time to log is over."""
+    def _give_scalars(self) -> None:
+        """Hand over what was logged for the step just closed; its time to log is over."""
         with self._incidents.guard("scalars"):
-            rows = self._log.take()
-            if rows:
-                self._writer.append(rows)
+            self._handover.give_scalars(self._log.take())
 
 
 def record(
@@ -298,6 +281,8 @@ def record(
     updates: str = "sampled",
     functional: bool = False,
     scaler: Scaler | None = None,
+    ranks: str = "separate",
+    loss_reduction: str = "mean",
     max_layers: int = 2000,
     name: str | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -333,6 +318,13 @@ def record(
     scaler : GradScaler, optional
         The scaler that multiplies the loss: gradients are recorded unscaled, and steps that it skips are counted and
         recorded as skipped.
+    ranks : {"separate", "merge"}
+        What to do with the ranks of ``torch.distributed``, all of which must call this: "separate" gives each a
+        recording of its own, ``name.rank00003.zarr``, without any communication; "merge" pools them exactly at the end
+        of every recorded step into one recording, which rank 0 writes.
+    loss_reduction : {"mean", "sum"}
+        How the loss reduces over the examples of a rank; stored, so that gradients of different numbers of ranks can
+        be compared: with "mean", a rank's gradients are world-size times those of the mean over all examples.
     max_layers : int, default 2000
         Refuse to observe more modules than this; choose some with ``layers=``, or raise it.
     name : str, optional
@@ -385,12 +377,16 @@ def record(
         for key, value in (("every", every), ("histograms_every", histograms_every), ("units_every", units_every))
     }
     provenance = describe(model) | {key: str(cadence) for key, cadence in cadences.items()}
+    for key, value, known in (("ranks", ranks, RANKS), ("loss_reduction", loss_reduction, LOSS_REDUCTIONS)):
+        if value not in known:
+            raise InvalidArgumentError(f"{key}={value!r}: expected one of {', '.join(known)}")
+    provenance |= {"ranks": ranks, "rank": rank(), "loss_reduction": loss_reduction}
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
-        return Writer(path, attrs=provenance, overwrite=overwrite)
+        return Writer(_path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite)
 
-    return Recorder(model, make_writer, settings=settings, updates=updates, scaler=scaler, **cadences)
+    return Recorder(model, make_writer, settings=settings, updates=updates, scaler=scaler, ranks=ranks, **cadences)
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
@@ -399,6 +395,13 @@ def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ..
     if unknown or not chosen:
         raise InvalidArgumentError(f"signals={list(chosen)}: expected some of {', '.join(schema.SIGNALS)}")
     return chosen
+
+
+def _path_of_rank(path: str | os.PathLike[str] | None, ranks: str) -> str | os.PathLike[str] | None:
+    """Where this rank writes: a path of its own where every rank writes one."""
+    if path is None or ranks == "merge" or not is_distributed():
+        return path
+    return f"{os.fspath(path).removesuffix('.zarr')}.rank{rank():05d}.zarr"
 
 
 def _stem(path: str | os.PathLike[str] | None) -> str:

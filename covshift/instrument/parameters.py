@@ -53,6 +53,11 @@ class ParameterMeter:
         found = zip(self._slots, self._present(), strict=True)
         return [schema.Parameter(name, p.numel(), p.ndim) for (name, _, _), p in found]
 
+    @property
+    def sharded(self) -> Array:
+        """Parameters of which this rank holds a part only, shape ``(parameter,)``."""
+        return np.array([hasattr(p, "to_local") for p in self._present()], dtype=bool)
+
     def _present(self) -> list[torch.Tensor]:
         """The parameters now in place, which may be others than at the start."""
         return [module._parameters[attribute] for _, module, attribute in self._slots]  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,22 +58,77 @@ def collected(rows: Pass, layer_count: int) -> Collected:
     return Collected(rows.table.read(), statuses, dict(rows.structural_zeros))
 
 
-def stored_rows(
-    step: Collected, layers: Sequence[schema.Layer], block: Block, *, mode: Mode | None = None
-) -> list[schema.Row]:
-    """One row for each group the block is due for, in the order of ``layers``."""
+@dataclass(frozen=True)
+class Record:
+    """One record on its way to the store.
+
+    Attributes
+    ----------
+    step, stream, histograms, units, mode
+        As in :class:`covshift.instrument.block.Block`.
+    layers : sequence of Layer
+        To which the keys of ``collected`` refer.
+    collected : Collected
+        The numbers.
+    parameters : mapping of str to ndarray
+        Row of the ``parameters`` group, empty where there is none.
+    sharded : ndarray of bool or None
+        Parameters of which only a part was measured, shape ``(parameter,)``; None for none.
+    """
+
+    step: int
+    stream: str
+    histograms: bool
+    units: bool
+    mode: Mode
+    layers: Sequence[schema.Layer]
+    collected: Collected
+    parameters: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    sharded: NDArray[np.bool_] | None = None
+
+
+def record_of(block: Block, layers: Sequence[schema.Layer], parameters: Mapping[str, NDArray[Any]]) -> Record:
+    """What a closed block and the parameters' row hold."""
+    what = collected(block.kept, len(layers))
+    return Record(block.step, block.stream, block.histograms, block.units, block.mode, layers, what, parameters)
+
+
+def arranged(record: Record, layers: Sequence[schema.Layer]) -> Record:
+    """The same record with its layers in the order of ``layers``, which must have them all."""
+    names = [layer.name for layer in layers]
+    own = [layer.name for layer in record.layers]
+    if own == names:
+        return record
+    places = {name: place for place, name in enumerate(names)}
+    place = np.array([places[name] for name in own], dtype=np.int64)
+    keys = (place[:, None] * SIGNAL_COUNT + np.arange(SIGNAL_COUNT)).ravel()
+    step, pooled = record.collected, record.collected.pooled
+    statuses = np.zeros(len(names) * SIGNAL_COUNT, np.uint8)
+    statuses[keys] = step.statuses
+    moved = Pooled(
+        keys[pooled.keys],
+        pooled.rows,
+        {int(keys[key]): part for key, part in pooled.histograms.items()},
+        {int(keys[key]): part for key, part in pooled.units.items()},
+    )
+    structural = {int(place[layer]): count for layer, count in step.structural_zeros.items()}
+    return replace(record, layers=layers, collected=Collected(moved, statuses, structural))
+
+
+def stored_rows(record: Record) -> list[schema.Row]:
+    """One row for each group the record is due for."""
+    step, layers = record.collected, record.layers
     parts: dict[str, Mapping[str, Any]] = {"layers": layer_arrays(step, layers)}
-    if block.histograms:
+    if record.histograms:
         parts["histograms"] = histogram_arrays(step.pooled.histograms, len(layers))
-    if block.units:
+    if record.units:
         parts["units"] = unit_arrays(step.pooled.units, layers)
-    source = Source.EVALUATION if block.stream else Source.TRAIN
-    return [
-        schema.Row(
-            f"{block.stream}/{name}".lstrip("/"), block.step, arrays, source, block.mode if mode is None else mode
-        )
+    source = Source.EVALUATION if record.stream else Source.TRAIN
+    rows = [
+        schema.Row(f"{record.stream}/{name}".lstrip("/"), record.step, arrays, source, record.mode)
         for name, arrays in parts.items()
     ]
+    return [*rows, schema.Row("parameters", record.step, record.parameters)] if record.parameters else rows
 
 
 def layer_arrays(step: Collected, layers: Sequence[schema.Layer]) -> dict[str, Any]:

@@ -24,6 +24,13 @@ _UNIT_FIELDS, _UNIT_COUNTS = 9, 5
 
 _WIDEST_EXACT = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _SAME_WIDTH = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PATTERNS = {
+    torch.float16: (0x7C00, 0x0400),
+    torch.bfloat16: (0x7F80, 0x0080),
+    torch.float32: (0x7F800000, 0x00800000),
+    torch.float64: (0x7FF0000000000000, 0x0010000000000000),
+}
+"""Bits of infinity, and of the smallest normal number."""
 
 
 class _Kinds(NamedTuple):
@@ -117,10 +124,7 @@ def summarize_by_torch(
 def _kinds(values: torch.Tensor) -> _Kinds:
     bits = values.view(_SAME_WIDTH[values.element_size()])
     top = torch.iinfo(bits.dtype).max
-    infinity, normal = (
-        int(torch.tensor(value, dtype=values.dtype).view(bits.dtype))
-        for value in (math.inf, torch.finfo(values.dtype).tiny)
-    )
+    infinity, normal = _PATTERNS[values.dtype]
     magnitude = bits & top
     zero, nan = magnitude == 0, magnitude > infinity
     return _Kinds(

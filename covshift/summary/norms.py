@@ -5,7 +5,7 @@ Norms are accumulated in float64, because a float32 norm of elements of 1e-23 re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,10 +40,9 @@ def norms(tensors: Sequence[torch.Tensor]) -> Norms:
     kernels = _kernels()
     plain = [index for index, tensor in enumerate(tensors) if kernels is not None and _is_plain(tensor)]
     if plain:
-        addresses = np.array([tensors[index].data_ptr() for index in plain], np.int64)
-        sizes = np.array([tensors[index].numel() for index in plain], np.int64)
+        sizes = _integers(tensors[index].numel() for index in plain)
         measured = np.empty((len(plain), 3))
-        kernels.measure(addresses, sizes, measured, _SINGLE)
+        kernels.measure(_addresses(tensors, plain), sizes, measured, _SINGLE)
         results[plain] = measured
     others = sorted(set(range(len(tensors))) - set(plain))
     for index, row in zip(others, _together([_sums(tensors[index]) for index in others]), strict=True):
@@ -52,12 +51,15 @@ def norms(tensors: Sequence[torch.Tensor]) -> Norms:
 
 
 class Before(NamedTuple):
-    """What :func:`kept` has copied: a flat array for the kernels, and copies of what they cannot read."""
+    """What :func:`kept` has copied: a flat array for the kernels, and copies of what they cannot read.
 
-    flat: NDArray[np.float32]
+    ``plain`` lists the tensors of the flat array, whose copies have ``counts`` elements and begin at ``starts``.
+    """
+
+    plain: NDArray[np.int64]
     counts: NDArray[np.int64]
-    steps: NDArray[np.int64]
-    plain: list[int]
+    starts: NDArray[np.int64]
+    flat: NDArray[np.float32]
     others: dict[int, torch.Tensor]
 
 
@@ -65,14 +67,14 @@ def kept(tensors: Sequence[torch.Tensor], steps: Sequence[int]) -> Before:
     """Copies of every ``steps[k]``-th element of each tensor, for :func:`squared_changes`."""
     kernels = _kernels()
     plain = [index for index, tensor in enumerate(tensors) if kernels is not None and _is_plain(tensor)]
-    every = np.array([steps[index] for index in plain], np.int64)
-    counts = np.array([-(-tensors[index].numel() // steps[index]) for index in plain], np.int64)
+    counts = _integers(-(-tensors[index].numel() // steps[index]) for index in plain)
+    starts = np.cumsum(counts) - counts
     flat = np.empty(int(counts.sum()), np.float32)
     if plain:
-        kernels.keep(np.array([tensors[index].data_ptr() for index in plain], np.int64), counts, every, flat)
+        kernels.keep(_addresses(tensors, plain), counts, _integers(steps[index] for index in plain), starts, flat)
     missed = set(range(len(tensors))) - set(plain)
     others = {index: sampled(tensors[index], steps[index]).clone() for index in sorted(missed)}
-    return Before(flat, counts, every, plain, others)
+    return Before(_integers(plain), counts, starts, flat, others)
 
 
 def squared_changes(tensors: Sequence[torch.Tensor], steps: Sequence[int], before: Before) -> Floats:
@@ -81,16 +83,15 @@ def squared_changes(tensors: Sequence[torch.Tensor], steps: Sequence[int], befor
     A tensor has moved where its dtype, device, layout or size is another one than before.
     """
     results = np.full(len(tensors), np.nan)
-    lengths = dict(zip(before.plain, before.counts.tolist(), strict=True))
-    same = [
-        _is_plain(tensors[index]) and -(-tensors[index].numel() // steps[index]) == lengths[index]
-        for index in before.plain
-    ]
-    if before.plain and all(same):
-        addresses = np.array([tensors[index].data_ptr() for index in before.plain], np.int64)
-        measured = np.empty(len(before.plain))
-        _kernels().measure_changes(addresses, before.counts, before.steps, before.flat, measured)
-        results[before.plain] = measured
+    places = [place for place, index in enumerate(before.plain) if _is_plain(tensors[index])]
+    places = [k for k in places if -(-tensors[before.plain[k]].numel() // steps[before.plain[k]]) == before.counts[k]]
+    if places:
+        same = before.plain[places]
+        measured = np.empty(len(places))
+        counts, starts = before.counts[places], before.starts[places]
+        every = _integers(steps[index] for index in same)
+        _kernels().measure_changes(_addresses(tensors, same), counts, every, starts, before.flat, measured)
+        results[same] = measured
     changes = {}
     for index, old in before.others.items():
         new = sampled(tensors[index], steps[index])
@@ -99,6 +100,14 @@ def squared_changes(tensors: Sequence[torch.Tensor], steps: Sequence[int], befor
     for index, row in zip(changes, _together(list(changes.values())), strict=True):
         results[index] = row[0]
     return results
+
+
+def _integers(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.array(list(values), np.int64)
+
+
+def _addresses(tensors: Sequence[torch.Tensor], which: Iterable[int]) -> NDArray[np.int64]:
+    return _integers(tensors[index].data_ptr() for index in which)
 
 
 def sampled(tensor: torch.Tensor, step: int) -> torch.Tensor:

@@ -60,21 +60,17 @@ def measure(addresses: Array, sizes: Array, results: Array, like: Array) -> None
 
 
 @entry
-def keep(addresses: Array, counts: Array, steps: Array, kept: Array) -> None:
-    """Copy every ``steps[k]``-th of each float32 array's elements, ``counts[k]`` of them, one after the other."""
-    start = 0
+def keep(addresses: Array, counts: Array, steps: Array, starts: Array, kept: Array) -> None:
+    """Copy every ``steps[k]``-th of each float32 array's elements, ``counts[k]`` of them, to ``starts[k]``."""
     for k in range(len(counts)):
         values = array_at(pointer(addresses[k], kept.dtype), 1)
         for i in range(counts[k]):
-            kept[np.uint64(start + i)] = values[np.uint64(i * steps[k])]
-        start += counts[k]
+            kept[np.uint64(starts[k] + i)] = values[np.uint64(i * steps[k])]
 
 
 @entry
-def measure_changes(addresses: Array, counts: Array, steps: Array, kept: Array, results: Array) -> None:
+def measure_changes(addresses: Array, counts: Array, steps: Array, starts: Array, kept: Array, results: Array) -> None:
     """Fill ``results``, shape ``(arrays,)``: sum of squared differences to what :func:`keep` has copied."""
-    start = 0
     for k in range(len(counts)):
         values = array_at(pointer(addresses[k], kept.dtype), 1)
-        results[k] = sum_squared_changes(values, steps[k], kept, start, counts[k])
-        start += counts[k]
+        results[k] = sum_squared_changes(values, steps[k], kept, starts[k], counts[k])

@@ -1,0 +1,124 @@
+"""From a closed block to the store: rows in the order of the layers, pooled over ranks where there are several.
+
+Whatever goes wrong here costs rows and is named in a warning; the training goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import xarray as xr
+
+from covshift import schema
+from covshift.exceptions import RecordingError
+from covshift.instrument.block import Block
+from covshift.instrument.distributed import Ranks, merged
+from covshift.instrument.incidents import Incidents
+from covshift.instrument.observer import Observer
+from covshift.instrument.parameters import ParameterMeter
+from covshift.instrument.rows import Record, arranged, record_of, stored_rows
+from covshift.instrument.scaling import unscaled
+from covshift.store import reader
+from covshift.store.writer import Writer
+
+
+class Handover:
+    """Hands what one recorder has collected to its writer.
+
+    Parameters
+    ----------
+    make_writer : callable
+        Makes the writer; not called on ranks whose records another rank writes.
+    observer, meter, incidents
+        The recorder's own.
+    ranks : Ranks or None
+        With whom records are pooled; None for nobody.
+    """
+
+    def __init__(
+        self,
+        make_writer: Callable[[], Writer],
+        *,
+        observer: Observer,
+        meter: ParameterMeter,
+        incidents: Incidents,
+        ranks: Ranks | None,
+    ) -> None:
+        self._observer, self._meter, self._incidents, self._ranks = observer, meter, incidents, ranks
+        self._layers: dict[str, schema.Layer] = {}
+        self._has_parameters = False
+        self.writer = make_writer() if ranks is None or ranks.is_first else None
+
+    def give(self, block: Block | None, parameters: Mapping[str, Any], *, scale: float) -> None:
+        """Take a closed block, None where this rank recorded nothing of a step that was due."""
+        with self._incidents.guard("record"):
+            mine = None if block is None else self._record(block, parameters, scale)
+            given = [] if mine is None else [mine]
+            if self._ranks is not None:
+                try:
+                    given = self._ranks.gather(mine)
+                except RuntimeError as error:
+                    self._lose_ranks(error)
+            self._write(given)
+
+    def _record(self, block: Block, parameters: Mapping[str, Any], scale: float) -> Record:
+        record = record_of(block, self._observer.layers, parameters)
+        record.collected.pooled = unscaled(record.collected.pooled, scale)
+        return replace(record, sharded=self._meter.sharded if parameters and self._ranks is not None else None)
+
+    def _lose_ranks(self, error: RuntimeError) -> None:
+        """Go on alone: a rank that died will not come back."""
+        self._ranks = None
+        what = "nothing is recorded" if self.writer is None else "only this rank's own numbers are recorded"
+        self._incidents.warn_once("rank", "recording", f"a rank did not answer ({error}); from here on {what}")
+
+    def _write(self, given: list[Record]) -> None:
+        if self.writer is None or not given:
+            return
+        record = merged(given)
+        new = [layer for layer in record.layers if layer.name not in self._layers]
+        self.writer.declare_layers(new)
+        self._layers |= {layer.name: layer for layer in new}
+        if record.parameters and not self._has_parameters:
+            # Not before: the parameters of lazy modules have no size until the first forward pass.
+            self.writer.declare_parameters(self._meter.parameters)
+            self._has_parameters = True
+        self.writer.append(stored_rows(arranged(record, list(self._layers.values()))))
+
+    def give_scalars(self, rows: Sequence[schema.Row]) -> None:
+        """Take rows of logged scalars; of several ranks, those of the one that writes."""
+        if rows and self.writer is not None:
+            with self._incidents.guard("scalars"):
+                self.writer.append(list(rows))
+
+    def wait_for_ranks(self) -> None:
+        """Take part in the records of ranks that have more steps than this one, until all have ended."""
+        while self._ranks is not None:
+            try:
+                given = self._ranks.gather_last()
+            except RuntimeError as error:
+                self._lose_ranks(error)
+                return
+            if given is None:
+                return
+            with self._incidents.guard("record"):
+                self._write(given)
+
+    def snapshot(self, *, flush: bool) -> xr.DataTree:
+        """Everything written so far, as :func:`covshift.open` reads it."""
+        if self.writer is None:
+            raise RecordingError('recording: rank 0 holds it, for ranks="merge"; read it there')
+        if flush:
+            self.writer.flush()
+        return reader.open(self.writer.target)
+
+    def close(self) -> None:
+        """Write what waits. A full disk must not cost the user the trained model, nor hide their own exception."""
+        if self.writer is None:
+            return
+        try:
+            self.writer.close()
+        except RecordingError as error:
+            self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")

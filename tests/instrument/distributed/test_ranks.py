@@ -1,0 +1,142 @@
+"""Oracle: the tensors of every rank, copied by the worker itself, gathered here and recounted as one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import covshift
+from covshift.summary import summarize
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[3]
+
+
+def launch(folder, case, ranks=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(WORKER), str(folder), case],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return {
+        rank: torch.load(folder / f"rank{rank}.pt") for rank in range(ranks) if (folder / f"rank{rank}.pt").exists()
+    }
+
+
+def check_against_all_tensors(recording, ranks, layer, signal, step):
+    """The recorded row against one summary of the ranks' own tensors of a step, joined along the examples."""
+    together = torch.cat([rank["seen"][signal][step] for rank in ranks.values() if step < len(rank["seen"][signal])])
+    expected = summarize(together, unit_axis=1)
+    row = recording["layers"].to_dataset().sel(step=step, layer=layer, signal=signal)
+    for name in ("count", "zero_count", "negative_count", "nan_count", "subnormal_count"):
+        assert int(row[name]) == getattr(expected, name)
+    absolute = together.double().abs().sum().item()
+    np.testing.assert_allclose(float(row["sum"]), expected.sum, atol=1e-12 * absolute, rtol=0)
+    np.testing.assert_allclose(float(row["m2"]), expected.moments.m2, rtol=1e-12)
+    np.testing.assert_allclose(float(row["m4"]), expected.moments.m4, rtol=1e-10)
+    assert (float(row["min"]), float(row["max"])) == (expected.min, expected.max)
+    return together
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory):
+    """Folder and words of two ranks of DDP that merge."""
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, launch(folder, "ddp-merge")
+
+
+def check_run(folder, said):
+    recording = covshift.open(folder / "run.zarr")
+    for step in range(3):
+        for signal in ("activation", "activation_grad"):
+            together = check_against_all_tensors(recording, said, "module.0", signal, step)
+            row = recording["layers"].to_dataset().sel(step=step, layer="module.0", signal=signal)
+            assert int(row["example_count"]) == len(together)
+    assert recording.attrs["world_size"] == len(said)
+    assert recording.attrs["loss_reduction"] == "mean"
+    assert [rank["warnings"] for rank in said.values()] == [[]] * len(said)
+    assert not (folder / "run.rank00001.zarr").exists()
+
+
+def test_ranks_of_ddp_merge_into_the_summary_of_all_their_tensors(ddp):
+    check_run(*ddp)
+
+
+@pytest.mark.slow
+def test_four_ranks_merge_like_two(tmp_path):
+    check_run(tmp_path, launch(tmp_path, "ddp-merge", 4))
+
+
+def test_histograms_and_units_of_ranks_add_up(ddp):
+    folder, said = ddp
+    recording = covshift.open(folder / "run.zarr")
+    row = recording["histograms"].to_dataset().sel(step=0, layer="module.0", value_signal="activation")
+    parts = [summarize(rank["seen"]["activation"][0], unit_axis=1) for rank in said.values()]
+    expected = sum(part.histogram.counts for part in parts)
+    assert (row["value_histogram"].values == expected).all()
+    units = recording["units"].to_dataset().sel(step=0, signal="activation")
+    names = list(recording["layers"].layer.values)
+    ours = units["unit_active_examples"].values[units["layer_index"].values == names.index("module.0")]
+    assert ours.tolist() == parts[0].units.merge(parts[1].units).active_examples.tolist()
+
+
+@pytest.mark.slow
+def test_separate_ranks_write_a_recording_each_of_their_own_tensors(tmp_path):
+    said = launch(tmp_path, "ddp-separate")
+    for rank, own in said.items():
+        recording = covshift.open(tmp_path / f"run.rank{rank:05d}.zarr")
+        assert recording.attrs["rank"] == rank
+        check_against_all_tensors(recording, {rank: own}, "module.0", "activation", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_recording_changes_no_bit_of_distributed_training(tmp_path, wrapper):
+    weights = {}
+    for ending in ("merge", "bare"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        weights[ending] = launch(folder, f"{wrapper}-{ending}")[0]["weights"]
+    assert weights["merge"].keys() == weights["bare"].keys()
+    assert all(torch.equal(weights["merge"][name], weights["bare"][name]) for name in weights["bare"])
+
+
+@pytest.mark.slow
+def test_norms_of_sharded_parameters_are_those_of_the_whole(tmp_path, ddp):
+    launch(tmp_path, "fsdp-merge")
+    sharded = covshift.open(tmp_path / "run.zarr")["parameters"].to_dataset()
+    whole = covshift.open(ddp[0] / "run.zarr")["parameters"].to_dataset()
+    for name in ("weight_norm", "gradient_norm", "update_norm"):
+        np.testing.assert_allclose(sharded[name].values, whole[name].values, rtol=1e-5)
+    assert sharded["gradient_norm_preclip"].isnull().all()
+
+
+def test_a_rank_with_fewer_steps_contributes_nothing_to_the_rest(tmp_path):
+    said = launch(tmp_path, "plain-fewer")
+    recording = covshift.open(tmp_path / "run.zarr")
+    assert recording["layers"].step.values.tolist() == [0, 1, 2]
+    assert len(said[1]["seen"]["activation"]) == 2
+    for step in range(3):
+        check_against_all_tensors(recording, said, "0", "activation", step)
+    assert [rank["warnings"] for rank in said.values()] == [[], []]
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_named_and_the_others_go_on(tmp_path):
+    said = launch(tmp_path, "plain-death")
+    recording = covshift.open(tmp_path / "run.zarr")
+    assert recording["layers"].step.values.tolist() == [0, 1, 2]
+    (message,) = said[0]["warnings"]
+    assert "a rank did not answer" in message
+    assert "only this rank's own numbers are recorded" in message
+    check_against_all_tensors(recording, {0: said[0]}, "0", "activation", 2)

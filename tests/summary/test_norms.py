@@ -1,0 +1,89 @@
+"""Oracle: numpy in float64 over dense copies."""
+
+import numpy as np
+import pytest
+import torch
+
+from covshift.summary import cpu, norms
+from covshift.summary.norms import kept, sampled, squared_changes
+
+
+def some_tensors():
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(7, 5, generator=generator)
+    dense[0, :2] = torch.tensor([0.0, -0.0])
+    infinite = torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 0.0])
+    sparse = torch.sparse_coo_tensor(
+        [[1, 1, 3]], torch.tensor([[1.0, 2.0], [1.0, -2.0], [0.0, 4.0]]), (5, 2), check_invariants=True
+    )
+    return {
+        "float32": dense,
+        "transposed": dense.t()[1:],
+        "float64": dense.double(),
+        "bfloat16": dense.bfloat16(),
+        "float16": dense.half(),
+        "complex": torch.complex(dense, -dense),
+        "tiny": torch.full((3,), 1e-23),
+        "huge": torch.full((3,), 1e19),
+        "non-finite": infinite,
+        "non-finite double": infinite.double(),
+        "empty": torch.empty(0),
+        "scalar": torch.tensor(3.0),
+        "parameter": torch.nn.Parameter(dense.clone()),
+        "sparse": sparse,
+    }
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_sums_are_those_of_a_dense_float64_copy(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(norms, "_kernels", lambda: None)
+    given = some_tensors()
+    found = norms.norms(list(given.values()))
+    for index, (name, tensor) in enumerate(given.items()):
+        dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
+        wide = dense.to(torch.complex128 if dense.is_complex() else torch.float64).numpy()
+        with np.errstate(invalid="ignore"):
+            squares = (np.abs(wide) ** 2).sum()
+        np.testing.assert_allclose(found.squares[index], squares, rtol=1e-12, err_msg=name)
+        assert found.zeros[index] == (wide == 0).sum(), name
+        assert found.nonfinite[index] == (~np.isfinite(wide)).sum(), name
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_changes_are_measured_on_every_kth_element(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(norms, "_kernels", lambda: None)
+    given = {name: tensor for name, tensor in some_tensors().items() if not tensor.is_sparse and tensor.numel()}
+    tensors, steps = list(given.values()), [1 if index % 2 else 3 for index in range(len(given))]
+    old = [tensor.detach().clone() for tensor in tensors]
+    before = kept(tensors, steps)
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.mul_(0.5)
+    found = squared_changes(tensors, steps, before)
+    for index, (new, previous, step) in enumerate(zip(tensors, old, steps, strict=True)):
+        wide = torch.complex128 if new.is_complex() else torch.float64
+        change = sampled(new.detach(), step).to(wide) - sampled(previous, step).to(wide)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(found[index], (np.abs(change.numpy()) ** 2).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_of_a_tensor_that_became_another_no_change_is_measured(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(norms, "_kernels", lambda: None)
+    before = kept([torch.ones(4), torch.ones(2)], [1, 1])
+    found = squared_changes([torch.ones(4, dtype=torch.float64), torch.zeros(2)], [1, 1], before)
+    assert np.isnan(found[0])
+    assert found[1] == 2.0
+
+
+def test_without_numba_norms_come_from_torch(monkeypatch):
+    monkeypatch.setattr(cpu, "_kernel", lambda: None)
+    norms._kernels.cache_clear()
+    try:
+        assert norms.norms([torch.tensor([3.0, 4.0])]).squares.tolist() == [25.0]
+        assert norms._kernels() is None
+    finally:
+        norms._kernels.cache_clear()
