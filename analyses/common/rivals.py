@@ -68,7 +68,7 @@ def tensorboard_histograms(trainer: Trainer, stack: ExitStack) -> AfterStep:
     """``SummaryWriter.add_histogram`` of everything."""
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(stack.enter_context(tempfile.TemporaryDirectory()))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(stack.enter_context(tempfile.TemporaryDirectory()))
     stack.callback(writer.close)
     step = 0
 

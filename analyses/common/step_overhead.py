@@ -62,9 +62,9 @@ def timed_flushes() -> Iterator[Flushes]:
     """Time every write of a recording inside the ``with``."""
     flushes, flush = Flushes(), Writer.flush
 
-    def timed(writer: Writer) -> None:
+    def timed(self: Writer) -> None:
         cpu, wall = time.process_time(), time.perf_counter()
-        flush(writer)
+        flush(self)
         flushes.seconds.append((time.process_time() - cpu, time.perf_counter() - wall))
 
     Writer.flush = timed  # type: ignore[method-assign]

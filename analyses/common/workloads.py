@@ -37,7 +37,8 @@ class TokenTransformer(nn.Module):
         """Logits ``(batch * tokens, vocabulary)`` of ``tokens`` ``(batch, tokens)``."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = self.encoder(self.embedding(tokens) + self.position(positions))
-        return self.head(hidden).flatten(0, 1)
+        logits: torch.Tensor = self.head(hidden)
+        return logits.flatten(0, 1)
 
 
 def all_cnn(classes: int = 10) -> nn.Sequential:
@@ -79,7 +80,7 @@ class Trainer:
         labels = self.labels[:examples].flatten()
         for _ in range(count):
             loss = F.cross_entropy(self.model(inputs), labels)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.optimizer.zero_grad()
             if after is not None:
