@@ -149,8 +149,13 @@ def check_leaves_are_recorded(recording, leaves):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded_and_on_one_thread():
+    """Threads that wait for each other on a busy machine make small operations fifty times slower."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def check(model, loss_of):
