@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 OUT ?=
 
-.PHONY: help demo test test-slow lint types clean
+.PHONY: help demo test test-slow soak lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +26,9 @@ test: $(STAMP)  ## tests and doctests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+soak: $(STAMP)  ## half an hour of recorded training: does memory, or anything else, grow?
+	$(BIN)/python analyses/soak.py --minutes 30 $(if $(OUT),--json $(OUT))
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -4,7 +4,9 @@ Run ``python analyses/overhead.py --section kernels --json overhead.json``; ``--
 
 The section ``kernels`` times one summary with everything in it (float64 moments, counts, histogram in 4 example groups,
 per-unit numbers) by the fused kernels, by torch operations, and against the floor of a single read, ``x.sum()``.
-The section ``steps`` times training steps of the demo's 50-layer linked net: bare, recorded, and under naive hooks.
+The section ``steps`` times training steps of three networks: bare, recorded, attached and paused, and under what people
+do otherwise (naive hooks, TensorBoard histograms, ``wandb.watch``, clones of everything).
+The section ``memory`` compares peak resident memory of bare and recorded training, in processes of their own.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common import step_overhead
+from common import memory_overhead, step_overhead
 from common.paired import Blocks, interleave, ratio
+from common.workloads import MEMORY_WORKLOADS, STEP_WORKLOADS
 from covshift.grid import VALUES
 from covshift.summary import prepare, summarize
 from covshift.summary.device import summarize_by_torch
@@ -89,7 +92,7 @@ def measure_kernel(layout: str, dtype: torch.dtype, *, rounds: int) -> dict[str,
         "dtype": str(dtype).removeprefix("torch."),
         "elements": tensor.numel(),
         **{f"{name}_us": np.quantile(taken, [0.25, 0.5, 0.75]).tolist() for name, taken in each.items()},
-        "times_faster": [faster.low, faster.median, faster.high],
+        "times_faster": [faster.low, faster.central, faster.high],
         "target_ns": DTYPES[dtype] if tensor.numel() == 2**20 else None,
     }
 
@@ -112,8 +115,8 @@ def first_calls() -> dict[str, float]:
     return {"cold_seconds": float(done[0].stdout), "warm_seconds": float(done[1].stdout)}
 
 
-def kernels(*, quick: bool) -> dict[str, Any]:
-    """The kernel section: a row for each layout and dtype, and what the first call costs."""
+def kernels(*, quick: bool, model: str | None = None) -> dict[str, Any]:
+    """The kernel section: a row for each layout and dtype, and what the first call costs; it has no models."""
     for dtype in DTYPES:
         prepare(dtype)
     rows = [measure_kernel(layout, dtype, rounds=5 if quick else 50) for layout in LAYOUTS for dtype in DTYPES]
@@ -153,6 +156,7 @@ def _spread(quartiles: list[float]) -> str:
 SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
     "kernels": (kernels, show_kernels),
     "steps": (step_overhead.measure, step_overhead.show),
+    "memory": (memory_overhead.measure, memory_overhead.show),
 }
 """What each section measures with, and prints with."""
 
@@ -161,6 +165,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure the chosen sections and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--section", choices=[*SECTIONS, "all"], default="all", help="what to measure")
+    parser.add_argument(
+        "--model", choices=sorted({*STEP_WORKLOADS, *MEMORY_WORKLOADS}), help="steps, memory: this only"
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds: for a look, not for a claim")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers here")
     options = parser.parse_args(arguments)
@@ -168,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     results: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
     for name in SECTIONS if options.section == "all" else [options.section]:
         measure, show = SECTIONS[name]
-        results[name] = measure(quick=options.quick)
+        results[name] = measure(quick=options.quick, model=options.model)
         show(results[name])
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")

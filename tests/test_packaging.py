@@ -24,8 +24,9 @@ def project():
 @pytest.fixture(scope="module")
 def declared(project):
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *extras["demo"], *extras["dev"]]
-    return dict(requirement(text) for text in texts if not text.startswith("covshift"))
+    included = re.fullmatch(r"covshift\[(.*)\]", extras["dev"][0]).group(1).split(",")
+    texts = [*project["dependencies"], *extras["dev"][1:], *(text for name in included for text in extras[name])]
+    return dict(requirement(text) for text in texts)
 
 
 def test_environment_yml_has_the_packages_and_bounds_of_pyproject(declared, project):
