@@ -81,7 +81,12 @@ class ParameterMeter:
 
     @torch.no_grad()
     def after_step(self) -> Mapping[str, Array]:
-        """The arrays of one ``parameters`` row; call after :meth:`before_step` and the update."""
+        """The arrays of one ``parameters`` row, after :meth:`before_step` and the update; none without the former.
+
+        An optimizer that runs the model itself (LBFGS) is told of only once its first update is over.
+        """
+        if not self._row:
+            return {}
         unknown = np.full(len(self._slots), np.nan)
         preclip = unknown if self._preclip is None else self._preclip
         row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}

@@ -1,0 +1,123 @@
+"""Where a step of the record ends. Oracle: what the optimizers of the test themselves did."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import covshift
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError
+from covshift.schema import Status
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def test_optimizers_that_step_inside_backward_end_one_step_when_the_next_forward_begins():
+    model = perceptron()
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    handles = [parameter.register_post_accumulate_grad_hook(update) for parameter in model.parameters()]
+    with covshift.record(model, every=1) as recorder:
+        for step in range(3):
+            model(torch.randn(4, 6)).square().mean().backward()
+            assert recorder.step_count == step
+        recorder.log(loss=1.0)
+    for handle in handles:
+        handle.remove()
+    assert recorder.step_count == 3
+    layers = recorder.recording["layers"].to_dataset()
+    assert layers.step.values.tolist() == [0, 1, 2]
+    # Every gradient is there, although the last layer was updated before the first layer's gradient came.
+    gradients = layers["status"].sel(signal="activation_grad", layer=["0", "1", "2"])
+    assert (gradients == Status.OK).all()
+    assert (layers["count"].sel(signal="activation_grad", layer="0") == 20).all()
+    assert "parameters" not in recorder.recording.children
+
+
+def test_all_evaluations_of_one_lbfgs_step_are_one_record():
+    model, calls = perceptron(), []
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+    x = torch.randn(8, 6)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model(x) - 1.0).square().mean()
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    with covshift.record(model, every=1) as recorder:
+        optimizer.step(closure)
+        evaluations = len(calls)
+    assert evaluations > 1
+    assert recorder.step_count == 1
+    layers = recorder.recording["layers"].to_dataset()
+    assert layers["count"].sel(step=0, layer="0", signal="activation") == 8 * 5 * evaluations
+
+
+def test_lbfgs_measures_no_update_of_a_step_whose_forward_came_after_it_began():
+    model = perceptron()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
+    x = torch.randn(8, 6)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with covshift.record(model, every=1) as recorder:
+        optimizer.step(closure)
+    assert "parameters" not in recorder.recording.children
+
+
+def test_a_parameter_that_was_replaced_is_measured_where_it_now_is():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model[2].bias.data = torch.full((2,), 3.0)
+    norms = recorder.recording["parameters"].to_dataset()["weight_norm"].sel(parameter="2.bias")
+    np.testing.assert_allclose(norms.sel(step=1), np.sqrt(18), rtol=1e-6)
+
+
+def test_stock_transformer_layers_with_functional_activations_are_named_with_the_way_out():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    with (
+        pytest.warns(CovshiftWarning, match=r"not seen in \(root\): functional=True records them"),
+        covshift.record(layer, every=1),
+    ):
+        pass
+    with (
+        pytest.warns(CovshiftWarning, match="called self_attn.out_proj: unused, or used functionally"),
+        covshift.record(layer, every=1, functional=True) as recorder,
+    ):
+        layer(torch.randn(2, 3, 8)).sum().backward()
+        recorder.step()
+    assert len(recorder.warnings) == 1
+    assert "(root):relu" in recorder.recording["layers"].layer.values
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scaler": 3.0}, r"scaler=3.0: expected a torch.amp.GradScaler"),
+        ({"ranks": "all"}, r"ranks='all': expected one of separate, merge"),
+        ({"loss_reduction": "max"}, r"loss_reduction='max': expected one of mean, sum"),
+        ({"max_layers": 0}, r"max_layers=0: expected a whole number from 1"),
+        ({"max_layers": 2}, r"max_layers=2: 4 modules are to be observed; .*layers= .*max_layers=4"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        covshift.record(perceptron(), **arguments)
