@@ -17,7 +17,7 @@ import xarray as xr
 from torch import nn
 
 from covshift import schema
-from covshift.exceptions import CovshiftError, InvalidArgumentError, UnsupportedModelError
+from covshift.exceptions import CovshiftError, InvalidArgumentError
 from covshift.handover import Handover
 from covshift.instrument import schedule as schedules
 from covshift.instrument import sites
@@ -34,7 +34,7 @@ from covshift.instrument.scaling import LossScale, Scaler
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
-from covshift.instrument.surroundings import Surroundings, listed
+from covshift.instrument.surroundings import Surroundings, demand_observable, listed
 from covshift.store.writer import Writer
 
 RANKS = ("separate", "merge")
@@ -218,6 +218,8 @@ class Recorder:
         if self._paused:
             return None
         if self._block is None and self._every(self.step_count):
+            if not self._scale.is_known:
+                self._surroundings.warn_of_hidden_scale(self._incidents)
             self._block = Block(
                 self.step_count,
                 histograms=self._histograms_every(self._records),
@@ -361,11 +363,7 @@ def record(
     >>> dict(recording["layers"].sizes)
     {'step': 3, 'layer': 4, 'signal': 5}
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            f"model: {type(model).__name__} cannot be observed; expected an eager torch.nn.Module (record the model "
-            "before scripting it)"
-        )
+    demand_observable(model)
     if isinstance(example_axis, bool) or not isinstance(example_axis, int):
         raise InvalidArgumentError(f"example_axis={example_axis!r}: expected the number of an axis")
     if scaler is not None and not hasattr(scaler, "get_scale"):

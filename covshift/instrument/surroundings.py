@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from covshift.exceptions import UnsupportedModelError
 from covshift.instrument import sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.functional import hidden_functions
@@ -26,6 +27,7 @@ class Surroundings:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.opaque = sites.compiled(model)
         self._hidden = [] if settings.functional else hidden_functions(model)
+        self._device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
 
     def warn(self, incidents: Incidents) -> None:
@@ -44,12 +46,43 @@ class Surroundings:
                 f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
             )
 
+    def warn_of_hidden_scale(self, incidents: Incidents) -> None:
+        """Say what a GradScaler that was not named does to gradients, where half precision makes one likely."""
+        device = self._device
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
+            incidents.warn_once(
+                "scaler",
+                "model",
+                "autocast to float16 without scaler=: if a GradScaler multiplies the loss, gradients of layers are "
+                "recorded multiplied and skipped steps are not counted; record(..., scaler=scaler) unscales and counts",
+            )
+
     def prepare(self) -> None:
         """Load or compile the kernels now: the first recorded step is not slower for them."""
         for dtype in self._dtypes & set(FORMS):
             prepare(dtype)
         if torch.float32 in self._dtypes:
             norms([torch.ones(1)])
+
+
+def demand_observable(model: object) -> None:
+    """Demand a model whose calls hooks can see.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is no eager ``torch.nn.Module``, or replicates itself over devices within one process.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            f"model: {type(model).__name__} cannot be observed; expected an eager torch.nn.Module (record the model "
+            "before scripting it)"
+        )
+    if any(isinstance(module, nn.DataParallel) and module.device_ids for module in model.modules()):
+        raise UnsupportedModelError(
+            "model: DataParallel runs copies of its modules, which hooks do not see; use DistributedDataParallel and "
+            "record in every rank"
+        )
 
 
 def listed(names: list[str]) -> str:
