@@ -1,10 +1,9 @@
-"""GradScaler: skipped steps are steps, layer rows keep what flowed, parameter norms are unscaled.
+"""GradScaler: skipped steps are steps, and gradients are those of an unscaled run.
 
 The scales are powers of two, so that scaling changes no mantissa: unscaled numbers equal those of an unscaled run.
 """
 
-import copy
-
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,28 +19,34 @@ def net():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def scaled_training(model, steps, *, fused, broken=(), scale=SCALE, dtype=torch.bfloat16):
-    """The scale of every step; the loss of a ``broken`` step is infinite, so that its gradients are."""
+def grad_scaler(scale=SCALE):
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+
+
+def scaled_training(model, scaler, steps, *, fused=False, broken=()):
+    """Losses and scales of every step; the loss of a ``broken`` step is infinite, so that its gradients are."""
     torch.manual_seed(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
-    scaler, scales = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2), []
+    losses, scales = [], []
     for step in range(steps):
         x, y = torch.randn(16, 6), torch.randint(3, (16,))
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = F.cross_entropy(model(x), y) * (float("inf") if step in broken else 1.0)
+        losses.append(loss.item())
         scales.append(scaler.get_scale())
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    return scales
+    return losses, scales
 
 
 @FUSED
 @pytest.mark.parametrize("every", [1, 2])
 def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, fused, every):
-    with record(model := net(), every=every) as recorder:
-        scales = scaled_training(model, 5, fused=fused, broken=[2])
+    scaler = grad_scaler()
+    with record(model := net(), every=every, scaler=scaler) as recorder:
+        _, scales = scaled_training(model, scaler, 5, fused=fused, broken=[2])
     assert recorder.step_count == 5
     recorded = list(range(0, 5, every))
     assert recorder.recording["layers"].step.values.tolist() == recorded
@@ -53,71 +58,103 @@ def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, fuse
 
 @FUSED
 def test_case_29_a_last_step_that_is_skipped_counts_too(record, fused):
-    with record(model := net()) as recorder:
-        scaled_training(model, 2, fused=fused, broken=[1])
+    scaler = grad_scaler()
+    with record(model := net(), scaler=scaler) as recorder:
+        scaled_training(model, scaler, 2, fused=fused, broken=[1])
     assert recorder.step_count == 2
     assert recorder.recording["scalars"]["step_skipped"].values.tolist() == [0, 1]
 
 
 @FUSED
 def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell, fused):
-    with record(model := net()) as recorder:
-        scaled_training(model, 4, fused=fused, broken=[1])
-    rows = recorder.recording
-    at = {"layer": "2", "signal": "activation_grad"}
-    finite = [
-        cell(rows, "count", **at, step=step)
-        - sum(cell(rows, name, **at, step=step) for name in ("nan_count", "posinf_count", "neginf_count"))
-        for step in range(4)
-    ]
-    assert [cell(rows, "count", **at, step=step) for step in range(4)] == [48] * 4
-    assert [count == 48 for count in finite] == [True, False, True, True]
+    scaler = grad_scaler()
+    with record(model := net(), scaler=scaler) as recorder:
+        scaled_training(model, scaler, 4, fused=fused, broken=[1])
+    for step in range(4):
+        at = {"layer": "2", "signal": "activation_grad", "step": step}
+        kinds = [cell(recorder.recording, name, **at) for name in ("nan_count", "posinf_count", "neginf_count")]
+        assert cell(recorder.recording, "count", **at) == 48
+        assert (sum(kinds) > 0) == (step == 1)
 
 
 @FUSED
-def test_case_29_training_with_a_skipped_step_keeps_its_bits(unchanged, fused):
-    unchanged(net, lambda model: scaled_training(model, 6, fused=fused, broken=[2, 3]))
+def test_case_29_training_with_skipped_steps_keeps_its_bits(record, fused):
+    bare, recorded = net(), net()
+    expected = scaled_training(bare, grad_scaler(), 6, fused=fused, broken=[2, 3])
+    scaler = grad_scaler()
+    with record(recorded, scaler=scaler):
+        found = scaled_training(recorded, scaler, 6, fused=fused, broken=[2, 3])
+    assert found == expected
+    for name, value in bare.state_dict().items():
+        assert torch.equal(recorded.state_dict()[name], value), name
+
+
+def recorded_step(record, scaler, *, fused, told=True):
+    """The recording of one step; the recorder is told of the scaler, or not."""
+    with record(model := net(), **({"scaler": scaler} if told else {})) as recorder:
+        scaled_training(model, scaler, 1, fused=fused)
+    return recorder.recording
+
+
+def gradient_norms(recording):
+    return recording["parameters"]["gradient_norm"].isel(step=0).to_series().to_dict()
 
 
 @FUSED
-def test_case_30_parameter_norms_are_unscaled_and_layer_rows_are_what_flowed(record, cell, fused):
-    plain, scaled = net(), net()
-    with record(plain) as without:
-        scaled_training(plain, 1, fused=fused, scale=1.0)
-    with record(scaled) as scaled_recorder:
-        scaled_training(scaled, 1, fused=fused)
-    bare, found = without.recording, scaled_recorder.recording
-    norms = [recording["parameters"]["gradient_norm"].isel(step=0).to_series().to_dict() for recording in (bare, found)]
-    assert norms[1] == pytest.approx(norms[0], rel=1e-12)
-    assert min(norms[1].values()) > 0
+def test_case_30_gradients_are_those_of_an_unscaled_run_in_parameters_and_in_layers(record, cell, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused)
+    assert gradient_norms(found) == pytest.approx(gradient_norms(bare), rel=1e-12)
+    assert min(gradient_norms(found).values()) > 0
     for layer in ("0", "1", "2"):
         at = {"layer": layer, "signal": "activation_grad"}
-        assert cell(found, "sum", **at) == pytest.approx(SCALE * cell(bare, "sum", **at), rel=1e-9)
-        assert cell(found, "zero_count", **at) == cell(bare, "zero_count", **at)
+        for name in ("sum", "m2", "m3", "m4", "min", "max"):
+            assert cell(found, name, **at) == pytest.approx(cell(bare, name, **at), rel=1e-9)
+        for name in ("count", "zero_count", "negative_count"):
+            assert cell(found, name, **at) == cell(bare, name, **at)
     assert found["scalars"]["loss_scale"].values.tolist() == [SCALE]
+    assert found["scalars"]["step_skipped"].values.tolist() == [0]
 
 
 @FUSED
-def test_case_30_gradient_norms_are_those_of_a_run_without_a_scaler_in_float64(record, fused):
-    model = net()
-    twin = copy.deepcopy(model)
+def test_case_30_histograms_and_units_of_gradients_are_those_of_an_unscaled_run(record, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused)
+    for group, name in (("histograms", "gradient_histogram"), ("histograms", "value_histogram")):
+        np.testing.assert_array_equal(found[group][name], bare[group][name], err_msg=name)
+    for name, values in bare["units"].data_vars.items():
+        np.testing.assert_allclose(found["units"][name], values, rtol=1e-6, err_msg=name)
+
+
+@FUSED
+def test_case_30_of_a_scaler_it_was_not_told_of_a_recorder_keeps_what_flowed(record, cell, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused, told=False)
+    # The optimizer itself is told what its gradients are multiplied by.
+    assert gradient_norms(found) == pytest.approx(gradient_norms(bare), rel=1e-12)
+    at = {"layer": "0", "signal": "activation_grad"}
+    assert cell(found, "sum", **at) == pytest.approx(SCALE * cell(bare, "sum", **at), rel=1e-9)
+    assert not {"loss_scale", "step_skipped"} & set(found["scalars"].data_vars)
+
+
+@FUSED
+def test_case_30_gradient_norms_are_those_of_a_run_without_a_scaler(record, fused):
+    twin = net()
     torch.manual_seed(4)
     x, y = torch.randn(16, 6), torch.randint(3, (16,))
-    F.cross_entropy(twin(x), y).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.cross_entropy(twin(x), y)
+    loss.backward()
     expected = {name: p.grad.double().norm().item() for name, p in twin.named_parameters()}
-    with record(model) as recorder:
-        scaled_training(model, 1, fused=fused, dtype=torch.bfloat16)
-    found = recorder.recording["parameters"]["gradient_norm"].isel(step=0).to_series().to_dict()
-    # bfloat16 keeps 8 bits.
-    assert found == pytest.approx(expected, rel=0.05)
+    assert gradient_norms(recorded_step(record, grad_scaler(), fused=fused)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_case_30_the_scale_rescues_gradients_that_underflow_in_float16_and_rows_say_so(record, cell):
     zeros = []
     for scale in (1.0, 2.0**16):
-        model = nn.Linear(4, 4)
-        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=scale)
-        with record(model) as recorder:
+        model, scaler = nn.Linear(4, 4), grad_scaler(scale)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, scaler=scaler) as recorder:
             with torch.autocast("cpu", dtype=torch.float16):
                 output = model(torch.randn(8, 4))
             scaler.scale((output.float() * 1e-8).sum()).backward()
@@ -129,20 +166,18 @@ def test_case_30_the_scale_rescues_gradients_that_underflow_in_float16_and_rows_
 
 
 @FUSED
-def test_an_explicit_unscale_before_clipping_is_not_undone_twice(record, fused):
-    model, twin = net(), net()
+def test_an_explicit_unscale_is_not_undone_twice(record, fused):
+    model, twin, scaler = net(), net(), grad_scaler()
     x, y = torch.randn(16, 6), torch.randint(3, (16,))
     F.cross_entropy(twin(x), y).backward()
     expected = {name: p.grad.double().norm().item() for name, p in twin.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-    with record(model) as recorder:
+    with record(model, scaler=scaler) as recorder:
         scaler.scale(F.cross_entropy(model(x), y)).backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-    found = recorder.recording["parameters"]["gradient_norm"].isel(step=0).to_series().to_dict()
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert gradient_norms(recorder.recording) == pytest.approx(expected, rel=1e-6)
 
 
 def test_without_a_scaler_there_is_no_scale_and_no_skipped_step(build, train, record):
@@ -154,7 +189,7 @@ def test_without_a_scaler_there_is_no_scale_and_no_skipped_step(build, train, re
 def test_a_disabled_scaler_is_none(record):
     model = net()
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
-    with record(model) as recorder:
+    with record(model, scaler=scaler) as recorder:
         scaler.scale(model(torch.randn(16, 6)).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -166,7 +201,7 @@ def test_a_disabled_scaler_is_none(record):
 def test_the_scaler_of_another_model_says_nothing_of_this_one(build, train, record):
     model, other = build("perceptron"), net()
     with record(model) as recorder:
-        scaled_training(other, 3, fused=False, broken=[1])
+        scaled_training(other, grad_scaler(), 3, broken=[1])
         train(model, 2)
     assert recorder.step_count == 2
     assert not {"loss_scale", "step_skipped"} & set(recorder.recording["scalars"].data_vars)

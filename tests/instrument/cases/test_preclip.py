@@ -53,7 +53,7 @@ def test_norms_before_clipping_are_unscaled(record):
     x, y = torch.randn(16, 6), torch.randint(3, (16,))
     F.cross_entropy(twin(x), y).backward()
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    with record(model) as recorder:
+    with record(model, scaler=scaler) as recorder:
         scaler.scale(F.cross_entropy(model(x), y)).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
