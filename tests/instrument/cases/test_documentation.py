@@ -15,7 +15,7 @@ def table():
     return {int(number): re.findall(r"\[`(.+?)`\]\((.+?)\)", links) for number, links in rows}
 
 
-def tests_in(path):
+def defined_in(path):
     return re.findall(r"^def (test_\w+)", path.read_text(), flags=re.MULTILINE)
 
 
@@ -31,14 +31,14 @@ def test_every_case_links_tests_that_exist(number):
         file, _, name = test.partition("::")
         target = (DOCUMENT.parent / path).resolve()
         assert target == HERE / file
-        assert name in tests_in(target)
+        assert name in defined_in(target)
     assert any(f"test_case_{number:02}_" in test for test, _ in links)
 
 
 def test_every_test_of_a_case_is_linked_in_its_row():
     listed = {test: number for number, links in table().items() for test, _ in links}
     for path in HERE.glob("test_*.py"):
-        for name in tests_in(path):
+        for name in defined_in(path):
             case = re.match(r"test_case_(\d\d)_", name)
             if case:
                 assert listed.get(f"{path.name}::{name}") == int(case[1]), name
