@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-# Tracing reads .grad of inner tensors, and sees global hooks; torch warns of both.
+# Tracing reads .grad of inner tensors, and sees global hooks; torch warns of both, and inductor of torch's own scripts.
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
 ]
