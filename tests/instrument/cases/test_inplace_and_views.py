@@ -90,3 +90,23 @@ def test_an_assignment_after_a_layer_leaves_its_activation_and_its_gradient_as_p
     reached[:, rest] = 0
     assert_row(recorder.recording, model.linear(x), layer="linear", signal="activation")
     assert_row(recorder.recording, reached, layer="linear", signal="activation_grad")
+
+
+def test_a_tensor_modified_in_place_since_its_layer_is_read_anew_as_a_preactivation(record, assert_row, status):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.act = nn.Linear(6, 6), nn.Tanh()
+
+        def forward(self, x):
+            y = self.linear(x)
+            y += 3
+            return self.act(y)
+
+    model, x = Shifted(), torch.randn(16, 6)
+    with record(model) as recorder:
+        model(x).sum().backward()
+        recorder.step()
+    assert_row(recorder.recording, model.linear(x), layer="linear", signal="activation")
+    assert_row(recorder.recording, model.linear(x) + 3, layer="act", signal="preactivation")
+    assert status(recorder.recording, "act", "preactivation") == Status.OK

@@ -37,9 +37,9 @@ def test_recorders_of_a_model_and_of_a_part_of_it_each_see_their_own(build, trai
 class Meeting(nn.Module):
     """Waits, in the midst of its forward pass, for the other threads to be in the midst of theirs."""
 
-    def __init__(self, barrier):
+    def __init__(self, barrier, linear):
         super().__init__()
-        self.barrier, self.linear = barrier, nn.Linear(6, 6)
+        self.barrier, self.linear = barrier, linear
 
     def forward(self, x):
         self.barrier.wait(timeout=60)
@@ -49,14 +49,14 @@ class Meeting(nn.Module):
 
 
 class Forked(nn.Module):
-    """Takes another branch, of another depth, in each thread; all branches share one activation."""
+    """Takes another branch, of another depth, in each thread; they share what is inside."""
 
     def __init__(self, barrier):
         super().__init__()
         torch.manual_seed(3)
-        act = nn.Tanh()
-        self.left = nn.Sequential(Meeting(barrier), act)
-        self.right = nn.Sequential(nn.Sequential(Meeting(barrier)), act, nn.Linear(6, 3))
+        linear, act = nn.Linear(6, 6), nn.Tanh()
+        self.left = nn.Sequential(Meeting(barrier, linear), act)
+        self.right = nn.Sequential(nn.Sequential(Meeting(barrier, linear)), act, nn.Linear(6, 3))
 
     def forward(self, x, branch):
         return getattr(self, branch)(x)
