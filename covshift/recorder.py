@@ -7,15 +7,11 @@ hands closed blocks to the writer. It holds the order of events together and lea
 from __future__ import annotations
 
 import os
-import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import nn
@@ -25,28 +21,21 @@ from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingEr
 from covshift.instrument import schedule as schedules
 from covshift.instrument import sites
 from covshift.instrument.block import Block
+from covshift.instrument.describing import Settings
 from covshift.instrument.hooks import ModuleHooks
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.observer import Observer, Settings
+from covshift.instrument.logged import Log
+from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.provenance import describe
+from covshift.instrument.rows import collected, stored_rows
+from covshift.instrument.scaling import LossScale, Scaler, unscaled
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
+from covshift.instrument.surroundings import Surroundings, listed
 from covshift.store import reader
 from covshift.store.writer import Writer
-from covshift.summary import prepare
-from covshift.summary.cpu import FORMS
-
-
-@dataclass
-class _Scalars:
-    """What was logged for one step."""
-
-    step: int
-    values: dict[str, float | torch.Tensor] = field(default_factory=dict)
-    recorded: bool = False
-    wall_time: float = 0.0
 
 
 class Recorder:
@@ -70,26 +59,27 @@ class Recorder:
         units_every: Schedule,
         settings: Settings,
         updates: str,
+        scaler: Scaler | None,
     ) -> None:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._observer = Observer(model, settings, self._incidents, self._open_block)
-        self._opaque = sites.compiled(model)
-        self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
+        self._surroundings = Surroundings(model, settings)
         self._meter = ParameterMeter(model, updates=updates)
         self._hooks = ModuleHooks(model, self._observer)
-        self._clock = StepClock(model, before=self._before_update, after=self._after_update)
+        self._clock = StepClock(
+            model, self._incidents, before=self._before_update, after=self._after_update, end=self._close_step
+        )
+        self._scale = LossScale(scaler)
+        self._log = Log()
         self._records = 0
         self._declared = 0
         self._parameters_declared = False
         self._block: Block | None = None
         self._evaluation: Block | None = None
         self._last_evaluation = -1
-        self._forwards = 0
-        self._stepped: set[int] = set()
+        self._parameters: Mapping[str, Any] = {}
         self._paused = self._active = self._entered = False
-        self._open_scalars = _Scalars(0)
-        self._closed_scalars: _Scalars | None = None
         self.step_count = 0
         # Last, so that a refused argument leaves whatever stands at the path as it was.
         self._writer = make_writer()
@@ -98,16 +88,8 @@ class Recorder:
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
-        if self._opaque:
-            self._incidents.warn_once(
-                "compiled",
-                "model",
-                f"compiled, so only their own outputs can be seen: {_listed(self._opaque)}. To see inside, record the "
-                "model before torch.compile, or compile only the parts you need not see",
-            )
-        for dtype in self._dtypes & set(FORMS):
-            # Loaded or compiled now, the kernels do not make the first recorded step slow.
-            prepare(dtype)
+        self._surroundings.warn(self._incidents)
+        self._surroundings.prepare()
         self._hooks.install()
         self._clock.install()
         self._entered = self._active = True
@@ -118,17 +100,20 @@ class Recorder:
     ) -> None:
         self._hooks.remove()
         self._clock.remove()
+        self._observer.abandon()
+        self._clock.settle()
         self._active = False
+        if kind is None and self._scale.skipped():
+            self._close_step(skipped=True)
         for block in (self._block, self._evaluation):
             if block is not None:
                 block.close()
         self._block = self._evaluation = None
         self._write_scalars()
-        if self._open_scalars.values:
-            self._closed_scalars = self._open_scalars
-            self._write_scalars()
+        self._log.end()
+        self._write_scalars()
         self._close_writer()
-        if kind is None and self._records and not self._opaque and not self._incidents.any_failed:
+        if kind is None and self._records and not self._surroundings.opaque and not self._incidents.any_failed:
             self._name_never_called()
 
     def _close_writer(self) -> None:
@@ -143,7 +128,7 @@ class Recorder:
             self._incidents.warn_once(
                 "never called",
                 "model",
-                f"no recorded forward pass called {_listed(self._observer.never_called)}: unused, or used functionally "
+                f"no recorded forward pass called {listed(self._observer.never_called)}: unused, or used functionally "
                 "through their weights, which no hook can see",
             )
 
@@ -173,16 +158,16 @@ class Recorder:
         InvalidArgumentError
             If a value is no real number and no tensor of one, or a name cannot name an array.
         """
-        values = {name: _loggable(name, value) for name, value in values.items()}
-        (self._closed_scalars or self._open_scalars).values.update(values)
+        self._log.add(values)
 
     def step(self) -> None:
         """State by hand that an optimizer step has just been made: for hand-written updates.
 
         Nothing happens where no forward pass ran since the last boundary, so it may follow ``optimizer.step()``.
         """
-        if self._forwards:
-            self._close_step({})
+        self._clock.settle()
+        if self._clock.has_begun:
+            self._close_step(skipped=self._scale.skipped())
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -217,7 +202,7 @@ class Recorder:
             block.close()
         if block.passes:
             self._last_evaluation = self.step_count
-            self._write(block, {})
+            self._write(block)
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
@@ -225,8 +210,11 @@ class Recorder:
             return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
             return None
+        if self._scale.skipped():
+            self._close_step(skipped=True)
+        self._scale.begin()
+        self._clock.forward()
         self._write_scalars()
-        self._forwards += 1
         if self._paused:
             return None
         if self._block is None and self._every(self.step_count):
@@ -234,80 +222,66 @@ class Recorder:
                 self.step_count,
                 histograms=self._histograms_every(self._records),
                 units=self._units_every(self._records),
+                after_backward=self._after_backward,
             )
         return self._block
+
+    def _after_backward(self) -> None:
+        with self._incidents.guard("parameters"):
+            self._meter.after_backward(scale=self._scale.in_force)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         if self._block is not None:
             with self._incidents.guard("parameters"):
-                self._meter.before_step()
+                # Optimizers that divide by the scale themselves are handed it by the scaler.
+                scale = getattr(optimizer, "grad_scale", None)
+                self._meter.before_step(scale=1.0 if scale is None else float(scale))
 
-    def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
-        parameters: Mapping[str, Any] = {}
+    def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         if self._block is not None:
             with self._incidents.guard("parameters"):
-                parameters = self._meter.after_step()
-                self._open_scalars.values.setdefault("learning_rate", float(optimizer.param_groups[0]["lr"]))
-        if self._is_boundary(optimizer):
-            self._close_step(parameters)
+                self._parameters = self._meter.after_step()
+                self._log.note(learning_rate=float(optimizer.param_groups[0]["lr"]))
+        if is_boundary:
+            self._close_step()
 
-    def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether an optimizer's step ends a step of the record.
-
-        A second optimizer of the same model, stepping without another forward pass in between, ends none of its own;
-        the same optimizer stepping again does, although no forward pass was seen.
-        """
-        if self._forwards:
-            self._stepped = {id(optimizer)}
-            return True
-        if id(optimizer) not in self._stepped and self._stepped:
-            self._stepped.add(id(optimizer))
-            return False
-        self._incidents.warn_once(
-            "unseen",
-            "forward",
-            "an optimizer updated the model, but no forward pass of it was seen: compiled, wrapped, called as "
-            "model.forward(...), or under no_grad? Record the module that is called, before torch.compile",
-        )
-        self._stepped = {id(optimizer)}
-        return True
-
-    def _close_step(self, parameters: Mapping[str, Any]) -> None:
+    def _close_step(self, *, skipped: bool = False) -> None:
         self._write_scalars()
         block, self._block = self._block, None
-        self._closed_scalars, self._open_scalars = self._open_scalars, _Scalars(self.step_count + 1)
-        self._closed_scalars.wall_time = time.time()
-        self._closed_scalars.recorded = block is not None
+        if self._scale.is_known:
+            self._log.note(loss_scale=self._scale.in_force, step_skipped=float(skipped))
+        self._log.close_step(is_recorded=block is not None)
         if block is not None:
             block.close()
             self._records += 1
-            self._write(block, parameters)
+            self._write(block)
+        self._meter.forget()
+        self._parameters = {}
         self.step_count += 1
-        self._forwards = 0
+        self._clock.closed()
 
-    def _write(self, block: Block, parameters: Mapping[str, Any]) -> None:
+    def _write(self, block: Block) -> None:
         with self._incidents.guard("record"):
-            layers = list(self._observer.layers.values())
+            layers = self._observer.layers
+            step = collected(block.kept, len(layers))
+            step.pooled = unscaled(step.pooled, self._scale.in_force)
+            rows = stored_rows(step, layers, block)
             self._writer.declare_layers(layers[self._declared :])
             self._declared = len(layers)
-            rows = block.rows(layers)
-            if parameters:
+            if self._parameters and not block.stream:
                 if not self._parameters_declared:
                     # Not before: the parameters of lazy modules have no size until the first forward pass.
                     self._writer.declare_parameters(self._meter.parameters)
                     self._parameters_declared = True
-                rows.append(schema.Row("parameters", block.step, parameters))
+                rows.append(schema.Row("parameters", block.step, self._parameters))
             self._writer.append(rows)
 
     def _write_scalars(self) -> None:
         """Write what was logged for the step just closed; its time to log is over."""
-        scalars, self._closed_scalars = self._closed_scalars, None
-        if scalars is None or not (scalars.values or scalars.recorded):
-            return
         with self._incidents.guard("scalars"):
-            values = {"wall_time": np.array(scalars.wall_time or time.time())}
-            values |= {name: np.array(float(value)) for name, value in scalars.values.items()}
-            self._writer.append([schema.Row("scalars", scalars.step, values)])
+            rows = self._log.take()
+            if rows:
+                self._writer.append(rows)
 
 
 def record(
@@ -322,6 +296,9 @@ def record(
     unit_axis: Mapping[str, int] | None = None,
     example_axis: int = 0,
     updates: str = "sampled",
+    functional: bool = False,
+    scaler: Scaler | None = None,
+    max_layers: int = 2000,
     name: str | None = None,
     attrs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -350,6 +327,14 @@ def record(
         Axis of the model's input that counts examples.
     updates : {"sampled", "exact", "off"}
         How to measure parameter updates; see :class:`covshift.instrument.parameters.ParameterMeter`.
+    functional : bool, default False
+        Also record activations called as functions (``F.relu(x)``, ``x.relu()``) in forward passes with gradients, as
+        layers ``site:relu`` of their own. It costs about a microsecond for every torch operation of a recorded step.
+    scaler : GradScaler, optional
+        The scaler that multiplies the loss: gradients are recorded unscaled, and steps that it skips are counted and
+        recorded as skipped.
+    max_layers : int, default 2000
+        Refuse to observe more modules than this; choose some with ``layers=``, or raise it.
     name : str, optional
         Name of the run; the path's stem by default.
     attrs : mapping, optional
@@ -391,7 +376,10 @@ def record(
         )
     if isinstance(example_axis, bool) or not isinstance(example_axis, int):
         raise InvalidArgumentError(f"example_axis={example_axis!r}: expected the number of an axis")
-    settings = Settings(layers, _known_signals(signals), dict(unit_axis or {}), example_axis)
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise InvalidArgumentError(f"scaler={scaler!r}: expected a torch.amp.GradScaler")
+    settings = Settings(layers, _known_signals(signals), dict(unit_axis or {}), example_axis, functional)
+    sites.demand_few(model, layers, most=max_layers)
     cadences = {
         key: schedules.as_schedule(value, name=key)
         for key, value in (("every", every), ("histograms_every", histograms_every), ("units_every", units_every))
@@ -402,34 +390,7 @@ def record(
     def make_writer() -> Writer:
         return Writer(path, attrs=provenance, overwrite=overwrite)
 
-    return Recorder(model, make_writer, settings=settings, updates=updates, **cadences)
-
-
-_NAME = re.compile(r"[A-Za-z][\w.+ -]*", re.ASCII)
-
-
-def _loggable(name: str, value: Any) -> float | torch.Tensor:
-    """``value`` as it is kept until its row is written."""
-    if not _NAME.fullmatch(name) or name in ("step", "wall_time", "zarr.json"):
-        raise InvalidArgumentError(
-            f"log({name!r}): expected a name of letters, digits, '_', '.', '+', '-' and blanks that begins with a "
-            "letter, other than step and wall_time"
-        )
-    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
-        # A copy, read when the row is written: no synchronisation now, no graph kept.
-        return value.detach().clone()
-    try:
-        if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-            return float(value)
-    except OverflowError as error:
-        raise InvalidArgumentError(f"log({name}=...): {error}; expected a number that float64 can hold") from error
-    raise InvalidArgumentError(
-        f"log({name}={value!r}): expected a real number or a tensor of one element; reduce it first"
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return Recorder(model, make_writer, settings=settings, updates=updates, scaler=scaler, **cadences)
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

@@ -255,7 +255,8 @@ PARAMETERS = Group(
         *_floats(
             {
                 "weight_norm": "L2 norm of the parameter before the update",
-                "gradient_norm": "L2 norm of the unscaled gradient",
+                "gradient_norm": "L2 norm of the unscaled gradient at the optimizer step",
+                "gradient_norm_preclip": "L2 norm of the unscaled gradient at the end of the backward pass",
                 "update_norm": "L2 norm of the change the optimizer made",
                 "sampled_share": "share of elements the update norm was measured on",
             },

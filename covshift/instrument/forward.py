@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from covshift.instrument.block import Block, Pass
-from covshift.summary import Summary
+from covshift.instrument.callsites import Call, CallSite, Observed
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A tensor already summarised in this forward pass: whose output it is, and its numbers."""
+class Seen(NamedTuple):
+    """A tensor already summarised in this forward pass: whose output it is, and its row in the table."""
 
     tensor: weakref.ref[torch.Tensor]
     version: int
-    layer: str
-    summary: Summary
-    unit_axis: int | None
+    layer: Observed
+    row: int
 
 
-@dataclass(frozen=True)
-class Call:
-    """A module now running: its site and the recorded tensor it reads, if any."""
+class Running(NamedTuple):
+    """A module now running: its call, and the recorded tensor it reads, if any."""
 
     module: nn.Module
-    site: str
+    call: Call
     reads: Seen | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Forward:
     """One outermost forward pass, from the entry of the model to its return."""
 
@@ -40,8 +38,8 @@ class Forward:
     rows: Pass
     grad_enabled: bool
     batch_size: int | None = None
-    stack: list[Call] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
+    stack: list[Running] = field(default_factory=list)
+    calls: dict[CallSite, int] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
 
     def find(self, tensor: torch.Tensor) -> Seen | None:
@@ -49,22 +47,22 @@ class Forward:
         seen = self.seen.get(id(tensor))
         return seen if seen and seen.tensor() is tensor and seen.version == _version(tensor) else None
 
-    def remember(self, tensor: torch.Tensor, layer: str, summary: Summary, *, unit_axis: int | None) -> None:
+    def remember(self, tensor: torch.Tensor, layer: Observed, row: int) -> None:
         """Let :meth:`find` know a tensor, without keeping it alive."""
-        self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, summary, unit_axis)
+        self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, row)
 
-    def name(self, path: str) -> str:
-        """``path``, with ``#k`` for its k-th repetition in this forward pass."""
-        call = self.calls.get(path, 0)
-        self.calls[path] = call + 1
-        return f"{path}#{call}" if call else path
+    def call(self, site: CallSite) -> Call:
+        """The call that begins at a site now."""
+        k = self.calls.get(site, 0)
+        self.calls[site] = k + 1
+        return site.call(k)
 
-    def leave(self, module: nn.Module) -> Call | None:
+    def leave(self, module: nn.Module) -> Running | None:
         """Take ``module`` off the stack; calls above it were left by an exception."""
         while self.stack:
-            call = self.stack.pop()
-            if call.module is module:
-                return call
+            running = self.stack.pop()
+            if running.module is module:
+                return running
         return None
 
 

@@ -9,14 +9,16 @@ docs/decisions/global-hooks.md.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
+
+from covshift.schema import Status
 
 
 class Watcher(Protocol):
@@ -60,36 +62,35 @@ class ModuleHooks:
             handle.remove()
         self._handles.clear()
 
-    def _is_ours(self, module: nn.Module) -> bool:
-        reference = self._modules.get(id(module))
-        return reference is not None and reference() is module and not torch.compiler.is_compiling()
-
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._is_ours(module):
+        reference = self._modules.get(id(module))
+        if reference is None or reference() is not module or is_compiling():
             return
-        if _transformed():
+        if transformed():
             self._watcher.pass_over(module)
-        elif _inside_backward():
+        elif inside_backward():
             self._watcher.recompute(module, args)
         else:
             self._watcher.enter(module, args)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self._is_ours(module) or _transformed():
+        reference = self._modules.get(id(module))
+        if reference is None or reference() is not module or is_compiling() or transformed():
             return
-        if _inside_backward():
+        if inside_backward():
             self._watcher.recomputed(module, output)
         else:
             self._watcher.leave(module, output)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func is at work (vmap, grad, jvp), whose tensors are wrappers without numbers of their own."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
+    """Whether a backward pass is running in this thread: what runs now recomputes, or updates as gradients arrive."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -101,30 +102,35 @@ def unseen() -> AbstractContextManager[Any]:
     return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else _NOTHING
 
 
-Receiver = Callable[[torch.Tensor | None, bool], None]
-"""Takes the gradient (None where the output was not used) and whether it arrived through the tensor's base."""
+class Receiver(Protocol):
+    """What is told of a tensor's gradient, None where the output was not used; it must not hold the tensor."""
+
+    def __call__(self, gradient: torch.Tensor | None) -> None:
+        """The tensor's own gradient."""
+
+    def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
+        """The gradient, and how it came."""
 
 
-def hook_gradient(tensor: torch.Tensor, receive: Receiver) -> list[RemovableHandle]:
-    """Have ``receive`` called with the gradient of ``tensor``.
+def hook_gradient(tensor: torch.Tensor, receiver: Receiver) -> list[RemovableHandle]:
+    """Have ``receiver`` called with the gradient of ``tensor``.
 
-    ``receive`` must not hold the tensor, which would keep it alive for ever. A hook on a view that is later modified in
-    place never fires; where the view covers its whole base, the base's gradient stands in.
+    A receiver that held the tensor would keep it alive for ever. A hook on a view that is later modified in place never
+    fires; where the view covers its whole base, the base's gradient stands in.
 
     Returns
     -------
     list of RemovableHandle
         Of hooks on leaf tensors, which outlive the graph and must be removed; others go with it.
     """
-
-    def direct(gradient: torch.Tensor | None) -> None:
-        receive(gradient, False)
+    handle = tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
+    handles = [handle] if tensor.is_leaf else []
+    base = tensor._base
+    if base is None or not base.requires_grad or base.numel() != tensor.numel():
+        return handles
 
     def through_base(gradient: torch.Tensor | None) -> None:
-        receive(gradient, True)
+        receiver.receive(gradient, Status.VIA_BASE)
 
-    handles = [(tensor, tensor.register_hook(direct))]  # type: ignore[no-untyped-call]
-    base = tensor._base
-    if base is not None and base.requires_grad and base.numel() == tensor.numel():
-        handles.append((base, base.register_hook(through_base)))  # type: ignore[no-untyped-call]
-    return [handle for hooked, handle in handles if hooked.is_leaf]
+    handle = base.register_hook(through_base)  # type: ignore[no-untyped-call]
+    return [*handles, handle] if base.is_leaf else handles

@@ -7,43 +7,42 @@ no tensor; and it asks for the gradient of each output it has summarised.
 
 from __future__ import annotations
 
-import fnmatch
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from covshift import schema
-from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import sites
-from covshift.instrument.block import Block
-from covshift.instrument.forward import Call, Forward, Seen
-from covshift.instrument.gradients import Gradients, Row, summarize_value
+from covshift.instrument.block import (
+    ACTIVATION,
+    ACTIVATION_GRAD,
+    INPUT,
+    PREACTIVATION,
+    PREACTIVATION_GRAD,
+    SIGNAL_COUNT,
+    Block,
+)
+from covshift.instrument.callsites import Call, CallSites, Module, Observed, reading
+from covshift.instrument.describing import Describer, Settings
+from covshift.instrument.forward import Forward, Running, Seen
+from covshift.instrument.functional import Function, FunctionMode
+from covshift.instrument.gradients import Gradients, Row
 from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.schema import Status
-from covshift.summary import Summary
-from covshift.summary.cpu import FORMS
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked to observe."""
-
-    layers: sites.Selection | list[sites.Selection] | None = None
-    signals: tuple[str, ...] = schema.SIGNALS
-    unit_axis: Mapping[str, int] = field(default_factory=dict)
-    example_axis: int = 0
+from covshift.summary.table import NOBODY, is_summarizable
 
 
 class _Local(threading.local):
     depth: int = 0
     forward: Forward | None = None
+    functions: FunctionMode | None = None
 
 
 class Observer:
@@ -62,8 +61,10 @@ class Observer:
 
     Attributes
     ----------
-    layers : dict of str to Layer
+    observed : list of Observed
         Every layer observed so far, in the order of first appearance.
+    call_sites : CallSites
+        Of all modules and functions called so far.
     """
 
     def __init__(
@@ -71,153 +72,227 @@ class Observer:
     ) -> None:
         self._root = weakref.ref(model)
         self._settings = settings
+        self._wants = [signal in settings.signals for signal in schema.SIGNALS]
         self._incidents = incidents
         self._open_block = open_block
-        self._names = {id(module): name or sites.ROOT for name, module in model.named_modules()}
-        self._children = {
-            (id(parent), id(child)): name for parent in model.modules() for name, child in parent.named_children()
+        names = {id(module): name or sites.ROOT for name, module in model.named_modules()}
+        chosen = sites.select(model, settings.layers)
+        self._modules = {
+            id(module): _described(module, names[id(module)], is_observed=id(module) in chosen)
+            for module in model.modules()
         }
-        self._observed = sites.select(model, settings.layers)
-        self._preactivation_of: dict[str, str] = {}
-        # Learned slopes move the zeros of a PReLU, so only activations without parameters are looked up once.
-        self._zero_sets = {
-            id(module): zero_set(module) for module in model.modules() if not any(True for _ in module.parameters())
-        }
+        self.call_sites = CallSites(model, names)
+        self._describer = Describer(settings, incidents)
+        self._by_name: dict[str, Observed] = {}
         self._gradients = Gradients(incidents)
-        self._called: set[int] = set()
         self._local = _Local()
-        self.layers: dict[str, schema.Layer] = {}
+        self.observed: list[Observed] = []
+
+    @property
+    def layers(self) -> list[schema.Layer]:
+        """Descriptions of the layers observed so far."""
+        return [one.layer for one in self.observed]
 
     @property
     def never_called(self) -> list[str]:
         """Observed modules without children that no recorded forward pass called."""
-        root = self._root()
-        leaves = [] if root is None else [m for m in root.modules() if sites.is_leaf(m) and id(m) in self._observed]
-        return [self._names[id(module)] for module in leaves if id(module) not in self._called]
+        known = self._modules.values()
+        return [module.name for module in known if module.is_leaf and module.is_observed and not module.was_called]
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
         local = self._local
         if local.depth == 0 or module is self._root():
             # An interrupt may have left a stale stack behind: a new pass starts clean.
-            local.depth, local.forward = 0, None
+            self._abandon(local)
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
+            if local.forward is not None and self._settings.functional and local.forward.grad_enabled:
+                local.functions = FunctionMode(local.forward, self)
+                local.functions.__enter__()  # type: ignore[no-untyped-call]
         local.depth += 1
-        if local.forward is not None:
+        forward = local.forward
+        if forward is not None:
             try:
                 with unseen():
-                    self._follow(local.forward, module, args)
+                    self._follow(forward, module, args)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
-                self._incidents.failed(self._names[id(module)], error)
+                self._incidents.failed(self._modules[id(module)].name, error)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Observe the output of a call; ``output`` is None where the call raised."""
         local = self._local
         forward = local.forward
         local.depth = max(local.depth - 1, 0)
+        if forward is None:
+            return
+        try:
+            running = forward.leave(module)
+            if running is not None and output is not None and self._modules[id(module)].is_observed:
+                with unseen():
+                    self._observe_outputs(forward, running, output)
+        except Exception as error:  # noqa: BLE001 - see Incidents.failed
+            self._incidents.failed(self._modules[id(module)].name, error)
         if local.depth == 0:
-            local.forward = None
+            self._abandon(local)
+
+    def _abandon(self, local: _Local) -> None:
+        """Forget the forward pass of this thread, which has returned or was interrupted."""
+        forward, functions = local.forward, local.functions
+        local.depth, local.forward, local.functions = 0, None, None
         if forward is not None:
-            try:
-                call = forward.leave(module)
-                if call is not None and output is not None and id(module) in self._observed:
-                    with unseen():
-                        self._observe_outputs(forward, call, output)
-            except Exception as error:  # noqa: BLE001 - see Incidents.failed
-                self._incidents.failed(self._names[id(module)], error)
+            forward.block.running -= 1
+        if functions is not None:
+            functions.leave()
+
+    def abandon(self) -> None:
+        """Forget whatever an interrupt has left behind in this thread."""
+        self._abandon(self._local)
+
+    def follows_functions_in(self, module: nn.Module) -> bool:
+        """Whether activations that a module calls as functions are layers of their own."""
+        known = self._modules[id(module)]
+        return known.is_observed and not known.is_activation
+
+    def guard(self, function: str) -> AbstractContextManager[None]:
+        """Turn a failure to record a function into one warning."""
+        return self._incidents.guard(function)
 
     def pass_over(self, module: nn.Module) -> None:
         """Say once that calls under torch.func are not recorded."""
+        name = self._modules[id(module)].name
         self._incidents.warn_once(
             "torch.func",
             "model",
-            f"layer '{self._names[id(module)]}' ran under torch.func (vmap, grad, jvp): such calls are not recorded",
+            f"layer '{name}' ran under torch.func (vmap, grad, jvp): such calls are not recorded",
         )
 
     def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module runs again inside backward, to recompute what activation checkpointing dropped."""
-        if id(module) in self._observed and sites.activation_kind(module):
-            self._rejoin(module, "preactivation_grad", args[:1])
+        if self._gradients.awaits(id(module)) and self._modules[id(module)].is_activation:
+            self._rejoin(module, PREACTIVATION_GRAD, args[:1])
 
     def recomputed(self, module: nn.Module, output: Any) -> None:
         """A module has run again inside backward: gradients arrive on these tensors."""
-        if id(module) in self._observed:
-            self._rejoin(module, "activation_grad", output)
+        if self._gradients.awaits(id(module)):
+            self._rejoin(module, ACTIVATION_GRAD, output)
 
-    def _rejoin(self, module: nn.Module, signal: str, values: Any) -> None:
+    def _rejoin(self, module: nn.Module, signal: int, values: Any) -> None:
         try:
             with unseen():
                 for _, tensor in sites.leaves(values):
-                    if tensor.requires_grad and _is_summarizable(tensor):
-                        self._gradients.rejoin(id(module), signal, tensor)
+                    if tensor.requires_grad and is_summarizable(tensor):
+                        self._gradients.rejoin(id(module), signal, tensor, signals=SIGNAL_COUNT)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
-            self._incidents.failed(self._names[id(module)], error)
+            self._incidents.failed(self._modules[id(module)].name, error)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Forward | None:
         block = self._open_block()
         if block is None:
             return None
         root = self._root()
+        block.begin()
         forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
-        inputs = [(path, leaf) for path, leaf in sites.leaves(args) if _is_summarizable(leaf)]
+        inputs = [(path, leaf) for path, leaf in sites.leaves(args) if is_summarizable(leaf)]
         axis = self._settings.example_axis
         if inputs and -inputs[0][1].ndim <= axis < inputs[0][1].ndim:
             forward.batch_size = inputs[0][1].shape[axis]
-        if module is root and "input" in self._settings.signals and id(module) in self._observed:
+        if module is root and self._wants[INPUT] and self._modules[id(module)].is_observed:
             for path, tensor in inputs:
-                name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
-                layer = replace(self._describe(forward, name, nn.Identity(), tensor, None), module_type="input")
-                self.layers[name] = layer
-                forward.rows.add(name, "input", summarize_value(Row(block, forward.rows, layer, "input"), tensor))
+                layer = self._layer(sites.INPUT if path == "0" else f"{sites.INPUT}:{path}")
+                if not layer.is_described:
+                    layer.describe(self._describer.of_input(forward, layer.layer, tensor))
+                forward.rows.table.add(layer.key + INPUT, tensor, layer.values, units=False)
+                forward.rows.set_status(layer.key + INPUT, Status.OK)
         return forward
 
+    def _layer(self, name: str) -> Observed:
+        """The layer of that name, new at its first appearance."""
+        layer = self._by_name.get(name)
+        if layer is None:
+            layer = Observed(schema.Layer(name, module_type="", depth=len(self.observed)), len(self.observed))
+            self._by_name[name] = layer
+            self.observed.append(layer)
+        return layer
+
     def _follow(self, forward: Forward, module: nn.Module, args: tuple[Any, ...]) -> None:
+        known = self._modules[id(module)]
         parent = forward.stack[-1] if forward.stack else None
-        child = self._children.get((id(parent.module), id(module))) if parent else None
-        if parent is None or child is None:
-            path = self._names[id(module)]
-        else:
-            path = child if parent.site == sites.ROOT else f"{parent.site}.{child}"
+        above, within = (parent.module, parent.call) if parent else (None, None)
+        call = forward.call(self.call_sites.reached(module, above, within, root=sites.ROOT))
         z = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        call = Call(module, forward.name(path), forward.find(z) if z is not None else None)
-        forward.stack.append(call)
-        self._called.add(id(module))
-        if z is not None and id(module) in self._observed and sites.activation_kind(module) and _is_summarizable(z):
-            self._observe_preactivation(forward, call, z)
+        reads = forward.find(z) if z is not None else None
+        forward.stack.append(Running(module, call, reads))
+        known.was_called = True
+        if z is not None and known.is_activation and known.is_observed and is_summarizable(z):
+            zeros = zero_set(module) if known.zeros_move else known.zeros
+            self.observe_preactivation(forward, call, module, z, reads, zeros)
 
-    def _observe_preactivation(self, forward: Forward, call: Call, z: torch.Tensor) -> None:
-        site, rows, producer = call.site, forward.rows, call.reads
-        if producer is not None and self._is_joined(site, producer):
-            summary = producer.summary
-            rows.mark(site, "preactivation", Status.UNDER_PRODUCER)
-            rows.mark(site, "preactivation_grad", Status.UNDER_PRODUCER)
+    def observe_preactivation(
+        self,
+        forward: Forward,
+        call: Call,
+        module: nn.Module,
+        z: torch.Tensor,
+        reads: Seen | None,
+        zeros: ZeroSet | None,
+    ) -> None:
+        """Record the input of a nonlinearity: under the layer that produced it, or as a row of its own."""
+        rows, layer = forward.rows, call.layers.get("") or self._layer_of(call, "")
+        if reads is not None and self._is_joined(call, reads):
+            row = reads.row
+            rows.mark(layer.key + PREACTIVATION, Status.UNDER_PRODUCER)
+            rows.mark(layer.key + PREACTIVATION_GRAD, Status.UNDER_PRODUCER)
         else:
-            row = Row(forward.block, rows, self._reading(forward, site, call.module, z), "preactivation_grad")
-            summary = summarize_value(row, z)
-            if "preactivation" in self._settings.signals:
-                rows.add(site, "preactivation", summary)
-            self._ask_for_gradient(forward, row, call.module, z, summary)
-        zeros = self._zeros_of(call.module)
+            row = self._add_preactivation(forward, call, layer, module, z)
         if zeros is not None and zeros.covers(z.dtype):
-            rows.add_structural_zeros(site, zeros.count(z, summary))
+            if z.is_cpu:
+                rows.add_structural_zeros(layer.place, zeros.count(z, rows.table.row(row)))
+            else:
+                count = zeros.counted_on_device(z.detach())
+                rows.table.later(count, lambda found: rows.add_structural_zeros(layer.place, int(found[0])))
 
-    def _is_joined(self, site: str, producer: Seen) -> bool:
+    def _add_preactivation(
+        self, forward: Forward, call: Call, layer: Observed, module: nn.Module, z: torch.Tensor
+    ) -> int:
+        if call.preactivation is None:
+            read = self._describer.of_preactivation(forward, layer.layer, module, z)
+            call.preactivation = reading(read, gradients=False)
+            call.preactivation_grad = reading(read, gradients=True)
+        rows, key = forward.rows, layer.key + PREACTIVATION
+        wanted = self._wants[PREACTIVATION]
+        row = rows.table.add(key if wanted else NOBODY, z, call.preactivation, units=False)
+        if wanted:
+            rows.set_status(key, Status.OK)
+        if self._wants[PREACTIVATION_GRAD] and call.preactivation_grad is not None:
+            place = Row(forward.block, rows, layer.key + PREACTIVATION_GRAD, call.preactivation_grad, False, call.name)
+            self._ask_for_gradient(forward, place, module, z, call.preactivation)
+        return row
+
+    def _is_joined(self, call: Call, producer: Seen) -> bool:
         """Whether the producer's rows hold everything asked for of this pre-activation, now and at the first call."""
-        signals = self._settings.signals
-        if "activation" not in signals or ("preactivation_grad" in signals and "activation_grad" not in signals):
+        wants = self._wants
+        if not wants[ACTIVATION] or (wants[PREACTIVATION_GRAD] and not wants[ACTIVATION_GRAD]):
             return False
-        return self._preactivation_of.setdefault(site, producer.layer) == producer.layer
+        if call.producer is None:
+            call.producer = producer.layer.layer.name
+        return call.producer == producer.layer.layer.name
 
-    def _observe_outputs(self, forward: Forward, call: Call, output: Any) -> None:
-        is_leaf = sites.is_leaf(call.module)
+    def _layer_of(self, call: Call, path: str) -> Observed:
+        layer = call.layers.get(path)
+        if layer is None:
+            layer = call.layers[path] = self._layer(f"{call.name}:{path}" if path else call.name)
+        return layer
+
+    def _observe_outputs(self, forward: Forward, running: Running, output: Any) -> None:
+        is_leaf = self._modules[id(running.module)].is_leaf
         for path, tensor in sites.leaves(output):
-            name = f"{call.site}:{path}" if path else call.site
             if not is_leaf and forward.find(tensor) is not None:
                 continue
-            if _is_summarizable(tensor):
-                self._observe_activation(forward, call, name, tensor)
+            if is_summarizable(tensor):
+                self.observe_activation(forward, running, path, tensor)
             elif is_leaf:
+                name = f"{running.call.name}:{path}" if path else running.call.name
                 self._incidents.warn_once(
                     "unsupported",
                     name,
@@ -225,102 +300,60 @@ class Observer:
                     "summarised (expected a strided floating-point tensor); the layer is left out",
                 )
 
-    def _observe_activation(self, forward: Forward, call: Call, name: str, tensor: torch.Tensor) -> None:
-        layer = self.layers.get(name) or self._describe(forward, name, call.module, tensor, call.reads)
-        row = Row(forward.block, forward.rows, layer, "activation_grad")
-        summary = summarize_value(row, tensor)
-        if "activation" in self._settings.signals:
-            status = Status.AXIS_UNKNOWN if layer.example_axis == schema.UNKNOWN_AXIS else Status.OK
-            forward.rows.add(name, "activation", summary, status)
-        unit_axis = None if layer.unit_axis == schema.UNKNOWN_AXIS else layer.unit_axis
-        forward.remember(tensor, name, summary, unit_axis=unit_axis)
-        self._ask_for_gradient(forward, row, call.module, tensor, summary)
+    def observe_activation(
+        self, forward: Forward, running: Running, path: str, tensor: torch.Tensor, function: Function | None = None
+    ) -> None:
+        """Record an output of a call: its values now, its gradient when it comes."""
+        module, call, _ = running
+        layer = self._layer_of(call, path)
+        if not layer.is_described:
+            self._describe(forward, layer, running, tensor, function)
+        rows, key = forward.rows, layer.key + ACTIVATION
+        if self._wants[ACTIVATION]:
+            row = rows.table.add(key, tensor, layer.values)
+            known = layer.layer.example_axis != schema.UNKNOWN_AXIS
+            rows.set_status(key, Status.OK if known else Status.AXIS_UNKNOWN)
+            forward.remember(tensor, layer, row)
+        if self._wants[ACTIVATION_GRAD]:
+            place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, layer.gradients, True, layer.layer.name)
+            self._ask_for_gradient(forward, place, module, tensor, layer.values)
 
     def _describe(
-        self, forward: Forward, name: str, module: nn.Module, tensor: torch.Tensor, reads: Seen | None
-    ) -> schema.Layer:
-        """Static description of a layer from its first output."""
-        source = reads.tensor() if reads is not None else None
-        inherited = reads.unit_axis if reads and source is not None and source.ndim == tensor.ndim else None
-        unit_axis, example_axis = sites.axes(module, tensor, inherited)
-        for pattern, axis in self._settings.unit_axis.items():
-            if fnmatch.fnmatchcase(name, pattern):
-                unit_axis = self._checked_axis(name, axis, tensor)
-        if unit_axis == example_axis and tensor.ndim > 1:
-            # A single example without a batch axis.
-            example_axis = schema.UNKNOWN_AXIS
-        zeros = self._zeros_of(module)
-        layer = replace(
-            self._undescribed(name, module),
-            structural_measured=zeros is not None and zeros.covers(tensor.dtype),
-            unit_axis=unit_axis,
-            example_axis=example_axis,
-            unit_count=tensor.shape[unit_axis] if tensor.ndim > 1 else 0,
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            memory_format=_memory_format(tensor),
+        self, forward: Forward, layer: Observed, running: Running, tensor: torch.Tensor, function: Function | None
+    ) -> None:
+        module, call, reads = running
+        if function is None:
+            known = self._modules[id(module)]
+            zeros = zero_set(module) if known.zeros_move else known.zeros
+        else:
+            zeros = function.zeros
+        described = self._describer.of_output(
+            forward, layer.layer, module, tensor, reads, zeros=zeros, producer=call.producer or ""
         )
-        known = forward.batch_size is not None and tensor.ndim > 0 and example_axis != schema.UNKNOWN_AXIS
-        if known and tensor.shape[example_axis] != forward.batch_size:
-            layer = self._without_axes(layer, tensor, forward.batch_size or 0)
-        self.layers[name] = layer
-        return layer
-
-    def _checked_axis(self, name: str, axis: int, tensor: torch.Tensor) -> int:
-        if -tensor.ndim <= axis < tensor.ndim:
-            return axis % tensor.ndim
-        raise InvalidArgumentError(f"unit_axis={axis} for layer '{name}': its output has {tensor.ndim} axes")
-
-    def _reading(self, forward: Forward, site: str, module: nn.Module, z: torch.Tensor) -> schema.Layer:
-        """The layer as reader of ``z``: no units, and examples where the example axis holds the batch."""
-        example_axis = sites.axes(module, z, None)[1]
-        matches = forward.batch_size is None or (z.ndim > 0 and z.shape[example_axis] == forward.batch_size)
-        return replace(self._undescribed(site, module), example_axis=example_axis if matches else schema.UNKNOWN_AXIS)
-
-    def _undescribed(self, name: str, module: nn.Module) -> schema.Layer:
-        return schema.Layer(
-            name,
-            module_type=type(module).__name__,
-            depth=len(self.layers),
-            activation=sites.activation_kind(module),
-            linkage_members=len(module.linkage_members) if sites.is_linkage(module) else 0,  # type: ignore[arg-type]
-            preactivation_of=self._preactivation_of.get(name, ""),
-        )
-
-    def _zeros_of(self, module: nn.Module) -> ZeroSet | None:
-        return self._zero_sets[id(module)] if id(module) in self._zero_sets else zero_set(module)
-
-    def _without_axes(self, layer: schema.Layer, tensor: torch.Tensor, batch_size: int) -> schema.Layer:
-        self._incidents.warn_once(
-            "axis",
-            layer.name,
-            f"layer '{layer.name}': axis {layer.example_axis} of its output {tuple(tensor.shape)} is not the batch of "
-            f"{batch_size}; recorded without units and example groups. Name the axes with example_axis= and unit_axis=",
-        )
-        return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
+        layer.describe(described if function is None else function.describe(described))
 
     def _ask_for_gradient(
-        self, forward: Forward, row: Row, module: nn.Module, tensor: torch.Tensor, summary: Summary
+        self, forward: Forward, row: Row, module: nn.Module, tensor: torch.Tensor, values: Any
     ) -> None:
-        if row.signal not in self._settings.signals:
-            return
         if tensor.requires_grad:
             self._gradients.ask(row, tensor)
         elif not forward.grad_enabled:
-            row.mark(Status.NO_GRAD_FORWARD)
+            row.rows.mark(row.key, Status.NO_GRAD_FORWARD)
         elif torch.is_grad_enabled():
-            row.mark(Status.NO_GRAD_REQUIRED)
+            row.rows.mark(row.key, Status.NO_GRAD_REQUIRED)
         else:
             # Grad mode was switched off inside the forward pass: a checkpoint may run this again during backward.
-            self._gradients.await_second_pass(row, id(module), summary)
+            self._gradients.await_second_pass(row, id(module), tensor, values)
 
 
-def _is_summarizable(tensor: torch.Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.dtype in FORMS and not tensor.is_nested and not tensor.is_meta
-
-
-def _memory_format(tensor: torch.Tensor) -> str:
-    if tensor.is_contiguous():
-        return "contiguous"
-    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return "channels_last"
-    return "strided"
+def _described(module: nn.Module, name: str, *, is_observed: bool) -> Module:
+    # Learned slopes move the zeros of a PReLU, so only activations without parameters are looked up once.
+    moves = any(True for _ in module.parameters())
+    return Module(
+        name,
+        is_observed=is_observed,
+        is_leaf=sites.is_leaf(module),
+        is_activation=bool(sites.activation_kind(module)),
+        zeros=None if moves else zero_set(module),
+        zeros_move=moves,
+    )

@@ -1,13 +1,13 @@
 """Norms of weights, gradients and true updates at the optimizer step, in float64.
 
 The update is measured, not derived from the learning rate: the weights before the step are kept and subtracted after
-it, so momentum, weight decay and adaptive scaling are all in it. Norms are accumulated in float64, because a float32
-norm of elements of 1e-23 reads 0 and of 1e19 reads infinity.
+it, so momentum, weight decay and adaptive scaling are all in it. Gradients are measured twice: at the end of the
+backward pass, before the user may clip them, and at the optimizer step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,11 @@ from torch import nn
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
+from covshift.summary.norms import Before, kept, norms, squared_changes
 
 UPDATES = ("exact", "sampled", "off")
 EXACT_UP_TO = 1_000_000
 SAMPLE_SIZE = 65_536
-FLAT_UP_TO = 65_536
-"""Parameters up to this size are measured together, in one flat tensor: a deep net has hundreds of tiny ones."""
-
 
 Array = np.ndarray[Any, Any]
 
@@ -42,94 +40,88 @@ class ParameterMeter:
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
         if updates not in UPDATES:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
-        self._named = list(model.named_parameters())
+        self._slots = _slots(model)
         self._updates = updates
-        self._before: list[torch.Tensor] | None = None
+        self._steps: list[int] = []
+        self._before: Before | None = None
+        self._preclip: Array | None = None
         self._row: dict[str, Array] = {}
 
     @property
     def parameters(self) -> list[schema.Parameter]:
         """Static descriptions, in the order of the arrays."""
-        return [schema.Parameter(name, p.numel(), p.ndim) for name, p in self._named]
+        found = zip(self._slots, self._present(), strict=True)
+        return [schema.Parameter(name, p.numel(), p.ndim) for (name, _, _), p in found]
+
+    def _present(self) -> list[torch.Tensor]:
+        """The parameters now in place, which may be others than at the start."""
+        return [module._parameters[attribute] for _, module, attribute in self._slots]  # type: ignore[misc]
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Measure weights and gradients, and keep what the update will be measured against."""
-        weights = [p.detach() for _, p in self._named]
-        gradients = [_dense(p.grad) for _, p in self._named]
-        measured = np.array([gradient is not None for gradient in gradients], dtype=bool)
-        present = [gradient for gradient in gradients if gradient is not None]
-        self._row = {
-            "weight_norm": np.sqrt(_sums(weights, _squares)),
-            "gradient_norm": _scatter(np.sqrt(_sums(present, _squares)), measured, np.nan),
-            "gradient_zero_count": _scatter(_sums(present, _zeros), measured, 0),
-            "gradient_nonfinite_count": _scatter(_sums(present, _nonfinite), measured, 0),
-            "gradient_measured": measured.astype(np.uint8),
-        }
+    def after_backward(self, *, scale: float = 1.0) -> None:
+        """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
+        self._preclip = self._gradients(scale)["gradient_norm"]
+
+    @torch.no_grad()
+    def before_step(self, *, scale: float = 1.0) -> None:
+        """Measure weights and gradients, and keep what the update will be measured against.
+
+        ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them.
+        """
+        weights = [_local(p) for p in self._present()]
+        self._row = {"weight_norm": np.sqrt(norms(weights).squares), **self._gradients(scale)}
         if self._updates != "off":
-            self._before = [self._sample(weight).clone() for weight in weights]
+            self._steps = [self._step(weight.numel()) for weight in weights]
+            self._before = kept(weights, self._steps)
 
     @torch.no_grad()
     def after_step(self) -> Mapping[str, Array]:
         """The arrays of one ``parameters`` row; call after :meth:`before_step` and the update."""
-        unknown = np.full(len(self._named), np.nan)
-        row = self._row | {"update_norm": unknown, "sampled_share": unknown}
+        unknown = np.full(len(self._slots), np.nan)
+        preclip = unknown if self._preclip is None else self._preclip
+        row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}
         if self._before is not None:
-            after = [self._sample(p.detach()) for _, p in self._named]
-            share = np.array([new.numel() / max(p.numel(), 1) for new, (_, p) in zip(after, self._named, strict=True)])
-            changes = [_wide(new) - _wide(old) for new, old in zip(after, self._before, strict=True)]
-            norms = np.sqrt(_sums(changes, _squares))
-            row |= {"update_norm": norms / np.sqrt(np.where(share > 0, share, 1)), "sampled_share": share}
-        self._row, self._before = {}, None
+            weights = [_local(p) for p in self._present()]
+            sizes = np.array([weight.numel() for weight in weights])
+            share = -(-sizes // np.array(self._steps)) / np.maximum(sizes, 1)
+            changes = squared_changes(weights, self._steps, self._before)
+            row["update_norm"] = np.sqrt(changes / np.where(share > 0, share, 1))
+            row["sampled_share"] = share
+        self.forget()
         return row
 
-    def _sample(self, weight: torch.Tensor) -> torch.Tensor:
-        if self._updates == "exact" or weight.numel() <= EXACT_UP_TO:
-            return weight
-        # Every n-th element draws no random number and is the same sample at every step.
-        return weight.reshape(-1)[:: -(-weight.numel() // SAMPLE_SIZE)]
+    def forget(self) -> None:
+        """Drop what was measured for a step that ends without an update."""
+        self._row, self._before, self._preclip = {}, None, None
+
+    def _gradients(self, scale: float) -> dict[str, Array]:
+        gradients = [p.grad for p in self._present()]
+        measured = np.array([gradient is not None for gradient in gradients], dtype=bool)
+        found = norms([_local(gradient) for gradient in gradients if gradient is not None])
+        return {
+            "gradient_norm": _scatter(np.sqrt(found.squares) / scale, measured, np.nan),
+            "gradient_zero_count": _scatter(found.zeros, measured, 0),
+            "gradient_nonfinite_count": _scatter(found.nonfinite, measured, 0),
+            "gradient_measured": measured.astype(np.uint8),
+        }
+
+    def _step(self, size: int) -> int:
+        if self._updates == "exact" or size <= EXACT_UP_TO:
+            return 1
+        return -(-size // SAMPLE_SIZE)
 
 
-def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    if gradient is None:
-        return None
-    # Repeated rows of a sparse embedding gradient must be summed before anything is counted.
-    return gradient.coalesce().to_dense() if gradient.is_sparse else gradient.detach()
+def _slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """Name, owner and attribute of every parameter, in the order of ``named_parameters``."""
+    owners = dict(model.named_modules())
+    slots = ((name, *name.rpartition(".")[::2]) for name, _ in model.named_parameters())
+    return [(name, owners[path], attribute) for name, path, attribute in slots]
 
 
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.complex128 if values.is_complex() else torch.float64)
-
-
-def _squares(values: torch.Tensor) -> torch.Tensor:
-    wide = _wide(values)
-    return wide.real**2 + wide.imag**2 if wide.is_complex() else wide * wide
-
-
-def _zeros(values: torch.Tensor) -> torch.Tensor:
-    return (values == 0).double()
-
-
-def _nonfinite(values: torch.Tensor) -> torch.Tensor:
-    return torch.isfinite(values).logical_not().double()
-
-
-def _sums(tensors: list[torch.Tensor], measure: Callable[[torch.Tensor], torch.Tensor]) -> Array:
-    """Sum of ``measure`` over each tensor, in float64; small tensors of one device are measured together."""
-    sums = np.zeros(len(tensors))
-    small: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        if tensor.numel() <= FLAT_UP_TO:
-            small.setdefault((tensor.device, tensor.dtype), []).append(index)
-        else:
-            sums[index] = float(measure(tensor).sum())
-    for (device, _), indices in small.items():
-        # numpy repeats hundreds of times faster than torch.repeat_interleave.
-        owner = np.repeat(np.arange(len(indices)), [tensors[index].numel() for index in indices])
-        flat = torch.cat([tensors[index].reshape(-1) for index in indices])
-        totals = torch.zeros(len(indices), dtype=torch.float64, device=device)
-        sums[indices] = totals.index_add_(0, torch.from_numpy(owner).to(device), measure(flat)).cpu().numpy()
-    return sums
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor that lies on this rank; any other tensor as it is."""
+    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part.detach() if part.requires_grad else part
 
 
 def _scatter(values: Array, where: Array, fill: float) -> Array:

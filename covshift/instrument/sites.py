@@ -175,6 +175,24 @@ def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict
     return chosen
 
 
+def demand_few(model: nn.Module, layers: Selection | list[Selection] | None, *, most: int) -> None:
+    """Demand that no more than ``most`` modules are chosen.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the number of modules and the ways out.
+    """
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise InvalidArgumentError(f"max_layers={most!r}: expected a whole number from 1")
+    chosen = len(select(model, layers))
+    if chosen > most:
+        raise InvalidArgumentError(
+            f"max_layers={most}: {chosen} modules are to be observed; choose some with layers= (a name glob, a module "
+            f"class, a predicate), or allow them with max_layers={chosen}"
+        )
+
+
 def _matches(entry: Selection, name: str, module: nn.Module) -> bool:
     if isinstance(entry, str):
         return fnmatch.fnmatchcase(name, entry)

@@ -10,23 +10,46 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from covshift.instrument.hooks import inside_backward
+from covshift.instrument.incidents import Incidents
+
 
 class StepClock:
-    """Calls ``before`` and ``after`` around every optimizer step that updates a parameter of ``model``.
+    """Tells where a step of the record ends: after an optimizer step that updates a parameter of ``model``.
 
     A hand-written update is not seen; ``recorder.step()`` states such boundaries. A step that ``GradScaler`` skips
-    calls no hook.
+    calls no hook; :mod:`covshift.instrument.scaling` notices it. An optimizer that steps inside the backward pass ends
+    its step when the next forward pass begins, for gradients are still on their way.
+
+    Parameters
+    ----------
+    model : Module
+        Whose parameters tell its optimizers from others.
+    incidents : Incidents
+        Takes warnings.
+    before : callable
+        Called before each update of the model, with the optimizer.
+    after : callable
+        Called after each update, with the optimizer and whether it ends the step.
+    end : callable
+        Called where a step ends later than its update.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        incidents: Incidents,
         *,
         before: Callable[[torch.optim.Optimizer], None],
-        after: Callable[[torch.optim.Optimizer], None],
+        after: Callable[[torch.optim.Optimizer, bool], None],
+        end: Callable[[], None],
     ) -> None:
         self._parameters = {id(parameter) for parameter in model.parameters()}
-        self._before, self._after = before, after
+        self._incidents = incidents
+        self._before, self._after, self._end = before, after, end
+        self._forwards = 0
+        self._stepped: set[int] = set()
+        self._owed = False
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
@@ -42,13 +65,58 @@ class StepClock:
             handle.remove()
         self._handles.clear()
 
+    def forward(self) -> None:
+        """A forward pass with gradients begins."""
+        self.settle()
+        self._forwards += 1
+
+    def settle(self) -> None:
+        """End the step whose updates were made inside its backward pass, if there is one."""
+        if self._owed:
+            self._owed = False
+            self._end()
+
+    def closed(self) -> None:
+        """The step has ended."""
+        self._forwards = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a forward pass was seen since the last step ended."""
+        return self._forwards > 0
+
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
         return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_ours(optimizer):
+        if self._is_ours(optimizer) and not inside_backward():
             self._before(optimizer)
 
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_ours(optimizer):
-            self._after(optimizer)
+        if not self._is_ours(optimizer):
+            return
+        if inside_backward():
+            self._owed = self._owed or self.has_begun
+        else:
+            self._after(optimizer, self._is_boundary(optimizer))
+
+    def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer's step ends a step of the record.
+
+        A second optimizer of the same model, stepping without another forward pass in between, ends none of its own;
+        the same optimizer stepping again does, although no forward pass was seen.
+        """
+        if self._forwards:
+            self._stepped = {id(optimizer)}
+            return True
+        if id(optimizer) not in self._stepped and self._stepped:
+            self._stepped.add(id(optimizer))
+            return False
+        self._incidents.warn_once(
+            "unseen",
+            "forward",
+            "an optimizer updated the model, but no forward pass of it was seen: compiled, wrapped, called as "
+            "model.forward(...), or under no_grad? Record the module that is called, before torch.compile",
+        )
+        self._stepped = {id(optimizer)}
+        return True

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from covshift.summary import Summary
+from covshift.summary import numbers
+from covshift.summary.numbers import Numbers
 
 Interval = tuple[float, float]
 
@@ -45,12 +46,20 @@ class ZeroSet:
         """Whether the set is exact for tensors of ``dtype``."""
         return self.any_dtype or dtype == torch.float32
 
-    def count(self, z: torch.Tensor, summary: Summary) -> int:
-        """Elements of ``z`` in the set, read off its summary where that suffices.
+    def count(self, z: torch.Tensor, row: Numbers) -> int:
+        """Elements of ``z`` in the set, read off its numbers where they suffice.
 
-        ``summary`` is of ``z`` itself; only where an interval cuts through the range of ``z`` is ``z`` read again.
+        ``row`` holds the numbers of ``z`` itself (:data:`covshift.summary.numbers.COLUMNS`); only where an interval
+        cuts through the range of ``z`` is ``z`` read again.
         """
-        return sum(_count_interval(z, summary, low, high) for low, high in self.intervals)
+        return int(sum(_count_interval(z, row, low, high) for low, high in self.intervals))
+
+    def counted_on_device(self, z: torch.Tensor) -> torch.Tensor:
+        """The same count by torch operations, as a float64 vector of one element where ``z`` lies."""
+        inside = torch.zeros((), dtype=torch.float64, device=z.device)
+        for low, high in self.intervals:
+            inside = inside + ((z >= low) & (z <= high)).sum()
+        return inside.reshape(1)
 
 
 NEVER = ZeroSet(())
@@ -63,22 +72,22 @@ _SIGMOID_LOW, _SIGMOID_HIGH = -88.72283935546875, 16.63553237915039
 _TANH_FLAT = 9.01084041595459
 
 
-def _count_interval(z: torch.Tensor, summary: Summary, low: float, high: float) -> int:
+def _count_interval(z: torch.Tensor, row: Numbers, low: float, high: float) -> float:
     if (low, high) == (-math.inf, 0.0):
-        return summary.negative_count + summary.zero_count
+        return float(row[numbers.NEGATIVE] + row[numbers.ZERO])
     if (low, high) == (0.0, math.inf):
-        return summary.positive_count + summary.zero_count
+        return float(row[numbers.COUNT] - row[numbers.NEGATIVE] - row[numbers.NAN])
     if (low, high) == (0.0, 0.0):
-        return summary.zero_count
-    infinities = (summary.neginf_count if low == -math.inf else 0) + (summary.posinf_count if high == math.inf else 0)
-    if summary.min > high or summary.max < low:
-        return infinities
+        return float(row[numbers.ZERO])
+    infinite = (row[numbers.NEGINF] if low == -math.inf else 0.0) + (row[numbers.POSINF] if high == math.inf else 0.0)
+    if row[numbers.MIN] > high or row[numbers.MAX] < low:
+        return float(infinite)
     with torch.no_grad():
-        return int(((z >= low) & (z <= high)).sum())
+        return float(((z >= low) & (z <= high)).sum())
 
 
-def zero_set(module: nn.Module) -> ZeroSet | None:
-    """Structural zeros of an activation module or linkage; None where there is no closed form.
+def zero_set(module: nn.Module | Callable[..., torch.Tensor]) -> ZeroSet | None:
+    """Structural zeros of an activation module, function or linkage; None where there is no closed form.
 
     A linkage is any module with the attributes ``linkage_members`` (callables from z to one member's output) and
     ``linkage_layout == "concatenated"``; a member that is another activation of ``-z`` names it in ``mirror_of``.

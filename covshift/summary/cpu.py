@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError
 from covshift.grid import FLOAT32, FLOAT64, FloatFormat, Grid
-from covshift.summary.summary import Histogram, Moments, Summary, UnitSummary, example_count
+from covshift.summary.numbers import COLUMNS
+from covshift.summary.summary import Histogram, Summary, UnitSummary, example_count
 
 Integers = NDArray[np.int64]
 
@@ -59,6 +60,87 @@ _NO_COUNTS = np.zeros((1, 0), np.int64)
 _NO_UNITS = np.zeros((5, 0), np.int64), np.zeros((4, 0))
 
 
+class Walk(NamedTuple):
+    """How to summarise tensors of one shape, strides and dtype; made by :func:`walk_of`."""
+
+    kernel: Any
+    plan: Integers
+    bins: Integers
+    grid: Grid | None
+    groups: int
+    grouped: bool
+    units: int | None
+    by_example: bool
+    like: tuple[NDArray[Any], NDArray[Any]]
+
+    def __call__(
+        self, tensor: torch.Tensor, rows: NDArray[np.float64], row: int
+    ) -> tuple[Histogram | None, UnitSummary | None]:
+        """Fill ``rows[row]``, as :mod:`covshift.summary.numbers` says, and return what is not of fixed size.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the tensor has elements but no memory.
+        """
+        address = tensor.data_ptr()
+        if not address:
+            raise InvalidArgumentError(
+                f"tensor: shape {tuple(tensor.shape)}, but its memory has been released; summarise it before it is "
+                "freed"
+            )
+        grid, units = self.grid, self.units
+        if grid is None and units is None:
+            self.kernel(address, self.plan, self.bins, _NO_COUNTS, *_NO_UNITS, rows, row, *self.like)
+            return None, None
+        counts = np.zeros((self.groups, grid.size), np.int64) if grid is not None else _NO_COUNTS
+        integers, floats = _NO_UNITS
+        if units is not None:
+            integers, floats = np.empty((5, units), np.int64), np.empty((4, units))
+        grouped = counts if self.grouped else counts[:1]
+        self.kernel(address, self.plan, self.bins, grouped, integers, floats, rows, row, *self.like)
+        if not self.by_example:
+            integers[4] = 0
+        histogram = Histogram(grid, counts) if grid is not None else None
+        return histogram, UnitSummary(*integers, *floats) if units is not None else None
+
+
+def walk_of(
+    tensor: torch.Tensor,
+    *,
+    unit_axis: int | None,
+    example_axis: int | None,
+    grid: Grid | None,
+    groups: int,
+    units: bool,
+) -> Walk | None:
+    """How to summarise ``tensor`` and all others of its shape, strides and dtype; None where no kernel can walk it.
+
+    Parameters as in :func:`covshift.summary.summarize`.
+    """
+    unit = unit_axis if units else None
+    example = example_axis if unit is not None or (grid is not None and groups > 1) else None
+    examples = example_count(tensor.shape, example_axis)
+    binned = groups if grid is not None else 1
+    plan = plan_walk(tensor.shape, tensor.stride(), tensor.dtype, unit, example, binned, examples)
+    form = FORMS[tensor.dtype]
+    double = form.layout is FLOAT64
+    kernel = _compiled(double) if plan is not None else None
+    if plan is None or kernel is None:
+        return None
+    return Walk(
+        kernel,
+        plan,
+        bin_fields(grid, double) if grid is not None else _NO_BINS,
+        grid,
+        groups,
+        example is not None,
+        tensor.shape[unit] if unit is not None else None,
+        example_axis is not None,
+        form.like,
+    )
+
+
 def summarize_by_kernel(
     tensor: torch.Tensor,
     *,
@@ -79,50 +161,18 @@ def summarize_by_kernel(
         return None
     if not tensor.numel():
         return Summary()
-    unit = unit_axis if units else None
-    example = example_axis if unit is not None or (grid is not None and groups > 1) else None
-    binned = groups if grid is not None else 1
-    plan = plan_walk(tensor.shape, tensor.stride(), tensor.dtype, unit, example, binned)
-    walk = _compiled(FORMS[tensor.dtype].layout is FLOAT64) if plan is not None else None
+    walk = walk_of(tensor, unit_axis=unit_axis, example_axis=example_axis, grid=grid, groups=groups, units=units)
     if walk is None:
         return None
-    counts = np.zeros((groups, grid.size), np.int64) if grid is not None else _NO_COUNTS
-    integers, floats = _NO_UNITS
-    if unit is not None:
-        integers, floats = np.empty((5, tensor.shape[unit]), np.int64), np.empty((4, tensor.shape[unit]))
-    form = FORMS[tensor.dtype]
-    bins = bin_fields(grid, form.layout is FLOAT64) if grid is not None else _NO_BINS
-    grouped = counts if example is not None else counts[:1]
-    numbers = walk(_address(tensor), plan, bins, grouped, integers, floats, *form.like)
-    if example_axis is None:
-        integers[4] = 0
-    histogram = Histogram(grid, counts) if grid is not None else None
-    by_unit = UnitSummary(*integers, *floats) if unit is not None else None
-    return _summary(tensor.numel(), example_count(tensor.shape, example_axis), numbers, histogram, by_unit)
+    rows = np.empty((1, len(COLUMNS)))
+    histogram, by_unit = walk(tensor, rows, 0)
+    return Summary.of(rows[0], histogram=histogram, units=by_unit)
 
 
 def can_walk(tensor: torch.Tensor) -> bool:
     """Whether the elements of a tensor lie in memory as they are, and few enough for 32-bit bin tables."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_cpu and not tensor.is_neg()
     return plain and tensor.numel() < MOST
-
-
-def _summary(
-    count: int, examples: int, numbers: tuple[Any, ...], histogram: Histogram | None, units: UnitSummary | None
-) -> Summary:
-    positive, negative, subnormal, nan, posinf, neginf, low, high, *moments = numbers
-    zero = count - positive - negative - nan
-    kinds = zero, negative, nan, posinf, neginf, subnormal
-    return Summary(count, examples, *kinds, Moments(*moments), low, high, histogram, units)
-
-
-def _address(tensor: torch.Tensor) -> int:
-    address = tensor.data_ptr()
-    if not address:
-        raise InvalidArgumentError(
-            f"tensor: shape {tuple(tensor.shape)}, but its memory has been released; summarise it before it is freed"
-        )
-    return address
 
 
 @lru_cache(maxsize=4096)
@@ -133,6 +183,7 @@ def plan_walk(
     unit_axis: int | None,
     example_axis: int | None,
     groups: int,
+    example_count: int = 0,
 ) -> Integers | None:
     """How to walk a tensor: fields as in :mod:`covshift.summary.kernels.memory`; None where there is no way.
 
@@ -154,7 +205,7 @@ def plan_walk(
     lengths_and_steps = examples, units, outer, inner, example_step, unit_step, outer_step, inner_step
     form = FORMS[dtype]
     patterns = form.kind, form.layout.magnitude_mask, form.layout.infinity, form.normal
-    return np.array([*lengths_and_steps, across, *patterns], np.int64)
+    return np.array([*lengths_and_steps, across, *patterns, example_count], np.int64)
 
 
 def _joined(axes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -198,7 +249,8 @@ def _compiled(double: bool) -> Any:
     compiled, start = sum(walk.stats.cache_misses.values()), time.perf_counter()
     one = torch.ones(1, dtype=torch.float64 if double else torch.float32)
     plan = plan_walk(one.shape, one.stride(), one.dtype, None, None, 1)
-    walk(one.data_ptr(), plan, _NO_BINS, _NO_COUNTS, *_NO_UNITS, *(_DOUBLE if double else _SINGLE))
+    like = _DOUBLE if double else _SINGLE
+    walk(one.data_ptr(), plan, _NO_BINS, _NO_COUNTS, *_NO_UNITS, np.empty((1, len(COLUMNS))), 0, *like)
     if sum(walk.stats.cache_misses.values()) > compiled:
         seconds, kept = time.perf_counter() - start, walk.stats.cache_path or "this process only"
         _logger.warning("covshift compiled its %s kernels in %.0f s; they are kept in %s", one.dtype, seconds, kept)
@@ -209,7 +261,7 @@ def _compiled(double: bool) -> Any:
 def _kernel() -> Any:
     """The kernel that numba will compile, or None with a warning where numba cannot be imported."""
     try:
-        from covshift.summary.kernels import jit, walk
+        from covshift.summary.kernels import walk
     except ImportError as error:
         warnings.warn(
             f"numba cannot be imported ({error}): tensors are summarised by torch operations, some fifty times slower; "
@@ -218,9 +270,7 @@ def _kernel() -> Any:
             stacklevel=2,
         )
         return None
-    if can_write(jit.cache_directories(Path(walk.__file__))):
-        walk.walk.enable_caching()
-    else:
+    if not keep_compiled(walk.walk, Path(walk.__file__)):
         warnings.warn(
             "numba finds no cache directory that it can write to: kernels are compiled, for about ten seconds, in "
             "every process; set the environment variable NUMBA_CACHE_DIR to a directory",
@@ -228,6 +278,21 @@ def _kernel() -> Any:
             stacklevel=2,
         )
     return walk.walk
+
+
+def is_available() -> bool:
+    """Whether there are kernels at all."""
+    return _kernel() is not None
+
+
+def keep_compiled(function: Any, source: Path) -> bool:
+    """Have numba keep what it compiles of a kernel; whether there is a directory to keep it in."""
+    from covshift.summary.kernels import jit
+
+    writable = can_write(jit.cache_directories(source))
+    if writable:
+        function.enable_caching()
+    return writable
 
 
 def can_write(directories: Iterable[Path]) -> bool:

@@ -7,8 +7,7 @@ made from tensors by :mod:`covshift.summary.cpu` (fused kernels) and :mod:`covsh
 References
 ----------
 T. F. Chan, G. H. Golub & R. J. LeVeque, Algorithms for computing the sample variance (1983), for two moments;
-P. Pebay, Formulas for robust, one-pass parallel computation of covariances and arbitrary-order statistical moments,
-SAND2008-6212 (2008), equations 3.1 for the third and fourth.
+P. Pebay, SAND2008-6212 (2008), equations 3.1, for the third and fourth (:mod:`covshift.summary.numbers`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import Grid
+from covshift.summary import numbers
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -57,25 +57,8 @@ class Moments:
         """Moments of both streams together (Pebay 2008, equations 3.1)."""
         if not self.count or not other.count:
             return other if not self.count else self
-        n_a, n_b = float(self.count), float(other.count)
-        n = n_a + n_b
-        delta = other.mean - self.mean
-        share_a, share_b = n_a / n, n_b / n
-        cross = delta * delta * n_a * share_b
-        return Moments(
-            self.count + other.count,
-            self.mean + delta * share_b,
-            self.m2 + other.m2 + cross,
-            self.m3
-            + other.m3
-            + cross * delta * (share_a - share_b)
-            + 3.0 * delta * (share_a * other.m2 - share_b * self.m2),
-            self.m4
-            + other.m4
-            + cross * delta * delta * (share_a**2 - share_a * share_b + share_b**2)
-            + 6.0 * delta * delta * (share_a**2 * other.m2 + share_b**2 * self.m2)
-            + 4.0 * delta * (share_a * other.m3 - share_b * self.m3),
-        )
+        a, b = ((part.mean, part.m2, part.m3, part.m4) for part in (self, other))
+        return Moments(self.count + other.count, *numbers.pooled_moments(float(self.count), a, float(other.count), b))
 
 
 @dataclass(frozen=True)
@@ -202,6 +185,18 @@ class Summary:
     max: float = -math.inf
     histogram: Histogram | None = None
     units: UnitSummary | None = None
+
+    @classmethod
+    def of(
+        cls, row: numbers.Numbers, *, histogram: Histogram | None = None, units: UnitSummary | None = None
+    ) -> Summary:
+        """The summary of a row of :data:`covshift.summary.numbers.COLUMNS`, shape ``(14,)``."""
+        if not row[numbers.COUNT]:
+            return cls()
+        counts = dict(zip(numbers.COUNTS, row[: len(numbers.COUNTS)].astype(int).tolist(), strict=True))
+        moments = Moments(int(numbers.finite_count(row)), *row[numbers.MEAN : numbers.MIN].tolist())
+        low, high = row[numbers.MIN :].tolist()
+        return cls(**counts, moments=moments, min=low, max=high, histogram=histogram, units=units)
 
     @property
     def sum(self) -> float:

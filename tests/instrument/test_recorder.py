@@ -335,12 +335,12 @@ def test_a_validation_batch_without_no_grad_does_not_mix_with_training():
 
 
 def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkeypatch):
-    from covshift.instrument import gradients
+    from covshift.summary.table import Table
 
     def broken(*args, **kwargs):
         raise ArithmeticError("planted")
 
-    monkeypatch.setattr(gradients, "summarize", broken)
+    monkeypatch.setattr(Table, "add", broken)
     model = perceptron()
     with (
         pytest.warns(

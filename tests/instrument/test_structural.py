@@ -8,7 +8,8 @@ from torch import nn
 
 from covshift.instrument.structural import zero_set
 from covshift.linked import Linked, LinkedReLU, LinkedSELU, LinkedSiLU
-from covshift.summary import summarize
+from covshift.grid import VALUES
+from covshift.summary.table import Reading, Table
 
 SINGLE = [
     nn.ReLU(),
@@ -26,6 +27,12 @@ SINGLE = [
     nn.Sigmoid(),
 ]
 LINKED = [LinkedReLU(), LinkedSELU(), LinkedSiLU(), Linked(nn.Tanh), Linked(nn.ReLU6), Linked(nn.ELU)]
+
+
+def numbers_of(z):
+    reading = Reading(unit_axis=None, example_axis=None, unit_count=0, grid=VALUES, groups=1)
+    table = Table(histograms=False, units=False)
+    return table.row(table.add(0, z, reading))
 
 
 def sweep():
@@ -54,20 +61,20 @@ def test_the_closed_form_counts_what_autograd_computes(module):
     zeros = zero_set(module)
     assert zeros is not None
     assert zeros.covers(torch.float32)
-    assert zeros.count(z, summarize(z)) == expected
+    assert zeros.count(z, numbers_of(z)) == expected
 
 
 def test_linked_relu_fails_at_zero_only():
     zeros = zero_set(LinkedReLU())
     z = torch.tensor([-1.0, -0.0, 0.0, 2.0])
     assert zeros.intervals == ((0.0, 0.0),)
-    assert zeros.count(z, summarize(z)) == 2
+    assert zeros.count(z, numbers_of(z)) == 2
 
 
 def test_infinities_count_where_the_set_reaches_them():
     z = torch.tensor([-math.inf, math.inf, 1.0])
-    assert zero_set(nn.ReLU()).count(z, summarize(z)) == 1
-    assert zero_set(nn.Tanh()).count(z, summarize(z)) == 2
+    assert zero_set(nn.ReLU()).count(z, numbers_of(z)) == 1
+    assert zero_set(nn.Tanh()).count(z, numbers_of(z)) == 2
 
 
 def test_where_underflow_decides_only_float32_is_covered():

@@ -15,7 +15,7 @@ NATIVE, BFLOAT16, FLOAT16 = range(3)
 
 # Places in a plan, an array of int64 made by covshift.summary.cpu.plan_walk. Lengths and steps count elements.
 EXAMPLES, UNITS, OUTER, INNER, EXAMPLE_STEP, UNIT_STEP, OUTER_STEP, INNER_STEP = range(8)
-ACROSS, KIND, TOP, INFINITY, NORMAL = range(8, 13)
+ACROSS, KIND, TOP, INFINITY, NORMAL, EXAMPLE_COUNT = range(8, 14)
 
 
 class Part(NamedTuple):

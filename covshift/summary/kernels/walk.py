@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from covshift.summary.kernels.bins import COPIES, RUN, collect_bins, count_bins
@@ -23,6 +21,7 @@ from covshift.summary.kernels.block import (
 )
 from covshift.summary.kernels.jit import entry, exact
 from covshift.summary.kernels.memory import (
+    EXAMPLE_COUNT,
     EXAMPLES,
     INFINITY,
     INNER,
@@ -64,14 +63,19 @@ def add_block(
 
 
 @exact
-def numbers_of(whole: Whole, limits: Limits, block: Block) -> tuple[Any, ...]:
-    """What :func:`walk` returns."""
+def write_numbers(whole: Whole, plan: Array, limits: Limits, block: Block, numbers: Array) -> None:
+    """Fill a row of numbers, in the order of :data:`covshift.summary.numbers.COLUMNS`."""
     totals, moments = whole
-    finite = np.int64(moments[0])
-    low = float_of(totals[LOW], limits.top, block) if finite else np.inf
-    high = float_of(totals[HIGH], limits.top, block) if finite else -np.inf
-    kinds = totals[POSITIVE], totals[NEGATIVE], totals[SUBNORMAL], totals[NAN], totals[POSINF], totals[NEGINF]
-    return *kinds, low, high, finite, moments[1] + moments[2], moments[3], moments[4], moments[5]
+    count = plan[EXAMPLES] * plan[UNITS] * plan[OUTER] * plan[INNER]
+    finite = moments[0] > 0
+    numbers[0], numbers[1] = count, plan[EXAMPLE_COUNT]
+    numbers[2] = count - totals[POSITIVE] - totals[NEGATIVE] - totals[NAN]
+    numbers[3], numbers[4] = totals[NEGATIVE], totals[NAN]
+    numbers[5], numbers[6], numbers[7] = totals[POSINF], totals[NEGINF], totals[SUBNORMAL]
+    numbers[8], numbers[9] = moments[1] + moments[2], moments[3]
+    numbers[10], numbers[11] = moments[4], moments[5]
+    numbers[12] = float_of(totals[LOW], limits.top, block) if finite else np.inf
+    numbers[13] = float_of(totals[HIGH], limits.top, block) if finite else -np.inf
 
 
 @entry
@@ -82,9 +86,11 @@ def walk(
     counts: Array,
     integers: Array,
     floats: Array,
+    numbers: Array,
+    row: int,
     like_bits: Array,
     like: Array,
-) -> tuple[Any, ...]:
+) -> None:
     """Summarise the tensor at ``address``.
 
     Examples are taken in groups, ``i mod groups``, so that all bins of a block belong to one group's tables.
@@ -102,14 +108,10 @@ def walk(
         Zeros of shape ``(groups, bins)``, to which the histogram is added. No bins, no histogram.
     integers, floats : ndarray
         Shapes ``(5, units)`` and ``(4, units)``, filled with the fields of a UnitSummary, or ``(5, 0)`` and ``(4, 0)``.
+    numbers : ndarray of float64
+        Its row ``row`` is filled, in the order of :data:`covshift.summary.numbers.COLUMNS`.
     like_bits, like : ndarray
         Empty; their dtypes are the integer and float to compute in: int32 and float32, or int64 and float64.
-
-    Returns
-    -------
-    tuple
-        Positive, negative, subnormal, NaN, +inf and -inf elements; least and largest finite value; finite elements,
-        their mean, m2, m3, m4.
     """
     cast = like_bits.dtype.type
     limits = Limits(cast(plan[TOP]), cast(plan[INFINITY]), cast(plan[NORMAL]))
@@ -141,4 +143,4 @@ def walk(
     if integers.size:
         join_repeats(columns, units, tile * repeats)
         write_units(columns, plan, limits.top, block, integers, floats)
-    return numbers_of(whole, limits, block)
+    write_numbers(whole, plan, limits, block, numbers[row])

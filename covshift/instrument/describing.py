@@ -1,0 +1,121 @@
+"""What a layer is, told from its module and its first output: axes, units, dtype, kind."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from covshift import schema
+from covshift.exceptions import InvalidArgumentError
+from covshift.instrument import sites
+from covshift.instrument.forward import Forward, Seen
+from covshift.instrument.incidents import Incidents
+from covshift.instrument.structural import ZeroSet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked to observe."""
+
+    layers: sites.Selection | list[sites.Selection] | None = None
+    signals: tuple[str, ...] = schema.SIGNALS
+    unit_axis: Mapping[str, int] = field(default_factory=dict)
+    example_axis: int = 0
+    functional: bool = False
+
+
+class Describer:
+    """Describes the layers of one recorder; names once what it cannot tell."""
+
+    def __init__(self, settings: Settings, incidents: Incidents) -> None:
+        self._settings, self._incidents = settings, incidents
+
+    def of_input(self, forward: Forward, blank: schema.Layer, tensor: torch.Tensor) -> schema.Layer:
+        """An input of the model, as a layer."""
+        described = self.of_output(forward, blank, nn.Identity(), tensor, None, zeros=None, producer="")
+        return replace(described, module_type="input")
+
+    def of_preactivation(
+        self, forward: Forward, blank: schema.Layer, module: nn.Module, z: torch.Tensor
+    ) -> schema.Layer:
+        """The layer as reader of ``z``: no units, and examples where the example axis holds the batch."""
+        example_axis = sites.axes(module, z, None)[1]
+        matches = is_batch(forward, z, example_axis)
+        return replace(blank, unit_count=0, example_axis=example_axis if matches else schema.UNKNOWN_AXIS)
+
+    def of_output(
+        self,
+        forward: Forward,
+        blank: schema.Layer,
+        module: nn.Module,
+        tensor: torch.Tensor,
+        reads: Seen | None,
+        *,
+        zeros: ZeroSet | None,
+        producer: str,
+    ) -> schema.Layer:
+        """Static description of a layer from its first output."""
+        unit_axis, example_axis = sites.axes(module, tensor, _inherited(reads, tensor))
+        for pattern, axis in self._settings.unit_axis.items():
+            if fnmatch.fnmatchcase(blank.name, pattern):
+                unit_axis = _checked_axis(blank.name, axis, tensor)
+        if unit_axis == example_axis and tensor.ndim > 1:
+            # A single example without a batch axis.
+            example_axis = schema.UNKNOWN_AXIS
+        layer = replace(
+            blank,
+            module_type=type(module).__name__,
+            activation=sites.activation_kind(module),
+            linkage_members=len(module.linkage_members) if sites.is_linkage(module) else 0,  # type: ignore[arg-type]
+            preactivation_of=producer,
+            structural_measured=zeros is not None and zeros.covers(tensor.dtype),
+            unit_axis=unit_axis,
+            example_axis=example_axis,
+            unit_count=tensor.shape[unit_axis] if tensor.ndim > 1 else 0,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            memory_format=_memory_format(tensor),
+        )
+        if tensor.ndim and example_axis != schema.UNKNOWN_AXIS and not is_batch(forward, tensor, example_axis):
+            return self._without_axes(layer, tensor, forward.batch_size or 0)
+        return layer
+
+    def _without_axes(self, layer: schema.Layer, tensor: torch.Tensor, batch_size: int) -> schema.Layer:
+        self._incidents.warn_once(
+            "axis",
+            layer.name,
+            f"layer '{layer.name}': axis {layer.example_axis} of its output {tuple(tensor.shape)} is not the batch of "
+            f"{batch_size}; recorded without units and example groups. Name the axes with example_axis= and unit_axis=",
+        )
+        return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
+
+
+def is_batch(forward: Forward, tensor: torch.Tensor, axis: int) -> bool:
+    """Whether an axis is as long as the batch, as far as that is known."""
+    return forward.batch_size is None or (tensor.ndim > 0 and tensor.shape[axis] == forward.batch_size)
+
+
+def _inherited(reads: Seen | None, tensor: torch.Tensor) -> int | None:
+    """Unit axis of what the module read, None where unknown or where the number of axes changed."""
+    source = reads.tensor() if reads is not None else None
+    if reads is None or source is None or source.ndim != tensor.ndim:
+        return None
+    axis = reads.layer.layer.unit_axis
+    return None if axis == schema.UNKNOWN_AXIS else axis
+
+
+def _checked_axis(name: str, axis: int, tensor: torch.Tensor) -> int:
+    if -tensor.ndim <= axis < tensor.ndim:
+        return axis % tensor.ndim
+    raise InvalidArgumentError(f"unit_axis={axis} for layer '{name}': its output has {tensor.ndim} axes")
+
+
+def _memory_format(tensor: torch.Tensor) -> str:
+    if tensor.is_contiguous():
+        return "contiguous"
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    return "strided"

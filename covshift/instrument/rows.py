@@ -1,0 +1,162 @@
+"""From collected numbers to the arrays that are stored, with the axes of :mod:`covshift.schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covshift import schema
+from covshift.grid import GRADIENTS, VALUES
+from covshift.instrument.block import (
+    ACTIVATION,
+    ACTIVATION_GRAD,
+    INPUT,
+    PREACTIVATION,
+    PREACTIVATION_GRAD,
+    SIGNAL_COUNT,
+    Block,
+    Pass,
+)
+from covshift.schema import Mode, Source, SparseCounts
+from covshift.summary import numbers
+from covshift.summary.summary import Histogram, UnitSummary
+from covshift.summary.table import Pooled
+
+_VALUE_COLUMNS = {INPUT: 0, PREACTIVATION: 1, ACTIVATION: 2}
+_GRADIENT_COLUMNS = {ACTIVATION_GRAD: 0, PREACTIVATION_GRAD: 1}
+_UNIT_COLUMNS = {ACTIVATION: 0, ACTIVATION_GRAD: 1}
+
+
+@dataclass
+class Collected:
+    """What one step collected of a list of layers, keys as in :mod:`covshift.instrument.block`.
+
+    Attributes
+    ----------
+    pooled : Pooled
+        Numbers, histograms and units by key.
+    statuses : ndarray of uint8
+        One for each key, shape ``(layers * signals,)``.
+    structural_zeros : dict of int to int
+        By layer.
+    """
+
+    pooled: Pooled
+    statuses: NDArray[np.uint8]
+    structural_zeros: dict[int, int]
+
+
+def collected(rows: Pass, layer_count: int) -> Collected:
+    """Everything a pass holds of the first ``layer_count`` layers."""
+    statuses = np.zeros(layer_count * SIGNAL_COUNT, dtype=np.uint8)
+    known = np.frombuffer(bytes(rows.statuses), dtype=np.uint8)[: len(statuses)]
+    statuses[: len(known)] = known
+    return Collected(rows.table.read(), statuses, dict(rows.structural_zeros))
+
+
+def stored_rows(
+    step: Collected, layers: Sequence[schema.Layer], block: Block, *, mode: Mode | None = None
+) -> list[schema.Row]:
+    """One row for each group the block is due for, in the order of ``layers``."""
+    parts: dict[str, Mapping[str, Any]] = {"layers": layer_arrays(step, layers)}
+    if block.histograms:
+        parts["histograms"] = histogram_arrays(step.pooled.histograms, len(layers))
+    if block.units:
+        parts["units"] = unit_arrays(step.pooled.units, layers)
+    source = Source.EVALUATION if block.stream else Source.TRAIN
+    return [
+        schema.Row(
+            f"{block.stream}/{name}".lstrip("/"), block.step, arrays, source, block.mode if mode is None else mode
+        )
+        for name, arrays in parts.items()
+    ]
+
+
+def layer_arrays(step: Collected, layers: Sequence[schema.Layer]) -> dict[str, Any]:
+    """Variables of the ``layers`` group, shape ``(layer, signal)``."""
+    keys, rows = step.pooled.keys, step.pooled.rows
+    shape = (len(layers), SIGNAL_COUNT)
+    counts = np.zeros((len(numbers.COUNTS), len(layers) * SIGNAL_COUNT), dtype=np.uint64)
+    counts[:, keys] = rows[:, : len(numbers.COUNTS)].T
+    arrays: dict[str, Any] = {name: column.reshape(shape) for name, column in zip(numbers.COUNTS, counts, strict=True)}
+    structural = np.zeros(shape, dtype=np.uint64)
+    for layer, count in step.structural_zeros.items():
+        structural[layer, PREACTIVATION] = count
+    arrays["structural_zero_count"] = structural
+    floats = np.full((6, len(layers) * SIGNAL_COUNT), np.nan)
+    floats[:, keys] = _sums_and_extremes(rows)
+    names = ("sum", "m2", "m3", "m4", "min", "max")
+    arrays |= {name: column.reshape(shape) for name, column in zip(names, floats, strict=True)}
+    return arrays | {"status": step.statuses.reshape(shape)}
+
+
+def _sums_and_extremes(rows: numbers.Numbers) -> NDArray[np.float64]:
+    """Sum, m2, m3, m4, min and max of each row; without finite elements sums are 0 and extremes NaN."""
+    finite = numbers.finite_count(rows)
+    columns = rows[:, numbers.MEAN :].T.copy()
+    columns[0] *= finite
+    columns[4:, finite == 0] = np.nan
+    return columns
+
+
+def histogram_arrays(histograms: Mapping[int, Histogram], layer_count: int) -> dict[str, SparseCounts]:
+    """Variables of the ``histograms`` group, sparse."""
+    return {
+        "value_histogram": _sparse(
+            histograms, _VALUE_COLUMNS, (layer_count, len(_VALUE_COLUMNS), schema.EXAMPLE_GROUPS, VALUES.size)
+        ),
+        "gradient_histogram": _sparse(
+            histograms, _GRADIENT_COLUMNS, (layer_count, len(_GRADIENT_COLUMNS), GRADIENTS.size)
+        ),
+    }
+
+
+def _sparse(histograms: Mapping[int, Histogram], columns: Mapping[int, int], shape: tuple[int, ...]) -> SparseCounts:
+    cell = int(np.prod(shape[2:]))
+    indices, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for key in sorted(histograms):
+        layer, signal = divmod(key, SIGNAL_COUNT)
+        if signal in columns:
+            flat = histograms[key].counts.reshape(-1)
+            occupied = np.flatnonzero(flat)
+            indices.append(occupied + (layer * shape[1] + columns[signal]) * cell)
+            counts.append(flat[occupied])
+    values = np.concatenate(counts)
+    if values.size and values.max() > np.iinfo(np.uint32).max:
+        raise OverflowError("a histogram bin holds more than 2**32 - 1 elements in one record; record fewer batches")
+    return SparseCounts(shape, np.concatenate(indices).astype(np.uint32), values.astype(np.uint32))
+
+
+_UNIT_FIELDS = {
+    "unit_count": "count",
+    "unit_zero_count": "zero_count",
+    "unit_positive_count": "positive_count",
+    "unit_active_examples": "active_examples",
+    "unit_mean": "mean",
+    "unit_m2": "m2",
+    "unit_min": "min",
+    "unit_max": "max",
+}
+
+
+def unit_arrays(units: Mapping[int, UnitSummary], layers: Sequence[schema.Layer]) -> dict[str, Any]:
+    """Variables of the ``units`` group, shape ``(unit, signal)``; units of all layers in a row."""
+    ends = np.cumsum([layer.unit_count for layer in layers])
+    arrays = {
+        variable.name: np.full((int(ends[-1]) if layers else 0, 2), variable.fill_value, dtype=variable.dtype)
+        for variable in schema.UNITS.variables
+    }
+    for key, summary in units.items():
+        layer, signal = divmod(key, SIGNAL_COUNT)
+        place = slice(ends[layer] - layers[layer].unit_count, ends[layer]), _UNIT_COLUMNS[signal]
+        empty = summary.finite_count == 0
+        for name, attribute in _UNIT_FIELDS.items():
+            values = getattr(summary, attribute)
+            # float64 activations beyond float32 read infinite here; the layer's own numbers are float64.
+            with np.errstate(over="ignore"):
+                arrays[name][place] = np.where(empty, np.nan, values) if arrays[name].dtype.kind == "f" else values
+    return arrays

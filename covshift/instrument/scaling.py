@@ -1,0 +1,99 @@
+"""What a GradScaler does to a run: the scale that gradients carry, and the steps it skips.
+
+The scaler is only asked what its documented methods tell. It calls no hook when it skips a step, but lowers its scale
+at the ``update()`` that follows, and at no other time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from covshift.grid import Grid
+from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT
+from covshift.summary import numbers
+from covshift.summary.summary import Counts, Histogram, UnitSummary
+from covshift.summary.table import Pooled
+
+
+class Scaler(Protocol):
+    """A ``torch.amp.GradScaler`` or what acts like one."""
+
+    def get_scale(self) -> float:
+        """The scale now in force, 1 where scaling is switched off."""
+
+
+class LossScale:
+    """The scale of the loss, step by step."""
+
+    def __init__(self, scaler: Scaler | None) -> None:
+        self._scaler = scaler
+        self._begun = math.nan
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a scaler to ask."""
+        return self._scaler is not None
+
+    def begin(self) -> None:
+        """A forward pass begins, whose loss will be scaled."""
+        if self._scaler is not None:
+            self._begun = self._scaler.get_scale()
+
+    def skipped(self) -> bool:
+        """Whether the scaler skipped a step since the last forward pass began."""
+        return self._scaler is not None and self._scaler.get_scale() < self._begun
+
+    @property
+    def in_force(self) -> float:
+        """The scale that gradients of the step now open carry, 1 without a scaler."""
+        return 1.0 if self._scaler is None or math.isnan(self._begun) else self._begun
+
+
+def unscaled(pooled: Pooled, scale: float) -> Pooled:
+    """The same rows with gradients divided by the scale of the loss.
+
+    Kinds of elements stay as they were seen: an element that underflowed under the scale is a zero. Histograms move by
+    whole octaves, which powers of two do exactly; for any other scale those of gradients are left out.
+    """
+    if scale == 1.0:
+        return pooled
+    is_gradient = np.isin(pooled.keys % SIGNAL_COUNT, (ACTIVATION_GRAD, PREACTIVATION_GRAD))
+    rows = pooled.rows.copy()
+    rows[is_gradient] = numbers.rescaled(rows[is_gradient], scale)
+    gradients = set(pooled.keys[is_gradient].tolist())
+    mantissa, exponent = math.frexp(scale)
+    histograms = {
+        key: _moved(histogram, exponent - 1) if key in gradients else histogram
+        for key, histogram in pooled.histograms.items()
+        if key not in gradients or mantissa == 0.5
+    }
+    units = {key: _divided(unit, scale) if key in gradients else unit for key, unit in pooled.units.items()}
+    return Pooled(pooled.keys, rows, histograms, units)
+
+
+def _moved(histogram: Histogram, octaves: int) -> Histogram:
+    return Histogram(histogram.grid, moved(histogram.counts, histogram.grid, octaves))
+
+
+def moved(counts: Counts, grid: Grid, octaves: int) -> Counts:
+    """Counts of the same values divided by ``2**octaves``; what leaves the grid joins its underflow or overflow bin."""
+    bins = octaves << grid.mantissa_bits
+    rank = np.arange(1, grid.side + 3)
+    # Rank 1 is underflow, the last one overflow; values there have no octave to move by.
+    inner = np.clip(rank - bins, 1, grid.side + 2)
+    target = np.where((rank == 1) | (rank == grid.side + 2), rank, inner)
+    result = counts.copy()
+    for side in (1, -1):
+        places = grid.zero + side * rank
+        result[..., places] = 0
+        for group in np.ndindex(*counts.shape[:-1]):
+            np.add.at(result[group], grid.zero + side * target, counts[group][places])
+    return result
+
+
+def _divided(units: UnitSummary, scale: float) -> UnitSummary:
+    return replace(units, mean=units.mean / scale, m2=units.m2 / scale**2, min=units.min / scale, max=units.max / scale)

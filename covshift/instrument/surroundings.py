@@ -1,0 +1,57 @@
+"""What a model and its process are like before recording begins: parts that stay hidden, and kernels to load."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from covshift.instrument import sites
+from covshift.instrument.describing import Settings
+from covshift.instrument.functional import hidden_functions
+from covshift.instrument.incidents import Incidents
+from covshift.summary import prepare
+from covshift.summary.cpu import FORMS
+from covshift.summary.norms import norms
+
+
+class Surroundings:
+    """Looks a model over once.
+
+    Attributes
+    ----------
+    opaque : list of str
+        Modules that torch.compile has replaced.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.opaque = sites.compiled(model)
+        self._hidden = [] if settings.functional else hidden_functions(model)
+        self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
+
+    def warn(self, incidents: Incidents) -> None:
+        """Name what will not be seen."""
+        if self.opaque:
+            incidents.warn_once(
+                "compiled",
+                "model",
+                f"compiled, so only their own outputs can be seen: {listed(self.opaque)}. To see inside, record the "
+                "model before torch.compile, or compile only the parts you need not see",
+            )
+        if self._hidden:
+            incidents.warn_once(
+                "functional",
+                "model",
+                f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
+            )
+
+    def prepare(self) -> None:
+        """Load or compile the kernels now: the first recorded step is not slower for them."""
+        for dtype in self._dtypes & set(FORMS):
+            prepare(dtype)
+        if torch.float32 in self._dtypes:
+            norms([torch.ones(1)])
+
+
+def listed(names: list[str]) -> str:
+    """Up to ten names, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
