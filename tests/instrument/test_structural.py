@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from covshift.grid import VALUES
 from covshift.instrument.structural import zero_set
 from covshift.linked import Linked, LinkedReLU, LinkedSELU, LinkedSiLU
-from covshift.grid import VALUES
 from covshift.summary.table import Reading, Table
 
 SINGLE = [

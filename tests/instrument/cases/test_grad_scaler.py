@@ -41,12 +41,11 @@ def scaled_training(model, scaler, steps, *, fused=False, broken=()):
     return losses, scales
 
 
-@FUSED
 @pytest.mark.parametrize("every", [1, 2])
-def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, fused, every):
+def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, every):
     scaler = grad_scaler()
     with record(model := net(), every=every, scaler=scaler) as recorder:
-        _, scales = scaled_training(model, scaler, 5, fused=fused, broken=[2])
+        _, scales = scaled_training(model, scaler, 5, broken=[2])
     assert recorder.step_count == 5
     recorded = list(range(0, 5, every))
     assert recorder.recording["layers"].step.values.tolist() == recorded
@@ -56,20 +55,18 @@ def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, fuse
     assert len(set(scales)) > 1
 
 
-@FUSED
-def test_case_29_a_last_step_that_is_skipped_counts_too(record, fused):
+def test_case_29_a_last_step_that_is_skipped_counts_too(record):
     scaler = grad_scaler()
     with record(model := net(), scaler=scaler) as recorder:
-        scaled_training(model, scaler, 2, fused=fused, broken=[1])
+        scaled_training(model, scaler, 2, broken=[1])
     assert recorder.step_count == 2
     assert recorder.recording["scalars"]["step_skipped"].values.tolist() == [0, 1]
 
 
-@FUSED
-def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell, fused):
+def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell):
     scaler = grad_scaler()
     with record(model := net(), scaler=scaler) as recorder:
-        scaled_training(model, scaler, 4, fused=fused, broken=[1])
+        scaled_training(model, scaler, 4, broken=[1])
     for step in range(4):
         at = {"layer": "2", "signal": "activation_grad", "step": step}
         kinds = [cell(recorder.recording, name, **at) for name in ("nan_count", "posinf_count", "neginf_count")]

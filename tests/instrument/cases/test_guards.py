@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import covshift
-from covshift.exceptions import InvalidArgumentError, UnsupportedModelError
+from covshift.exceptions import InvalidArgumentError
 
 
 def wide(modules):
@@ -49,11 +49,3 @@ def test_while_paused_nothing_is_recorded_and_steps_count(build, train, record):
         train(model)
     assert recorder.step_count == 4
     assert recorder.recording["layers"].step.values.tolist() == [0, 3]
-
-
-def test_data_parallel_over_several_devices_is_refused_with_the_way_out():
-    model = nn.DataParallel(nn.Linear(6, 3))
-    # As it is where there are two GPUs.
-    model.device_ids = [0, 1]
-    with pytest.raises(UnsupportedModelError, match="DataParallel"):
-        covshift.record(model)
