@@ -1,18 +1,12 @@
 """The recorder end to end in memory. Oracles: an unrecorded twin, tensors kept by the test's own hooks, autograd."""
 
-import copy
-import gc
 import shutil
-import threading
-import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as module_internals
-from torch.utils.checkpoint import checkpoint
 
 import covshift
 from covshift import schema
@@ -81,24 +75,6 @@ def cell(recording, variable, *, layer, signal, step=0, group="layers"):
     return recording[group][variable].sel(layer=layer, signal=signal, step=step).item()
 
 
-@pytest.mark.parametrize("evaluate", [False, True], ids=["training only", "no_grad evaluation in between"])
-@pytest.mark.parametrize("make", [perceptron, convolutional])
-@pytest.mark.parametrize("every", [1, 3])
-def test_training_is_bit_identical_with_and_without_recording(make, every, evaluate):
-    plain = make()
-    recorded = copy.deepcopy(plain)
-    state = torch.get_rng_state()
-    bare = train(plain, 12, evaluate=evaluate)
-    bare_state = torch.get_rng_state()
-    torch.set_rng_state(state)
-    with covshift.record(recorded, every=every) as recorder:
-        observed = train(recorded, 12, recorder=recorder, evaluate=evaluate)
-    assert observed == bare
-    assert torch.equal(torch.get_rng_state(), bare_state)
-    for (name, expected), (_, found) in zip(plain.state_dict().items(), recorded.state_dict().items(), strict=True):
-        assert torch.equal(expected, found), name
-
-
 def test_every_row_equals_a_recount_of_the_tensors_that_passed():
     model, kept = perceptron(), {}
     x, y = batch(model)
@@ -156,18 +132,6 @@ def test_a_preactivation_without_a_recorded_producer_has_its_own_row():
     assert cell(recording, "example_count", layer="1", signal="preactivation") == 16
     gradients = cell(recording, "zero_count", layer="1", signal="preactivation_grad")
     assert gradients == cell(recording, "structural_zero_count", layer="1", signal="preactivation")
-
-
-def test_an_in_place_relu_records_the_same_numbers_as_its_twin():
-    recordings = []
-    for inplace in (False, True):
-        torch.manual_seed(1)
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3))
-        recordings.append(record_training(model, 2))
-    for variable in schema.LAYERS.variables:
-        np.testing.assert_array_equal(
-            recordings[0]["layers"][variable.name], recordings[1]["layers"][variable.name], err_msg=variable.name
-        )
 
 
 class Residual(nn.Module):
@@ -297,14 +261,6 @@ def test_hand_written_updates_are_counted_by_step():
         assert recorder.recording["layers"].step.values.tolist() == [0, 1, 2]
 
 
-def test_other_models_optimizers_are_not_counted():
-    model, other = perceptron(), perceptron()
-    with covshift.record(model, every=1) as recorder:
-        train(other, 4)
-        train(model, 2)
-        assert recorder.step_count == 2
-
-
 def test_two_optimizers_stepping_after_one_forward_end_one_step():
     model = perceptron()
     first_half, second_half = list(model.parameters())[:2], list(model.parameters())[2:]
@@ -331,19 +287,6 @@ def test_updates_without_a_forward_that_was_seen_are_counted_and_named_once():
             optimizer.step()
         assert recorder.step_count == 2
     assert len(recorder.warnings) == 1
-
-
-def test_micro_batches_of_one_step_merge():
-    model = perceptron()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with covshift.record(model, every=1) as recorder:
-        for _ in range(4):
-            x, y = batch(model)
-            F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        recording = recorder.recording
-    assert cell(recording, "example_count", layer="0", signal="activation") == 4 * 16
-    assert cell(recording, "example_count", layer="0", signal="activation_grad") == 4 * 16
 
 
 def test_an_evaluation_pass_is_one_record_of_its_own():
@@ -391,96 +334,6 @@ def test_a_validation_batch_without_no_grad_does_not_mix_with_training():
     assert cell(recording, "example_count", layer="0", signal="activation") == 16
 
 
-def test_pause_records_nothing_but_counts_steps():
-    model = perceptron()
-    with covshift.record(model, every=1) as recorder:
-        train(model, 1)
-        with recorder.pause():
-            train(model, 2)
-        train(model, 1)
-        assert recorder.step_count == 4
-        assert recorder.recording["layers"].step.values.tolist() == [0, 3]
-
-
-def test_frozen_and_detached_parts_say_so():
-    class Detached(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.frozen, self.branch, self.head = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 3)
-            self.frozen.requires_grad_(False)
-
-        def forward(self, x):
-            h = self.frozen(x)
-            return self.head(h) + self.branch(h).detach()
-
-    recording = record_training(Detached(), 1)
-    status = {layer: cell(recording, "status", layer=layer, signal="activation_grad") for layer in ("frozen", "branch")}
-    assert status == {"frozen": Status.NO_GRAD_REQUIRED, "branch": Status.NO_GRADIENT_ARRIVED}
-    assert cell(recording, "count", layer="branch", signal="activation_grad") == 0
-
-
-def test_nothing_is_left_behind():
-    model = perceptron()
-    hooks_before = [
-        len(hooks) for hooks in (module_internals._global_forward_hooks, module_internals._global_forward_pre_hooks)
-    ]
-    keys = [sorted(vars(module)) for module in model.modules()]
-    with covshift.record(model, every=1):
-        train(model, 2)
-    after = [
-        len(hooks) for hooks in (module_internals._global_forward_hooks, module_internals._global_forward_pre_hooks)
-    ]
-    assert after == hooks_before
-    assert [sorted(vars(module)) for module in model.modules()] == keys
-    assert all(not m._forward_hooks and not m._backward_hooks and not m._forward_pre_hooks for m in model.modules())
-
-
-class Fragile(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear, self.error = nn.Linear(6, 3), None
-
-    def forward(self, x):
-        y = self.linear(x)
-        if self.error is not None:
-            raise self.error
-        return y
-
-
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
-def test_an_exception_in_forward_reaches_the_user_and_the_next_step_is_right(error):
-    model = Fragile()
-    wrapped = nn.Sequential(model)
-    with covshift.record(wrapped, every=1) as recorder:
-        model.error = error
-        with pytest.raises(type(error)):
-            wrapped(torch.randn(4, 6))
-        model.error = None
-        train(wrapped, 1)
-        recording = recorder.recording
-    assert "0.linear" in recording["layers"].layer.values
-    assert cell(recording, "count", layer="0.linear", signal="activation_grad") == 16 * 3
-
-
-def test_an_exception_in_the_training_loop_removes_the_hooks_and_keeps_what_was_recorded(tmp_path):
-    model = perceptron()
-    with pytest.raises(ZeroDivisionError), covshift.record(model, tmp_path / "run", every=1):
-        train(model, 2)
-        raise ZeroDivisionError
-    assert not module_internals._global_forward_hooks
-    assert covshift.open(tmp_path / "run.zarr")["layers"].step.values.tolist() == [0, 1]
-
-
-def test_a_gradient_that_comes_after_the_recorder_closed_is_not_recorded():
-    model = perceptron()
-    x, y = batch(model)
-    with covshift.record(model, every=1) as recorder:
-        loss = F.cross_entropy(model(x), y)
-    loss.backward()
-    assert recorder.step_count == 0
-    assert all(p.grad is not None for p in model.parameters())
-
-
 def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkeypatch):
     from covshift.summary.table import Table
 
@@ -498,58 +351,6 @@ def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(monkey
         losses = train(model, 2)
     assert len(losses) == 2
     assert len(recorder.warnings) == len(set(recorder.warnings))
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.block = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 6))
-        self.act, self.reentrant = nn.Tanh(), reentrant
-
-    def body(self, x):
-        return self.act(self.block(self.act(2 * x)))
-
-    def forward(self, x):
-        h = self.stem(x)
-        if self.reentrant is None:
-            return self.head(self.body(h))
-        return self.head(checkpoint(self.body, h, use_reentrant=self.reentrant))
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_records_the_numbers_of_the_plain_run(reentrant):
-    recordings = []
-    for kind in (None, reentrant):
-        torch.manual_seed(1)
-        recordings.append(record_training(Checkpointed(kind), 3))
-    plain, checkpointed = (recording["layers"].to_dataset() for recording in recordings)
-    for name, variable in plain.data_vars.items():
-        np.testing.assert_array_equal(variable, checkpointed[name], err_msg=name)
-    arrived = plain["count"].sel(signal="activation_grad").isel(step=0)
-    assert (arrived.sel(layer=["block.0", "block.3", "act", "act#1"]) > 0).all()
-
-
-def test_no_activation_is_kept_alive():
-    model, alive = perceptron(), []
-    model[1].register_forward_hook(lambda m, a, o: alive.append(weakref.ref(o)))
-    gc.disable()
-    try:
-        with covshift.record(model, every=1):
-            train(model, 3)
-            assert [reference() for reference in alive] == [None] * 3
-    finally:
-        gc.enable()
-
-
-def test_a_copy_of_the_model_records_nothing():
-    model = perceptron()
-    with covshift.record(model, every=1) as recorder:
-        twin = copy.deepcopy(model)
-        train(twin, 2)
-        assert recorder.step_count == 0
-        train(model, 1)
-        assert recorder.recording["layers"].sizes["step"] == 1
 
 
 def test_a_linked_layer_announces_its_members_and_links_its_units():
@@ -576,68 +377,6 @@ def test_an_axis_that_is_not_the_batch_is_named_once_and_recorded_without_units(
     assert cell(recording, "status", layer="inner", signal="activation") == Status.AXIS_UNKNOWN
     assert cell(recording, "example_count", layer="inner", signal="activation") == 0
     assert cell(recording, "count", layer="inner", signal="activation") == 96
-
-
-def test_modules_that_no_forward_called_are_named_at_the_end():
-    model = Shared()
-    model.spare = nn.Linear(2, 2)
-    with pytest.warns(CovshiftWarning, match="no recorded forward pass called spare: unused, or used functionally"):
-        record_training(model, 1)
-
-
-def test_calls_under_torch_func_are_passed_over_and_named_once():
-    model = perceptron()
-    parameters = dict(model.named_parameters())
-
-    def loss(parameters, x):
-        return torch.func.functional_call(model, parameters, (x,)).square().mean()
-
-    x = torch.randn(4, 6)
-    expected = torch.func.grad(loss)(parameters, x)
-    with pytest.warns(CovshiftWarning, match="torch.func"), covshift.record(model, every=1) as recorder:
-        found = torch.func.grad(loss)(parameters, x)
-        torch.func.vmap(model)(x)
-        train(model, 1)
-        assert recorder.recording["layers"].sizes["step"] == 1
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert len(recorder.warnings) == 1
-
-
-# Tracing reads .grad of inner tensors, and sees global hooks; torch warns of both.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning")
-def test_a_compiled_part_is_named_as_opaque_and_keeps_its_bits():
-    torch.manual_seed(1)
-    plain = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 3))
-    models = [copy.deepcopy(plain) for _ in range(2)]
-    for model in models:
-        model[1] = torch.compile(model[1], backend="aot_eager")
-    torch.manual_seed(2)
-    bare = train(models[0], 3)
-    torch.manual_seed(2)
-    with (
-        pytest.warns(CovshiftWarning, match="compiled, so only their own outputs can be seen: 1. To see inside"),
-        covshift.record(models[1], every=1) as recorder,
-    ):
-        recorded = train(models[1], 3)
-    assert recorded == bare
-    assert recorder.recording["layers"].layer.values.tolist() == ["(input)", "0", "1", "2"]
-
-
-def test_integer_outputs_are_left_out_with_one_named_warning():
-    class Argmax(nn.Module):
-        def forward(self, x):
-            return x.argmax(1)
-
-    model = nn.Sequential(nn.Linear(6, 3), Argmax())
-    with (
-        pytest.warns(CovshiftWarning, match=r"layer '1': output of torch.int64.*the layer is left out"),
-        covshift.record(model, every=1) as recorder,
-    ):
-        for _ in range(2):
-            model(torch.randn(4, 6))
-            recorder.step()
-        assert recorder.recording["layers"].layer.values.tolist() == ["(input)", "0"]
 
 
 @pytest.mark.parametrize("model", [torch.relu, "model"])
@@ -728,57 +467,3 @@ def test_preactivations_asked_for_alone_have_rows_of_their_own(signals):
     for signal in signals:
         assert cell(recording, "count", layer="1", signal=signal) == 16 * 8
         assert cell(recording, "status", layer="1", signal=signal) == Status.OK
-
-
-def test_hooks_on_leaf_tensors_are_removed_with_the_step():
-    class Constant(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(6))
-
-        def forward(self):
-            return self.weight
-
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.scale = nn.Linear(6, 3), Constant()
-
-        def forward(self, x):
-            return self.linear(x * self.scale())
-
-    model = Scaled()
-    with pytest.warns(CovshiftWarning, match="is not the batch of 16"):
-        recording = record_training(model, 3)
-    assert not model.scale.weight._backward_hooks
-    assert cell(recording, "count", layer="scale", signal="activation_grad") == 6
-
-
-def test_lazy_modules_are_recorded_under_their_final_type():
-    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
-    with covshift.record(model, every=1) as recorder:
-        x, y = torch.randn(16, 6), torch.randint(3, (16,))
-        F.cross_entropy(model(x), y).backward()
-        torch.optim.SGD(model.parameters(), lr=0.1).step()
-    recording = recorder.recording
-    assert recording["layers"]["module_type"].sel(layer="0").item() == "Linear"
-    assert recording["parameters"]["parameter_size"].sel(parameter="0.weight").item() == 48
-
-
-def test_threads_of_one_step_lose_no_counts():
-    model = perceptron()
-    x = torch.randn(4, 6)
-
-    def run():
-        for _ in range(20):
-            model(x).sum().backward()
-
-    with covshift.record(model, every=1) as recorder:
-        threads = [threading.Thread(target=run) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        recorder.step()
-    layers = recorder.recording["layers"].to_dataset().isel(step=0).sel(layer=["0", "2", "4"])
-    assert (layers["example_count"].sel(signal=["activation", "activation_grad"]) == 3 * 20 * 4).all()

@@ -1,0 +1,204 @@
+"""GradScaler: skipped steps are steps, and gradients are those of an unscaled run.
+
+The scales are powers of two, so that scaling changes no mantissa: unscaled numbers equal those of an unscaled run.
+"""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SCALE = 2.0**10
+FUSED = pytest.mark.parametrize("fused", [False, True], ids=["loops", "fused"])
+"""Of a fused optimizer the scaler leaves the gradients scaled, and calls its step even where it must be skipped."""
+
+
+def net():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def grad_scaler(scale=SCALE):
+    return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+
+
+def scaled_training(model, scaler, steps, *, fused=False, broken=()):
+    """Losses and scales of every step; the loss of a ``broken`` step is infinite, so that its gradients are."""
+    torch.manual_seed(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    losses, scales = [], []
+    for step in range(steps):
+        x, y = torch.randn(16, 6), torch.randint(3, (16,))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = F.cross_entropy(model(x), y) * (float("inf") if step in broken else 1.0)
+        losses.append(loss.item())
+        scales.append(scaler.get_scale())
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return losses, scales
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_case_29_a_step_that_the_scaler_skips_is_a_step_and_says_so(record, every):
+    scaler = grad_scaler()
+    with record(model := net(), every=every, scaler=scaler) as recorder:
+        _, scales = scaled_training(model, scaler, 5, broken=[2])
+    assert recorder.step_count == 5
+    recorded = list(range(0, 5, every))
+    assert recorder.recording["layers"].step.values.tolist() == recorded
+    scalars = recorder.recording["scalars"].to_dataset().sel(step=recorded)
+    assert scalars["step_skipped"].values.tolist() == [float(step == 2) for step in recorded]
+    assert scalars["loss_scale"].values.tolist() == [scales[step] for step in recorded]
+    assert len(set(scales)) > 1
+
+
+def test_case_29_a_last_step_that_is_skipped_counts_too(record):
+    scaler = grad_scaler()
+    with record(model := net(), scaler=scaler) as recorder:
+        scaled_training(model, scaler, 2, broken=[1])
+    assert recorder.step_count == 2
+    assert recorder.recording["scalars"]["step_skipped"].values.tolist() == [0, 1]
+
+
+def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell):
+    scaler = grad_scaler()
+    with record(model := net(), scaler=scaler) as recorder:
+        scaled_training(model, scaler, 4, broken=[1])
+    for step in range(4):
+        at = {"layer": "2", "signal": "activation_grad", "step": step}
+        kinds = [cell(recorder.recording, name, **at) for name in ("nan_count", "posinf_count", "neginf_count")]
+        assert cell(recorder.recording, "count", **at) == 48
+        assert (sum(kinds) > 0) == (step == 1)
+
+
+@FUSED
+def test_case_29_training_with_skipped_steps_keeps_its_bits(record, fused):
+    bare, recorded = net(), net()
+    expected = scaled_training(bare, grad_scaler(), 6, fused=fused, broken=[2, 3])
+    scaler = grad_scaler()
+    with record(recorded, scaler=scaler):
+        found = scaled_training(recorded, scaler, 6, fused=fused, broken=[2, 3])
+    assert found == expected
+    for name, value in bare.state_dict().items():
+        assert torch.equal(recorded.state_dict()[name], value), name
+
+
+def recorded_step(record, scaler, *, fused, told=True):
+    """The recording of one step; the recorder is told of the scaler, or not."""
+    with record(model := net(), **({"scaler": scaler} if told else {})) as recorder:
+        scaled_training(model, scaler, 1, fused=fused)
+    return recorder.recording
+
+
+def gradient_norms(recording):
+    return recording["parameters"]["gradient_norm"].isel(step=0).to_series().to_dict()
+
+
+@FUSED
+def test_case_30_gradients_are_those_of_an_unscaled_run_in_parameters_and_in_layers(record, cell, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused)
+    assert gradient_norms(found) == pytest.approx(gradient_norms(bare), rel=1e-12)
+    assert min(gradient_norms(found).values()) > 0
+    for layer in ("0", "1", "2"):
+        at = {"layer": layer, "signal": "activation_grad"}
+        for name in ("sum", "m2", "m3", "m4", "min", "max"):
+            assert cell(found, name, **at) == pytest.approx(cell(bare, name, **at), rel=1e-9)
+        for name in ("count", "zero_count", "negative_count"):
+            assert cell(found, name, **at) == cell(bare, name, **at)
+    assert found["scalars"]["loss_scale"].values.tolist() == [SCALE]
+    assert found["scalars"]["step_skipped"].values.tolist() == [0]
+
+
+@FUSED
+def test_case_30_histograms_and_units_of_gradients_are_those_of_an_unscaled_run(record, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused)
+    for group, name in (("histograms", "gradient_histogram"), ("histograms", "value_histogram")):
+        np.testing.assert_array_equal(found[group][name], bare[group][name], err_msg=name)
+    for name, values in bare["units"].data_vars.items():
+        np.testing.assert_allclose(found["units"][name], values, rtol=1e-6, err_msg=name)
+
+
+@FUSED
+def test_case_30_of_a_scaler_it_was_not_told_of_a_recorder_keeps_what_flowed(record, cell, fused):
+    bare = recorded_step(record, grad_scaler(1.0), fused=fused)
+    found = recorded_step(record, grad_scaler(), fused=fused, told=False)
+    # The optimizer itself is told what its gradients are multiplied by.
+    assert gradient_norms(found) == pytest.approx(gradient_norms(bare), rel=1e-12)
+    at = {"layer": "0", "signal": "activation_grad"}
+    assert cell(found, "sum", **at) == pytest.approx(SCALE * cell(bare, "sum", **at), rel=1e-9)
+    assert not {"loss_scale", "step_skipped"} & set(found["scalars"].data_vars)
+
+
+@FUSED
+def test_case_30_gradient_norms_are_those_of_a_run_without_a_scaler(record, fused):
+    twin = net()
+    torch.manual_seed(4)
+    x, y = torch.randn(16, 6), torch.randint(3, (16,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.cross_entropy(twin(x), y)
+    loss.backward()
+    expected = {name: p.grad.double().norm().item() for name, p in twin.named_parameters()}
+    assert gradient_norms(recorded_step(record, grad_scaler(), fused=fused)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_case_30_the_scale_rescues_gradients_that_underflow_in_float16_and_rows_say_so(record, cell):
+    zeros = []
+    for scale in (1.0, 2.0**16):
+        model, scaler = nn.Linear(4, 4), grad_scaler(scale)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with record(model, scaler=scaler) as recorder:
+            with torch.autocast("cpu", dtype=torch.float16):
+                output = model(torch.randn(8, 4))
+            scaler.scale((output.float() * 1e-8).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert recorder.recording["layers"]["dtype"].sel(layer="(root)").item() == "float16"
+        zeros.append(cell(recorder.recording, "zero_count", layer="(root)", signal="activation_grad"))
+    assert zeros == [32, 0]
+
+
+@FUSED
+def test_an_explicit_unscale_is_not_undone_twice(record, fused):
+    model, twin, scaler = net(), net(), grad_scaler()
+    x, y = torch.randn(16, 6), torch.randint(3, (16,))
+    F.cross_entropy(twin(x), y).backward()
+    expected = {name: p.grad.double().norm().item() for name, p in twin.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    with record(model, scaler=scaler) as recorder:
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert gradient_norms(recorder.recording) == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_a_scaler_there_is_no_scale_and_no_skipped_step(build, train, record):
+    with record(model := build("perceptron")) as recorder:
+        train(model, 2)
+    assert not {"loss_scale", "step_skipped"} & set(recorder.recording["scalars"].data_vars)
+
+
+def test_a_disabled_scaler_is_none(record):
+    model = net()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+    with record(model, scaler=scaler) as recorder:
+        scaler.scale(model(torch.randn(16, 6)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert recorder.step_count == 1
+    skipped = recorder.recording["scalars"].get("step_skipped")
+    assert skipped is None or skipped.values.tolist() == [0.0]
+
+
+def test_the_scaler_of_another_model_says_nothing_of_this_one(build, train, record):
+    model, other = build("perceptron"), net()
+    with record(model) as recorder:
+        scaled_training(other, grad_scaler(), 3, broken=[1])
+        train(model, 2)
+    assert recorder.step_count == 2
+    assert not {"loss_scale", "step_skipped"} & set(recorder.recording["scalars"].data_vars)

@@ -1,0 +1,112 @@
+"""In-place operations after a recorded tensor, and views: numbers are those of the out-of-place model."""
+
+import pytest
+import torch
+from torch import nn
+
+from covshift.schema import Status
+
+
+def rectified(inplace):
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Linear(8, 3))
+
+
+def test_case_08_an_in_place_relu_leaves_the_numbers_before_it_right(beside, assert_row):
+    kept, recording = beside(rectified(inplace=True), rectified(inplace=False))
+    for layer in ("0", "1", "2"):
+        assert_row(recording, kept[layer][0].value, layer=layer, signal="activation")
+        assert_row(recording, kept[layer][0].grad, layer=layer, signal="activation_grad")
+
+
+class Residual(nn.Module):
+    """ReLU6 saves its input for backward; ReLU saves its output, so that torch itself refuses the sum in place."""
+
+    def __init__(self, *, inplace):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear, self.act, self.head, self.inplace = nn.Linear(6, 6), nn.ReLU6(), nn.Linear(6, 3), inplace
+
+    def forward(self, x):
+        y = self.act(self.linear(x))
+        if self.inplace:
+            y += x
+        else:
+            y = y + x
+        return self.head(y)
+
+
+def test_case_09_a_sum_in_place_after_a_relu_leaves_the_relus_numbers_right(beside, assert_row, cell):
+    kept, recording = beside(Residual(inplace=True), Residual(inplace=False))
+    assert_row(recording, kept["act"][0].value, layer="act", signal="activation")
+    assert_row(recording, kept["act"][0].grad, layer="act", signal="activation_grad")
+    assert cell(recording, "zero_count", layer="act", signal="activation") > 0
+
+
+def flattened(inplace):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(inplace=inplace), nn.Linear(64, 3))
+    model.takes = (1, 6, 6)
+    return model
+
+
+def test_case_10_a_view_modified_in_place_has_its_gradient_from_its_base(beside, assert_row, status):
+    kept, recording = beside(flattened(inplace=True), flattened(inplace=False))
+    assert status(recording, "1") == Status.VIA_BASE
+    assert_row(recording, kept["1"][0].grad, layer="1", signal="activation_grad")
+    assert (kept["1"][0].grad == 0).any()
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x[:, :4]
+
+
+def test_a_partial_view_modified_in_place_has_no_gradient_and_says_so(record, train, status, cell):
+    model = nn.Sequential(nn.Linear(6, 8), Half(), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    with record(model) as recorder:
+        train(model)
+    assert status(recorder.recording, "1") == Status.NO_GRADIENT_ARRIVED
+    assert cell(recorder.recording, "count", layer="1", signal="activation_grad") == 0
+
+
+@pytest.mark.parametrize("rest", [slice(None, 2), slice(2, None)], ids=["first columns", "last columns"])
+def test_an_assignment_after_a_layer_leaves_its_activation_and_its_gradient_as_produced(record, assert_row, rest):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+
+        def forward(self, x):
+            y = self.linear(x)
+            y[:, rest] = 0
+            return y
+
+    model, x = Masked(), torch.randn(16, 6)
+    with record(model) as recorder:
+        model(x).sum().backward()
+        recorder.step()
+    reached = torch.ones(16, 4)
+    reached[:, rest] = 0
+    assert_row(recorder.recording, model.linear(x), layer="linear", signal="activation")
+    assert_row(recorder.recording, reached, layer="linear", signal="activation_grad")
+
+
+def test_a_tensor_modified_in_place_since_its_layer_is_read_anew_as_a_preactivation(record, assert_row, status):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.act = nn.Linear(6, 6), nn.Tanh()
+
+        def forward(self, x):
+            y = self.linear(x)
+            y += 3
+            return self.act(y)
+
+    model, x = Shifted(), torch.randn(16, 6)
+    with record(model) as recorder:
+        model(x).sum().backward()
+        recorder.step()
+    assert_row(recorder.recording, model.linear(x), layer="linear", signal="activation")
+    assert_row(recorder.recording, model.linear(x) + 3, layer="act", signal="preactivation")
+    assert status(recorder.recording, "act", "preactivation") == Status.OK

@@ -1,0 +1,217 @@
+"""Switch off one mechanism of the instrument at a time and list which tests fail: ``python tests/mutations.py [NAME]``.
+
+A mechanism whose loss no test notices is a survivor, and the exit code is 1. A target that no longer exists, or a test
+run that did not take place, is an error, and the exit code is 2: adapt :data:`MUTATIONS`.
+
+The same file is the pytest plugin of the child processes, which patches the one target before any test is collected.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CASES = "tests/instrument/cases"
+AT_ONCE = 2
+VARIABLE, REPORT = "COVSHIFT_MUTATION", "COVSHIFT_MUTATION_REPORT"
+
+
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda original: lambda *args, **kwargs: value
+
+
+def _only_the_tensor_itself(original: Callable[..., Any]) -> Callable[..., Any]:
+    def hook_gradient(tensor: Any, receiver: Any) -> list[Any]:
+        handle = tensor.register_hook(receiver)
+        return [handle] if tensor.is_leaf else []
+
+    return hook_gradient
+
+
+def _by_first_name(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def reached(self: Any, module: Any, parent: Any, call: Any, *, root: str) -> Any:
+        return original(self, module, None, None, root=root)
+
+    return reached
+
+
+def _stays_open(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def close(self: Any) -> None:
+        original(self)
+        self.closed = False
+
+    return close
+
+
+def _takes_every_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def receive(self: Any, gradient: Any, status: Any) -> None:
+        self._arrived = False
+        original(self, gradient, status)
+
+    return receive
+
+
+def _ignores_the_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def gradients(self: Any, scale: float) -> Any:
+        return original(self, 1.0)
+
+    return gradients
+
+
+def _shared_by_threads(original: type) -> type:
+    return type("Shared", (), {name: value for name, value in vars(original).items() if not name.startswith("__")})
+
+
+def _as_it_came(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda rows, scale: rows
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
+
+    target: str
+    mutate: Callable[[Any], Any]
+    tests: tuple[str, ...]
+
+
+INSTRUMENT = "covshift.instrument"
+MUTATIONS = {
+    "via base": Mutation(f"{INSTRUMENT}.hooks:hook_gradient", _only_the_tensor_itself, ("test_inplace_and_views.py",)),
+    "recompute matching": Mutation(
+        f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
+    ),
+    "recompute recognised": Mutation(
+        f"{INSTRUMENT}.hooks:inside_backward", _constant(False), ("test_grad_modes_and_checkpoint.py",)
+    ),
+    "call stack": Mutation(
+        f"{INSTRUMENT}.callsites:CallSites.reached", _by_first_name, ("test_calls_and_sharing.py", "test_threads.py")
+    ),
+    "closed flag": Mutation(f"{INSTRUMENT}.block:Block.close", _stays_open, ("test_lifetime.py",)),
+    "functorch guard": Mutation(f"{INSTRUMENT}.hooks:transformed", _constant(False), ("test_functional.py",)),
+    "DisableTorchFunction": Mutation(
+        f"{INSTRUMENT}.hooks:unseen", _constant(nullcontext()), ("test_functional.py", "test_functional_activations.py")
+    ),
+    "unscaling of layer rows": Mutation(f"{INSTRUMENT}.scaling:unscaled", _as_it_came, ("test_grad_scaler.py",)),
+    "unscaling of parameter norms": Mutation(
+        f"{INSTRUMENT}.parameters:ParameterMeter._gradients",
+        _ignores_the_scale,
+        ("test_grad_scaler.py", "test_preclip.py"),
+    ),
+    "skipped steps": Mutation(f"{INSTRUMENT}.scaling:LossScale.skipped", _constant(False), ("test_grad_scaler.py",)),
+    "parameter filter of the step clock": Mutation(
+        f"{INSTRUMENT}.steps:StepClock._is_ours", _constant(True), ("test_steps_and_optimizers.py",)
+    ),
+    "first gradient only": Mutation(
+        f"{INSTRUMENT}.gradients:_Receiver.receive", _takes_every_gradient, ("test_calls_and_sharing.py",)
+    ),
+    "stack per thread": Mutation(f"{INSTRUMENT}.observer:_Local", _shared_by_threads, ("test_threads.py",)),
+    "in-place version": Mutation(f"{INSTRUMENT}.forward:_version", _constant(0), ("test_inplace_and_views.py",)),
+    "compile guard": Mutation(f"{INSTRUMENT}.hooks:is_compiling", _constant(False), ("test_compile.py",)),
+}
+
+
+def _patch(mutation: Mutation) -> None:
+    """Put the stand-in where the target is defined, and wherever it was already imported by name."""
+    module_name, _, path = mutation.target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module_name)
+    for part in owners:
+        owner = getattr(owner, part)
+    original = vars(owner)[name]
+    stand_in = mutation.mutate(original)
+    setattr(owner, name, stand_in)
+    for module in [module for key, module in sys.modules.items() if key.partition(".")[0] == "covshift"]:
+        for imported in [key for key, value in vars(module).items() if value is original]:
+            setattr(module, imported, stand_in)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As a plugin: switch off the mechanism that the environment names."""
+    name = os.environ.get(VARIABLE)
+    if name:
+        _patch(MUTATIONS[name])
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """As a plugin: note every failure for the parent process."""
+    if report.failed and REPORT in os.environ:
+        with Path(os.environ[REPORT]).open("a") as file:
+            file.write(report.nodeid + "\n")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Tests that failed in a run, and what went wrong with the run itself, "" where it took place."""
+
+    failed: frozenset[str]
+    error: str = ""
+
+
+def _run(name: str, tests: Iterable[str]) -> Outcome:
+    """Run tests in a child process with a mechanism switched off, or with all in place where ``name`` is ""."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "failed"
+        paths = [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {VARIABLE: name, REPORT: str(report), "PYTHONPATH": os.pathsep.join(paths)}
+        options = ["-p", "mutations", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *(f"{CASES}/{test}" for test in sorted(set(tests)))]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        failed = frozenset(report.read_text().split("\n")) - {""} if report.exists() else frozenset()
+    # 0: all passed; 1: some failed. Anything else is no answer.
+    return Outcome(failed, "" if done.returncode in (0, 1) else f"{done.stdout}\n{done.stderr}".strip())
+
+
+def main(names: list[str]) -> int:
+    """Run the named mutations, all by default; print what noticed each; return the exit code."""
+    unknown = [name for name in names if name not in MUTATIONS]
+    if unknown:
+        sys.stderr.write(f"no such mutation: {', '.join(unknown)}; there are: {', '.join(MUTATIONS)}\n")
+        return 2
+    chosen = {name: MUTATIONS[name] for name in names or MUTATIONS}
+    sound = _run("", {test for mutation in chosen.values() for test in mutation.tests})
+    if sound.error:
+        sys.stderr.write(f"the tests do not run:\n{sound.error}\n")
+        return 2
+    if sound.failed:
+        sys.stdout.write("fail with everything in place, and so prove nothing:\n" + _listed(sound.failed))
+    code = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = pool.map(lambda item: _run(item[0], item[1].tests), chosen.items())
+        for (name, mutation), outcome in zip(chosen.items(), outcomes, strict=True):
+            noticed = outcome.failed - sound.failed
+            if outcome.error:
+                sys.stdout.write(f"{name}: ERROR, {mutation.target} cannot be switched off\n{outcome.error}\n")
+                code = 2
+            elif noticed:
+                sys.stdout.write(f"{name}: noticed by\n{_listed(noticed)}")
+            else:
+                sys.stdout.write(f"{name}: SURVIVED, no test fails without {mutation.target}\n")
+                code = max(code, 1)
+            sys.stdout.flush()
+    return code
+
+
+def _listed(tests: Iterable[str]) -> str:
+    return "".join(f"    {test}\n" for test in sorted(tests))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
