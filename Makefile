@@ -26,6 +26,7 @@ test: $(STAMP)  ## tests and doctests
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python tests/mutations.py
 
 soak: $(STAMP)  ## half an hour of recorded training: does memory, or anything else, grow?
 	$(BIN)/python analyses/soak.py --minutes 30 $(if $(OUT),--json $(OUT))

@@ -30,7 +30,7 @@ from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.provenance import describe
-from covshift.instrument.scaling import LossScale, Scaler
+from covshift.instrument.scaling import LossScale, Scaler, told_to_skip
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
@@ -245,7 +245,7 @@ class Recorder:
                 self._parameters = self._meter.after_step()
                 self._log.note(learning_rate=float(optimizer.param_groups[0]["lr"]))
         if is_boundary:
-            self._close_step()
+            self._close_step(skipped=told_to_skip(optimizer))
 
     def _close_step(self, *, skipped: bool = False) -> None:
         self._give_scalars()
@@ -259,6 +259,7 @@ class Recorder:
         if block is not None or (self._ranks is not None and self._every(self.step_count)):
             self._handover.give(block, self._parameters, scale=self._scale.in_force)
         self._meter.forget()
+        self._scale.end()
         self._parameters = {}
         self.step_count += 1
         self._clock.closed()

@@ -55,11 +55,15 @@ class Describer:
         tensor: torch.Tensor,
         reads: Seen | None,
         *,
+        path: str = "",
         zeros: ZeroSet | None,
         producer: str,
     ) -> schema.Layer:
-        """Static description of a layer from its first output."""
+        """Static description of a layer from its first output, at ``path`` of what the module returned."""
         unit_axis, example_axis = sites.axes(module, tensor, _inherited(reads, tensor))
+        if isinstance(module, nn.RNNBase) and path.startswith("1") and tensor.ndim == 3:
+            # The last state is (layers, batch, units), whatever batch_first says of the sequence.
+            example_axis = 1
         for pattern, axis in self._settings.unit_axis.items():
             if fnmatch.fnmatchcase(blank.name, pattern):
                 unit_axis = _checked_axis(blank.name, axis, tensor)

@@ -16,7 +16,7 @@ from covshift.instrument.hooks import hook_gradient, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
-from covshift.summary.table import Reading, Table
+from covshift.summary.table import Reading, Table, is_summarizable
 
 
 class Row(NamedTuple):
@@ -107,8 +107,21 @@ class _Receiver:
                     row.rows.set_status(row.key, Status.UNUSED_OUTPUT)
                     return
                 self._arrived = True
-                row.rows.table.add(row.key, gradient, row.reading, units=row.units)
-                row.rows.set_status(row.key, status)
                 row.block.gradient_arrived()
+                if is_summarizable(gradient):
+                    row.rows.table.add(row.key, gradient, row.reading, units=row.units)
+                    row.rows.set_status(row.key, status)
+                else:
+                    self._pass_over(gradient)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(row.layer, error)
+
+    def _pass_over(self, gradient: torch.Tensor) -> None:
+        row = self._row
+        row.rows.set_status(row.key, Status.UNSUPPORTED)
+        self._incidents.warn_once(
+            "unsupported",
+            f"gradient of {row.layer}",
+            f"layer '{row.layer}': gradient of {gradient.dtype}, {gradient.layout} is not summarised (expected a "
+            "strided floating-point tensor); the layer is recorded without gradients",
+        )

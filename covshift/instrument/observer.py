@@ -307,7 +307,7 @@ class Observer:
         module, call, _ = running
         layer = self._layer_of(call, path)
         if not layer.is_described:
-            self._describe(forward, layer, running, tensor, function)
+            self._describe(forward, layer, running, path, tensor, function)
         rows, key = forward.rows, layer.key + ACTIVATION
         if self._wants[ACTIVATION]:
             row = rows.table.add(key, tensor, layer.values)
@@ -319,7 +319,13 @@ class Observer:
             self._ask_for_gradient(forward, place, module, tensor, layer.values)
 
     def _describe(
-        self, forward: Forward, layer: Observed, running: Running, tensor: torch.Tensor, function: Function | None
+        self,
+        forward: Forward,
+        layer: Observed,
+        running: Running,
+        path: str,
+        tensor: torch.Tensor,
+        function: Function | None,
     ) -> None:
         module, call, reads = running
         if function is None:
@@ -328,7 +334,7 @@ class Observer:
         else:
             zeros = function.zeros
         described = self._describer.of_output(
-            forward, layer.layer, module, tensor, reads, zeros=zeros, producer=call.producer or ""
+            forward, layer.layer, module, tensor, reads, path=path, zeros=zeros, producer=call.producer or ""
         )
         layer.describe(described if function is None else function.describe(described))
 

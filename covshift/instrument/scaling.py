@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from covshift.grid import Grid
 from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT
@@ -24,6 +25,12 @@ class Scaler(Protocol):
 
     def get_scale(self) -> float:
         """The scale now in force, 1 where scaling is switched off."""
+
+
+def told_to_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the scaler left it to the optimizer, which must be a fused one, to skip the step just made."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
 
 
 class LossScale:
@@ -46,6 +53,10 @@ class LossScale:
     def skipped(self) -> bool:
         """Whether the scaler skipped a step since the last forward pass began."""
         return self._scaler is not None and self._scaler.get_scale() < self._begun
+
+    def end(self) -> None:
+        """The step has ended: that the scale falls later tells nothing more of it."""
+        self._begun = math.nan
 
     @property
     def in_force(self) -> float:

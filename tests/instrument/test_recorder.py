@@ -223,7 +223,7 @@ def test_the_last_log_is_written_at_the_end():
     with covshift.record(model, every=1) as recorder:
         train(model, 2, recorder=recorder)
         recorder.log(test_accuracy=0.5)
-    scalars = covshift.open(recorder._writer.target)["scalars"].to_dataset()
+    scalars = covshift.open(recorder._handover.writer.target)["scalars"].to_dataset()
     assert scalars["test_accuracy"].values[-1] == 0.5
     assert scalars.step.values.tolist() == [0, 1]
 
