@@ -54,7 +54,7 @@ def test_a_sparse_gradient_of_an_activation_is_read_or_named_as_unsupported(reco
 
 @pytest.mark.parametrize("broken", [1, 3], ids=["midway", "last"])
 def test_a_step_that_a_fused_optimizer_is_told_to_skip_is_counted_once(record, broken):
-    """The scaler calls a fused optimizer's step and leaves the skipping to it: counted there, and when the scale falls."""
+    """The scaler calls a fused optimizer, which skips by itself: counted there, and again when the scale falls."""
     model = nn.Linear(6, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
