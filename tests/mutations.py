@@ -34,9 +34,9 @@ def _constant(value: Any) -> Callable[..., Any]:
 
 
 def _only_the_tensor_itself(original: Callable[..., Any]) -> Callable[..., Any]:
-    def hook_gradient(tensor: Any, receiver: Any) -> list[Any]:
+    def hook_gradient(tensor: Any, receiver: Any, handles: list[Any]) -> None:
         handle = tensor.register_hook(receiver)
-        return [handle] if tensor.is_leaf else []
+        handles += [handle] if tensor.is_leaf else []
 
     return hook_gradient
 

@@ -48,7 +48,7 @@ class Gradients:
     def ask(self, row: Row, tensor: torch.Tensor) -> None:
         """Have the gradient of ``tensor``, which requires one, added to ``row`` when it arrives."""
         row.rows.mark(row.key, Status.NO_GRADIENT_ARRIVED)
-        row.block.handles += hook_gradient(tensor, _Receiver(row, self._incidents))
+        hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
 
     def await_second_pass(self, row: Row, module_id: int, tensor: torch.Tensor, values: Reading) -> None:
         """Ask for the gradient on the tensor that the same module computes again during backward."""
@@ -74,7 +74,7 @@ class Gradients:
             if np.array_equal(awaited.numbers, _fingerprint(tensor, awaited.values, row), equal_nan=True):
                 waiting.remove(awaited)
                 row.rows.set_status(row.key, Status.NO_GRADIENT_ARRIVED)
-                row.block.handles += hook_gradient(tensor, _Receiver(row, self._incidents))
+                hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
                 return
 
 

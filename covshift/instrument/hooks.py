@@ -112,25 +112,25 @@ class Receiver(Protocol):
         """The gradient, and how it came."""
 
 
-def hook_gradient(tensor: torch.Tensor, receiver: Receiver) -> list[RemovableHandle]:
+def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[RemovableHandle]) -> None:
     """Have ``receiver`` called with the gradient of ``tensor``.
 
     A receiver that held the tensor would keep it alive for ever. A hook on a view that is later modified in place never
     fires; where the view covers its whole base, the base's gradient stands in.
 
-    Returns
-    -------
-    list of RemovableHandle
-        Of hooks on leaf tensors, which outlive the graph and must be removed; others go with it.
+    To ``handles`` are added those of hooks on leaf tensors, which outlive the graph and must be removed; others go with
+    it.
     """
     handle = tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
-    handles = [handle] if tensor.is_leaf else []
+    if tensor.is_leaf:
+        handles.append(handle)
     base = tensor._base
     if base is None or not base.requires_grad or base.numel() != tensor.numel():
-        return handles
+        return
 
     def through_base(gradient: torch.Tensor | None) -> None:
         receiver.receive(gradient, Status.VIA_BASE)
 
     handle = base.register_hook(through_base)  # type: ignore[no-untyped-call]
-    return [*handles, handle] if base.is_leaf else handles
+    if base.is_leaf:
+        handles.append(handle)

@@ -16,7 +16,7 @@ from torch import nn
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
-from covshift.summary.norms import Before, kept, norms, squared_changes
+from covshift.summary.norms import Before, Tensors
 
 UPDATES = ("exact", "sampled", "off")
 EXACT_UP_TO = 1_000_000
@@ -42,7 +42,6 @@ class ParameterMeter:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
         self._slots = _slots(model)
         self._updates = updates
-        self._steps: list[int] = []
         self._before: Before | None = None
         self._preclip: Array | None = None
         self._row: dict[str, Array] = {}
@@ -73,11 +72,10 @@ class ParameterMeter:
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them.
         """
-        weights = [_local(p) for p in self._present()]
-        self._row = {"weight_norm": np.sqrt(norms(weights).squares), **self._gradients(scale)}
+        weights = Tensors([_local(p) for p in self._present()])
+        self._row = {"weight_norm": np.sqrt(weights.norms().squares), **self._gradients(scale)}
         if self._updates != "off":
-            self._steps = [self._step(weight.numel()) for weight in weights]
-            self._before = kept(weights, self._steps)
+            self._before = weights.kept(self._steps(weights.sizes))
 
     @torch.no_grad()
     def after_step(self) -> Mapping[str, Array]:
@@ -91,10 +89,9 @@ class ParameterMeter:
         preclip = unknown if self._preclip is None else self._preclip
         row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}
         if self._before is not None:
-            weights = [_local(p) for p in self._present()]
-            sizes = np.array([weight.numel() for weight in weights])
-            share = -(-sizes // np.array(self._steps)) / np.maximum(sizes, 1)
-            changes = squared_changes(weights, self._steps, self._before)
+            weights = Tensors([_local(p) for p in self._present()])
+            share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
+            changes = weights.squared_changes(self._before)
             row["update_norm"] = np.sqrt(changes / np.where(share > 0, share, 1))
             row["sampled_share"] = share
         self.forget()
@@ -107,7 +104,7 @@ class ParameterMeter:
     def _gradients(self, scale: float) -> dict[str, Array]:
         gradients = [p.grad for p in self._present()]
         measured = np.array([gradient is not None for gradient in gradients], dtype=bool)
-        found = norms([_local(gradient) for gradient in gradients if gradient is not None])
+        found = Tensors([_local(gradient) for gradient in gradients if gradient is not None]).norms()
         return {
             "gradient_norm": _scatter(np.sqrt(found.squares) / scale, measured, np.nan),
             "gradient_zero_count": _scatter(found.zeros, measured, 0),
@@ -115,10 +112,10 @@ class ParameterMeter:
             "gradient_measured": measured.astype(np.uint8),
         }
 
-    def _step(self, size: int) -> int:
-        if self._updates == "exact" or size <= EXACT_UP_TO:
-            return 1
-        return -(-size // SAMPLE_SIZE)
+    def _steps(self, sizes: Array) -> Array:
+        """Every how many elements each parameter's update is measured."""
+        is_sampled = (sizes > EXACT_UP_TO) & (self._updates == "sampled")
+        return np.where(is_sampled, -(-sizes // SAMPLE_SIZE), 1)
 
 
 def _slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
@@ -130,8 +127,10 @@ def _slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a sharded tensor that lies on this rank; any other tensor as it is."""
-    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part.detach() if part.requires_grad else part
+    if type(tensor) in (torch.Tensor, nn.Parameter):
+        return tensor
+    part: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _scatter(values: Array, where: Array, fill: float) -> Array:

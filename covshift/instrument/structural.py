@@ -52,7 +52,9 @@ class ZeroSet:
         ``row`` holds the numbers of ``z`` itself (:data:`covshift.summary.numbers.COLUMNS`); only where an interval
         cuts through the range of ``z`` is ``z`` read again.
         """
-        return int(sum(_count_interval(z, row, low, high) for low, high in self.intervals))
+        if self.intervals == AT_MOST_ZERO.intervals:
+            return int(row[numbers.NEGATIVE] + row[numbers.ZERO])
+        return int(sum([_count_interval(z, row, low, high) for low, high in self.intervals]))
 
     def counted_on_device(self, z: torch.Tensor) -> torch.Tensor:
         """The same count by torch operations, as a float64 vector of one element where ``z`` lies."""
@@ -73,8 +75,6 @@ _TANH_FLAT = 9.01084041595459
 
 
 def _count_interval(z: torch.Tensor, row: Numbers, low: float, high: float) -> float:
-    if (low, high) == (-math.inf, 0.0):
-        return float(row[numbers.NEGATIVE] + row[numbers.ZERO])
     if (low, high) == (0.0, math.inf):
         return float(row[numbers.COUNT] - row[numbers.NEGATIVE] - row[numbers.NAN])
     if (low, high) == (0.0, 0.0):

@@ -12,7 +12,7 @@ from covshift.instrument.functional import hidden_functions
 from covshift.instrument.incidents import Incidents
 from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
-from covshift.summary.norms import norms
+from covshift.summary.norms import Tensors
 
 
 class Surroundings:
@@ -62,7 +62,7 @@ class Surroundings:
         for dtype in self._dtypes & set(FORMS):
             prepare(dtype)
         if torch.float32 in self._dtypes:
-            norms([torch.ones(1)])
+            Tensors([torch.ones(1)]).norms()
 
 
 def demand_observable(model: object) -> None:

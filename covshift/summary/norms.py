@@ -5,7 +5,7 @@ Norms are accumulated in float64, because a float32 norm of elements of 1e-23 re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,86 +28,92 @@ class Norms(NamedTuple):
     nonfinite: Floats
 
 
-def norms(tensors: Sequence[torch.Tensor]) -> Norms:
-    """Measure tensors of any dtype, device and layout; a sparse one counts as what it would be when dense.
+class Tensors:
+    """Tensors of any dtype, device and layout that are measured together; a sparse one counts as if it were dense.
 
     Examples
     --------
-    >>> norms([torch.tensor([3.0, 0.0, -4.0])])
+    >>> Tensors([torch.tensor([3.0, 0.0, -4.0])]).norms()
     Norms(squares=array([25.]), zeros=array([1.]), nonfinite=array([0.]))
     """
-    results = np.zeros((len(tensors), 3))
-    kernels = _kernels()
-    plain = [index for index, tensor in enumerate(tensors) if kernels is not None and _is_plain(tensor)]
-    if plain:
-        sizes = _integers(tensors[index].numel() for index in plain)
-        measured = np.empty((len(plain), 3))
-        kernels.measure(_addresses(tensors, plain), sizes, measured, _SINGLE)
-        results[plain] = measured
-    others = sorted(set(range(len(tensors))) - set(plain))
-    for index, row in zip(others, _together([_sums(tensors[index]) for index in others]), strict=True):
-        results[index] = row
-    return Norms(*results.T)
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = tensors
+        plain = [_is_plain(tensor) for tensor in tensors] if _kernels() is not None else [False] * len(tensors)
+        self._plain = np.flatnonzero(plain)
+        chosen = [tensor for tensor, is_plain in zip(tensors, plain, strict=True) if is_plain]
+        self._addresses = np.array([tensor.data_ptr() for tensor in chosen], np.int64)
+        self._sizes = np.array([tensor.numel() for tensor in chosen], np.int64)
+        self._others = [index for index, is_plain in enumerate(plain) if not is_plain]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Elements of each tensor, shape ``(tensors,)``."""
+        sizes = np.empty(len(self._tensors), np.int64)
+        sizes[self._plain] = self._sizes
+        sizes[self._others] = [self._tensors[index].numel() for index in self._others]
+        return sizes
+
+    def norms(self) -> Norms:
+        """Measure every element of every tensor."""
+        results = np.empty((len(self._tensors), 3))
+        if len(self._plain):
+            measured = np.empty((len(self._plain), 3))
+            _kernels().measure(self._addresses, self._sizes, measured, _SINGLE)
+            results[self._plain] = measured
+        for index, row in zip(self._others, _together([_sums(self._tensors[k]) for k in self._others]), strict=True):
+            results[index] = row
+        return Norms(*results.T)
+
+    def kept(self, steps: NDArray[np.int64]) -> Before:
+        """Copies of every ``steps[k]``-th element of each tensor, for :meth:`squared_changes`."""
+        every = steps[self._plain]
+        counts = -(-self._sizes // every)
+        starts = np.cumsum(counts) - counts
+        flat = np.empty(int(counts.sum()), np.float32)
+        if len(self._plain):
+            _kernels().keep(self._addresses, counts, every, starts, flat)
+        others = {index: sampled(self._tensors[index], int(steps[index])).clone() for index in self._others}
+        return Before(steps, self._plain, counts, starts, flat, others)
+
+    def squared_changes(self, before: Before) -> Floats:
+        """Sum of squared changes since ``before`` was kept of the same tensors, over the elements it has copied.
+
+        NaN where a tensor has become another one: of another dtype, device, layout or size.
+        """
+        results = np.full(len(self._tensors), np.nan)
+        same, ours, theirs = np.intersect1d(self._plain, before.plain, return_indices=True)
+        sizes, every = self._sizes[ours], before.steps[same]
+        unchanged = -(-sizes // every) == before.counts[theirs]
+        same, ours, theirs, every = same[unchanged], ours[unchanged], theirs[unchanged], every[unchanged]
+        if len(same):
+            measured = np.empty(len(same))
+            _kernels().measure_changes(
+                self._addresses[ours], before.counts[theirs], every, before.starts[theirs], before.flat, measured
+            )
+            results[same] = measured
+        changes = {}
+        for index, old in before.others.items():
+            new = sampled(self._tensors[index], int(before.steps[index]))
+            if (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device):
+                changes[index] = _squares(_wide(new) - _wide(old)).sum().reshape(1)
+        for index, row in zip(changes, _together(list(changes.values())), strict=True):
+            results[index] = row[0]
+        return results
 
 
 class Before(NamedTuple):
-    """What :func:`kept` has copied: a flat array for the kernels, and copies of what they cannot read.
+    """What :meth:`Tensors.kept` has copied: a flat array for the kernels, and copies of what they cannot read.
 
     ``plain`` lists the tensors of the flat array, whose copies have ``counts`` elements and begin at ``starts``.
     """
 
+    steps: NDArray[np.int64]
     plain: NDArray[np.int64]
     counts: NDArray[np.int64]
     starts: NDArray[np.int64]
     flat: NDArray[np.float32]
     others: dict[int, torch.Tensor]
-
-
-def kept(tensors: Sequence[torch.Tensor], steps: Sequence[int]) -> Before:
-    """Copies of every ``steps[k]``-th element of each tensor, for :func:`squared_changes`."""
-    kernels = _kernels()
-    plain = [index for index, tensor in enumerate(tensors) if kernels is not None and _is_plain(tensor)]
-    counts = _integers(-(-tensors[index].numel() // steps[index]) for index in plain)
-    starts = np.cumsum(counts) - counts
-    flat = np.empty(int(counts.sum()), np.float32)
-    if plain:
-        kernels.keep(_addresses(tensors, plain), counts, _integers(steps[index] for index in plain), starts, flat)
-    missed = set(range(len(tensors))) - set(plain)
-    others = {index: sampled(tensors[index], steps[index]).clone() for index in sorted(missed)}
-    return Before(_integers(plain), counts, starts, flat, others)
-
-
-def squared_changes(tensors: Sequence[torch.Tensor], steps: Sequence[int], before: Before) -> Floats:
-    """Sum of squared changes since :func:`kept`, over the elements it has copied; NaN where a tensor has moved.
-
-    A tensor has moved where its dtype, device, layout or size is another one than before.
-    """
-    results = np.full(len(tensors), np.nan)
-    places = [place for place, index in enumerate(before.plain) if _is_plain(tensors[index])]
-    places = [k for k in places if -(-tensors[before.plain[k]].numel() // steps[before.plain[k]]) == before.counts[k]]
-    if places:
-        same = before.plain[places]
-        measured = np.empty(len(places))
-        counts, starts = before.counts[places], before.starts[places]
-        every = _integers(steps[index] for index in same)
-        _kernels().measure_changes(_addresses(tensors, same), counts, every, starts, before.flat, measured)
-        results[same] = measured
-    changes = {}
-    for index, old in before.others.items():
-        new = sampled(tensors[index], steps[index])
-        if (new.shape, new.dtype, new.device) == (old.shape, old.dtype, old.device):
-            changes[index] = _squares(_wide(new) - _wide(old)).sum().reshape(1)
-    for index, row in zip(changes, _together(list(changes.values())), strict=True):
-        results[index] = row[0]
-    return results
-
-
-def _integers(values: Iterable[int]) -> NDArray[np.int64]:
-    return np.array(list(values), np.int64)
-
-
-def _addresses(tensors: Sequence[torch.Tensor], which: Iterable[int]) -> NDArray[np.int64]:
-    return _integers(tensors[index].data_ptr() for index in which)
 
 
 def sampled(tensor: torch.Tensor, step: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from covshift.summary import cpu, norms
-from covshift.summary.norms import kept, sampled, squared_changes
+from covshift.summary.norms import Tensors, sampled
 
 
 def some_tensors():
@@ -39,7 +39,7 @@ def test_sums_are_those_of_a_dense_float64_copy(monkeypatch, compiled):
     if not compiled:
         monkeypatch.setattr(norms, "_kernels", lambda: None)
     given = some_tensors()
-    found = norms.norms(list(given.values()))
+    found = Tensors(list(given.values())).norms()
     for index, (name, tensor) in enumerate(given.items()):
         dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
         wide = dense.to(torch.complex128 if dense.is_complex() else torch.float64).numpy()
@@ -55,16 +55,16 @@ def test_changes_are_measured_on_every_kth_element(monkeypatch, compiled):
     if not compiled:
         monkeypatch.setattr(norms, "_kernels", lambda: None)
     given = {name: tensor for name, tensor in some_tensors().items() if not tensor.is_sparse and tensor.numel()}
-    tensors, steps = list(given.values()), [1 if index % 2 else 3 for index in range(len(given))]
+    tensors, steps = list(given.values()), np.array([1 if index % 2 else 3 for index in range(len(given))])
     old = [tensor.detach().clone() for tensor in tensors]
-    before = kept(tensors, steps)
+    before = Tensors(tensors).kept(steps)
     with torch.no_grad():
         for tensor in tensors:
             tensor.mul_(0.5)
-    found = squared_changes(tensors, steps, before)
+    found = Tensors(tensors).squared_changes(before)
     for index, (new, previous, step) in enumerate(zip(tensors, old, steps, strict=True)):
         wide = torch.complex128 if new.is_complex() else torch.float64
-        change = sampled(new.detach(), step).to(wide) - sampled(previous, step).to(wide)
+        change = sampled(new.detach(), int(step)).to(wide) - sampled(previous, int(step)).to(wide)
         with np.errstate(invalid="ignore"):
             np.testing.assert_allclose(found[index], (np.abs(change.numpy()) ** 2).sum(), rtol=1e-12)
 
@@ -73,8 +73,8 @@ def test_changes_are_measured_on_every_kth_element(monkeypatch, compiled):
 def test_of_a_tensor_that_became_another_no_change_is_measured(monkeypatch, compiled):
     if not compiled:
         monkeypatch.setattr(norms, "_kernels", lambda: None)
-    before = kept([torch.ones(4), torch.ones(2)], [1, 1])
-    found = squared_changes([torch.ones(4, dtype=torch.float64), torch.zeros(2)], [1, 1], before)
+    before = Tensors([torch.ones(4), torch.ones(2)]).kept(np.array([1, 1]))
+    found = Tensors([torch.ones(4, dtype=torch.float64), torch.zeros(2)]).squared_changes(before)
     assert np.isnan(found[0])
     assert found[1] == 2.0
 
@@ -83,7 +83,7 @@ def test_without_numba_norms_come_from_torch(monkeypatch):
     monkeypatch.setattr(cpu, "_kernel", lambda: None)
     norms._kernels.cache_clear()
     try:
-        assert norms.norms([torch.tensor([3.0, 4.0])]).squares.tolist() == [25.0]
+        assert Tensors([torch.tensor([3.0, 4.0])]).norms().squares.tolist() == [25.0]
         assert norms._kernels() is None
     finally:
         norms._kernels.cache_clear()
