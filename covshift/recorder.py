@@ -83,7 +83,7 @@ class Recorder:
         self._parameters: Mapping[str, Any] = {}
         self._paused = self._active = self._entered = False
         self.step_count = 0
-        self._measures_preclip = not is_distributed()
+        self._measures_preclip = Block.can_tell_end_of_backward() and not is_distributed()
         self._ranks = Ranks() if ranks == "merge" and is_distributed() else None
         # Last, so that a refused argument leaves whatever stands at the path as it was.
         self._handover = Handover(

@@ -112,6 +112,11 @@ class Block:
                 rows.table.pool()
         self.running += 1
 
+    @staticmethod
+    def can_tell_end_of_backward() -> bool:
+        """Whether this torch calls back at the end of a backward pass."""
+        return hasattr(Variable._execution_engine, "queue_callback")
+
     def gradient_arrived(self) -> None:
         """Have ``after_backward`` called at the end of the backward pass now running."""
         backward = torch._C._current_graph_task_id()
