@@ -207,7 +207,13 @@ def _take_up(opened: Opened) -> None:
             "is whole and sets the rest aside"
         )
     opened.archive, opened.axes = archive, journal.longer(axes, tail.axes)
-    fold_tail(opened, tail)
+    aside = fold_tail(opened, tail)
+    if aside is not None:
+        warnings.warn(
+            f"recording '{opened.target}': {'; '.join(tail.damaged)}; the damaged journal is kept in '{aside}'",
+            CovshiftWarning,
+            stacklevel=2,
+        )
     archive.changed_attrs = {
         name: value for name, value in given.items() if name not in _OWN and archive.attrs.get(name) != value
     }
@@ -231,8 +237,14 @@ def loaded(medium: Medium, place: object) -> tuple[Archive, Axes]:
     return Archive.loaded(medium, root)
 
 
-def fold_tail(opened: Opened, tail: journal.Tail) -> None:
-    """Fold the journal's rows, cut off what lies beyond the commit, and put damaged segments aside."""
+def fold_tail(opened: Opened, tail: journal.Tail) -> Path | None:
+    """Fold the journal's rows, cut off what lies beyond the commit, and remove the segments.
+
+    Returns
+    -------
+    Path or None
+        Where the segments were put instead of being removed, as parts of them could not be folded.
+    """
     hidden, archive = opened.hidden, opened.archive
     assert hidden is not None
     if isinstance(opened.medium, Directory):
@@ -241,14 +253,9 @@ def fold_tail(opened: Opened, tail: journal.Tail) -> None:
     rows = {path: [one.row for one in numbered] for path, numbered in tail.rows.items() if numbered}
     if rows or archive.is_behind(opened.axes):
         archive.fold(rows, opened.axes)
-    if tail.damaged:
-        aside = set_aside(hidden)
-        warnings.warn(
-            f"recording '{opened.target}': {'; '.join(tail.damaged)}; the damaged journal is kept in '{aside}'",
-            CovshiftWarning,
-            stacklevel=2,
-        )
+    aside = set_aside(hidden) if tail.damaged or tail.gaps else None
     journal.remove(journal.segments(hidden))
+    return aside
 
 
 def set_aside(hidden: Path) -> Path:

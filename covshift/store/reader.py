@@ -22,7 +22,7 @@ from covshift.store import documents, journal, layout
 from covshift.store.axes import Axes
 from covshift.store.joining import dask_chunks, joined
 from covshift.store.opening import is_url
-from covshift.store.runs import open_runs
+from covshift.store.runs import matching, together
 
 Chunks = Mapping[str, int] | Literal["auto"] | None
 
@@ -71,8 +71,11 @@ def open(  # noqa: A001 - the public name is covshift.open
         return _chunked(_opened(target, target), chunks)
     pattern = os.fspath(target)
     if any(sign in pattern for sign in "*?[") and not Path(pattern).exists():
-        return open_runs(pattern, lambda path: open(path, chunks=chunks))
-    return _chunked(_opened_with_tail(existing(Path(target))), chunks)
+        return together({path.stem: open(path, chunks=chunks) for path in matching(pattern)})
+    recording, problems = opened_with_warnings(existing(Path(target)))
+    for problem in problems:
+        warnings.warn(problem, CovshiftWarning, stacklevel=2)
+    return _chunked(recording, chunks)
 
 
 def existing(path: Path) -> Path:
@@ -88,8 +91,11 @@ def existing(path: Path) -> Path:
     return path
 
 
-def _opened_with_tail(path: Path) -> xr.DataTree:
-    """Commit and journal as they belong together: a fold in between makes the two disagree, so both are read again."""
+def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
+    """The recording in the directory ``path``, and what is wrong with its journal.
+
+    Commit and journal must belong together: a fold in between makes the two disagree, so both are read again.
+    """
     for _ in range(_TRIES):
         attributes = _whole_root(path)
         commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
@@ -103,16 +109,13 @@ def _opened_with_tail(path: Path) -> xr.DataTree:
         time.sleep(0.01)
     else:
         raise RecordingError(f"'{path}' was committed to {_TRIES} times while it was opened; open it again")
-    if tail.damaged or tail.gaps:
-        warnings.warn(
-            f"recording '{path}': {'; '.join(tail.damaged + tail.gaps)}; records behind are missing here: `covshift "
-            "recover` keeps what is whole",
-            CovshiftWarning,
-            stacklevel=3,
-        )
-    if not any(tail.rows.values()):
-        return recording
-    return joined(recording, tail.rows, tail.axes or Axes()).map_over_datasets(_with_text_as_objects)
+    problems = [
+        f"recording '{path}': {problem}; records behind are missing here: `covshift recover` keeps what is whole"
+        for problem in (*tail.damaged, *tail.gaps)
+    ]
+    if any(tail.rows.values()):
+        recording = joined(recording, tail.rows, tail.axes or Axes()).map_over_datasets(_with_text_as_objects)
+    return recording, problems
 
 
 def read_tail(path: Path, attributes: Mapping[str, Any]) -> journal.Tail:

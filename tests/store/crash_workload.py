@@ -4,6 +4,7 @@ Run as ``python crash_workload.py run.zarr acknowledged.log seed background step
 the log, so the log never names a step that was not acknowledged.
 """
 
+import functools
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ def layers(count):
     return [Layer(f"fc{k}", "Linear", k, unit_count=UNITS[k]) for k in range(count)]
 
 
+@functools.cache
 def token_rows(token, step):
     """Rows whose every cell follows from ``token`` (which attempt wrote it) and ``step``."""
     rng = np.random.default_rng([token, step])
@@ -37,8 +39,8 @@ def token_rows(token, step):
         Row("parameters", step, {"weight_norm": rng.normal(size=2)}),
     ]
     if step % 3 == 0:
-        index = rng.choice(width * 3 * 4 * 648, 50, replace=False).astype("u4")
-        cells = SparseCounts((width, 3, 4, 648), index, rng.integers(1, 2**32, 50, "u4"))
+        index = np.unique(rng.integers(0, width * 3 * 4 * 648, 50)).astype("u4")
+        cells = SparseCounts((width, 3, 4, 648), index, rng.integers(1, 2**32, len(index), "u4"))
         rows.append(Row("histograms", step, {"value_histogram": cells}))
     if step % 4 == 0:
         rows.append(Row("units", step, {"unit_mean": rng.normal(size=(units, 2)).astype("f4")}))

@@ -36,6 +36,11 @@ LAG = 15
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kill -9")
 
 
+def say(text):
+    """Into what ``pytest -rP`` or ``-s`` shows: the counts belong in reports."""
+    sys.stdout.write(f"{text}\n")
+
+
 def begin(path, log, *, token, background, steps=400, start=0):
     words = [path, log, token, background, steps, start]
     return subprocess.Popen([sys.executable, WORKLOAD, *map(str, words)], stderr=subprocess.PIPE, text=True)
@@ -118,7 +123,7 @@ def test_no_kill_loses_an_acknowledged_record_or_tears_a_row(tmp_path, backgroun
         lost += missing(tree, steps)
         torn += torn_rows(tree, tokens) + torn_rows(committed, tokens)
         lagging = max(lagging, len(steps) - committed["layers"].sizes["step"])
-    print(f"{background}: 20 kills, {taken} acknowledged, {lost} lost, {torn} torn, xarray lags by {lagging}")
+    say(f"{background}: 20 kills, {taken} acknowledged, {lost} lost, {torn} torn, xarray lags by {lagging}")
     assert (lost, torn) == (0, 0)
     assert background == "background" or lagging <= LAG
     assert taken >= 20
@@ -162,7 +167,7 @@ def test_forty_lives_with_resumes_and_kills_anywhere_lose_nothing(tmp_path):
         lost += missing(tree, steps)
         torn += torn_rows(tree, tokens) + torn_rows(plain(path), tokens)
         superseded = max(superseded, len(tree["superseded"].children) if "superseded" in tree.children else 0)
-    print(f"40 lives, {early} killed while opening, {taken} acknowledged, {lost} lost, {torn} torn, {superseded} attempts")
+    say(f"40 lives ({early} killed while opening, {superseded} resumes), {taken} taken, {lost} lost, {torn} torn")
     assert (lost, torn) == (0, 0)
     assert superseded > 10
 
@@ -183,11 +188,13 @@ def test_readers_that_loop_while_a_writer_folds_meet_no_torn_row_and_never_see_f
         for one, least in ((tree, longest), (committed, shortest)):
             length = one["layers"].sizes["step"]
             assert length >= least
-            torn += torn_rows(one.map_over_datasets(lambda data: data.isel(step=slice(-40, None)) if data else data), tokens)
+            torn += torn_rows(
+                one.map_over_datasets(lambda data: data.isel(step=slice(-40, None)) if data else data), tokens
+            )
         longest, shortest = tree["layers"].sizes["step"], committed["layers"].sizes["step"]
         reads += 2
     kill(process)
-    print(f"{reads} reads of up to {longest} rows while writing, {torn} torn, {lost} lost")
+    say(f"{reads} reads of up to {longest} rows while writing, {torn} torn, {lost} lost")
     assert (torn, lost) == (0, 0)
     assert shortest > 100
 
