@@ -193,7 +193,9 @@ def _chunked(recording: xr.DataTree, chunks: Chunks) -> xr.DataTree:
 
     def cut(path: str, dataset: xr.Dataset) -> xr.Dataset:
         lazy = {
-            str(name): variable.chunk({**dask_chunks(path, dataset, str(name)), **_of(wanted, variable)}, token=token)
+            str(name): variable.chunk(
+                {**dask_chunks(path, dataset, str(name)), **_of(wanted, variable)}, token=f"{token}/{path}/{name}"
+            )
             for name, variable in dataset.data_vars.items()
         }
         return dataset.assign(lazy)
