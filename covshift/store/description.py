@@ -137,7 +137,7 @@ def _signals(recording: xr.DataTree) -> list[str]:
     counts = recording["layers/count"]
     if not counts.sizes["step"]:
         return []
-    seen = np.asarray(counts.isel(step=-1).sum("layer")) > 0
+    seen = np.asarray(counts.isel(step=-1)).sum(axis=0) > 0
     return [signal for signal, present in zip(schema.SIGNALS, seen, strict=True) if present]
 
 

@@ -58,11 +58,16 @@ class StoredGroup:
         Raises
         ------
         RecordingError
-            If they are cut or coded otherwise than this covshift would.
+            If they are cut otherwise than this covshift would, or some it writes are not there.
         """
         self._documents, self._axes = {self.path: nodes[self.path]}, axes
         for variable in self._stored_variables(nodes):
             key = f"{self.path}/{variable.name}"
+            if key not in nodes:
+                raise RecordingError(
+                    f"'{key}' is not in the recording, which another version of covshift has written: it cannot be "
+                    "continued; record into another path"
+                )
             document = nodes[key]
             array = StoredArray(self._medium, self.path, variable)
             if documents.tiling_in(document) != (array.tiling.chunk, array.tiling.shard):
@@ -83,7 +88,7 @@ class StoredGroup:
             *layout.data_variables(self.path),
         )
         found = {key.rpartition("/")[2] for key in nodes if key.rpartition("/")[0] == self.path}
-        logged = sorted(found - {variable.name for variable in known})
+        logged = sorted(found - {variable.name for variable in known}) if self.path == schema.SCALARS.name else []
         return [*known, *(layout.stepped(layout.logged_scalar(name)) for name in logged)]
 
     def write(self, rows: Sequence[Row], axes: Axes) -> None:

@@ -39,11 +39,11 @@ def joined(recording: xr.DataTree, rows: Mapping[str, Sequence[Numbered]], axes:
 
 def _joined_group(path: str, committed: xr.Dataset | None, rows: Sequence[Row], axes: Axes) -> xr.Dataset:
     known = list(layout.data_variables(path))
-    names = {variable.name for variable in known} | {v.name for v in layout.step_variables(path)}
-    logged = [name for row in rows for name in row.variables if name not in names]
-    if committed is not None:
-        logged += [str(name) for name in committed.data_vars if name not in names]
-    known += [layout.stepped(layout.logged_scalar(name)) for name in sorted(set(logged))]
+    if path == schema.SCALARS.name:
+        logged = {name for row in rows for name in row.variables}
+        logged |= set() if committed is None else set(map(str, committed.data_vars))
+        named = sorted(logged - {variable.name for variable in known})
+        known += [layout.stepped(layout.logged_scalar(name)) for name in named]
     lengths = {**axes.lengths, **layout.fixed_lengths(path)}
     variables = {one.name: _joined_variable(one, committed, rows, lengths) for one in known}
     steps = {one.name: _joined_line(one, committed, _flags(rows, one)) for one in layout.step_variables(path)}

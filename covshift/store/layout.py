@@ -42,7 +42,7 @@ GROWING = ("layer", "unit", "parameter")
 STEP = schema.Variable("step", ("step",), "i8", "optimizer step, counted from 0", units="1")
 
 CHUNKS: Mapping[str, Mapping[str, int]] = {
-    "layers": {"step": 64, "layer": 32},
+    "layers": {"step": 64, "layer": 16},
     "histograms": {"step": 8, "layer": 8, "value_signal": 1, "gradient_signal": 1},
     "units": {"step": 8, "unit": 2048},
     "parameters": {"step": 64, "parameter": 256},
