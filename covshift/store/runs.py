@@ -111,7 +111,9 @@ def _warn(recordings: Sequence[xr.DataTree], dropped: Mapping[str, int]) -> None
     if dropped:
         listed = ", ".join(f"{count} of {path}" for path, count in dropped.items())
         warnings.warn(f"merge: records that not every rank holds are left out: {listed}", CovshiftWarning, stacklevel=3)
-    world = max(int(recording.attrs.get("world_size", 1)) for recording in recordings)
+    # A recording that rank 0 has pooled already stands for all of them.
+    own = [one.attrs for one in recordings if one.attrs.get("ranks") != "merge"]
+    world = max((int(attrs.get("world_size", 1)) for attrs in own), default=1)
     if world > len(recordings):
         warnings.warn(f"merge: {len(recordings)} recordings of {world} ranks", CovshiftWarning, stacklevel=3)
     if not _hold_one_model(recordings):
