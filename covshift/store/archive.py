@@ -72,7 +72,7 @@ class Archive:
         archive._sequence, archive.attempt = commit["seq"] + 1, commit.get("attempt", 0)
         axes = axes_in(medium)
         for path, committed in commit["records"].items():
-            archive._groups[path].load(nodes, committed, axes)
+            archive._groups[path].load(nodes, committed)
         archive._superseded = {key: node for key, node in nodes.items() if key.split("/")[0] == layout.SUPERSEDED}
         return archive, axes
 
@@ -113,12 +113,18 @@ class Archive:
             If the disk refuses. Nothing is committed then, and the same fold can be repeated.
         """
         behind = [group for path, group in self._groups.items() if rows.get(path) or group.is_behind(axes)]
-        for group in behind:
-            group.write(rows.get(group.path, ()), axes)
-        if closed:
-            for group in self._groups.values():
-                group.publish_shapes()
-        self.commit(closed=closed)
+        try:
+            for group in behind:
+                group.write(rows.get(group.path, ()), axes)
+            if closed:
+                for group in self._groups.values():
+                    group.publish_shapes()
+            self.commit(closed=closed)
+        except BaseException:
+            # A later fold may take other groups, and must not publish what this one wrote in part.
+            for group in behind:
+                group.abandon()
+            raise
         for group in behind:
             group.settle()
 
@@ -135,9 +141,10 @@ class Archive:
         nodes = {path: node for group in stored for path, node in group.documents().items()}
         nodes |= self._superseded
         document = documents.root_document({**self.attrs, layout.COMMIT_ATTRIBUTE: commit}, nodes)
+        # The copy first: a commit that took effect has not failed. What the copy may be ahead by is written already.
+        self._medium.put(ROOT_COPY, document)
         self._medium.put(layout.ROOT, document)
         self._sequence += 1
-        self._medium.put(ROOT_COPY, document)
 
     def trim(self) -> None:
         """Remove what lies beyond the committed rows."""

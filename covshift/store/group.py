@@ -31,11 +31,11 @@ class StoredGroup:
         self.committed = 0
         self._medium = medium
         self._schema = schema.group_of(path)
-        self._labelled = dict.fromkeys(layout.GROWING, 0)
+        self._labelled: Mapping[str, int] = dict.fromkeys(layout.GROWING, 0)
         self._arrays: dict[str, StoredArray] = {}
         self._documents: dict[str, dict[str, Any]] = {}
         self._pending = 0
-        self._axes = Axes()
+        self._lengths: Mapping[str, int] = self._labelled
 
     @property
     def exists(self) -> bool:
@@ -52,7 +52,7 @@ class StoredGroup:
         dims = [dim for dim in self._schema.dims if dim in layout.GROWING]
         return self.exists and any(self._labelled[dim] != axes.lengths[dim] for dim in dims)
 
-    def load(self, nodes: Mapping[str, Any], committed: int, axes: Axes) -> None:
+    def load(self, nodes: Mapping[str, Any], committed: int) -> None:
         """Take up the arrays that a commit record lists.
 
         Raises
@@ -60,7 +60,8 @@ class StoredGroup:
         RecordingError
             If they are cut otherwise than this covshift would, or some it writes are not there.
         """
-        self._documents, self._axes = {self.path: nodes[self.path]}, axes
+        self._documents = {self.path: nodes[self.path]}
+        labelled = dict.fromkeys(layout.GROWING, 0)
         for variable in self._stored_variables(nodes):
             key = f"{self.path}/{variable.name}"
             if key not in nodes:
@@ -78,7 +79,8 @@ class StoredGroup:
             self._documents[key] = document
             self._arrays[variable.name] = array
             if not array.tiling.shard and variable.dims[0] in layout.GROWING:
-                self._labelled[variable.dims[0]] = document["shape"][0]
+                labelled[variable.dims[0]] = document["shape"][0]
+        self._labelled = self._lengths = labelled
         self.committed = committed
 
     def _stored_variables(self, nodes: Mapping[str, Any]) -> list[Variable]:
@@ -101,16 +103,22 @@ class StoredGroup:
         self._write_labels(axes)
         if rows:
             self._write_rows(rows, axes)
-        self._pending, self._axes = len(rows), axes
+        self._pending, self._lengths = len(rows), axes.lengths
         self._grow()
 
     def settle(self) -> None:
         """Take what was written as committed."""
         self.committed, self._pending = self.length, 0
-        self._labelled = dict(self._axes.lengths)
+        self._labelled = self._lengths
+
+    def abandon(self) -> None:
+        """Forget what was written since the last commit; it is written again."""
+        self._pending, self._lengths = 0, self._labelled
+        if self.exists:
+            self._grow()
 
     def _grow(self) -> None:
-        lengths = {"step": self.length, **self._axes.lengths, **layout.fixed_lengths(self.path)}
+        lengths = {"step": self.length, **self._lengths, **layout.fixed_lengths(self.path)}
         for name, array in self._arrays.items():
             self._documents[f"{self.path}/{name}"]["shape"] = [lengths[dim] for dim in array.variable.dims]
 

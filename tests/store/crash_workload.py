@@ -1,6 +1,6 @@
 """A writer that is meant to be killed: rows that any reader can recompute from their step, and a log of what was taken.
 
-Run as ``python crash_workload.py run.zarr acknowledged.log seed background steps``. After every append the step goes to
+Run as ``python crash_workload.py run.zarr acknowledged.log token background steps start pace``. After every append the step goes to
 the log, so the log never names a step that was not acknowledged.
 """
 
@@ -60,7 +60,7 @@ def expected(token, step, name):
     return full
 
 
-def main(path, log, token, background, steps, start):
+def main(path, log, token, background, steps, start, pace):
     writer = Writer(path, attrs={}, resume=True, flush_records=16, background=background)
     if writer.resumed:
         writer.resume_at(start)
@@ -75,10 +75,10 @@ def main(path, log, token, background, steps, start):
             declared = 4
         writer.append(token_rows(token, step))
         os.write(taken, f"{step}\n".encode())
-        time.sleep(0.001)
+        time.sleep(pace)
     writer.close()
 
 
 if __name__ == "__main__":
-    where, log, token, background, steps, start = sys.argv[1:]
-    main(where, log, int(token), background == "background", int(steps), int(start))
+    where, log, token, background, steps, start, pace = sys.argv[1:]
+    main(where, log, int(token), background == "background", int(steps), int(start), float(pace))

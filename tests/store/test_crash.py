@@ -41,8 +41,8 @@ def say(text):
     sys.stdout.write(f"{text}\n")
 
 
-def begin(path, log, *, token, background, steps=400, start=0):
-    words = [path, log, token, background, steps, start]
+def begin(path, log, *, token, background, steps=400, start=0, pace=0.001):
+    words = [path, log, token, background, steps, start, pace]
     return subprocess.Popen([sys.executable, WORKLOAD, *map(str, words)], stderr=subprocess.PIPE, text=True)
 
 
@@ -74,7 +74,7 @@ def kill(process):
 def plain(path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return xr.open_datatree(path).load()
+        return xr.open_datatree(path)
 
 
 def torn_rows(tree, tokens):
@@ -118,7 +118,7 @@ def test_no_kill_loses_an_acknowledged_record_or_tears_a_row(tmp_path, backgroun
         kill(process)
         steps = [int(line) for line in lines(log) if line != "open"]
         tokens = dict.fromkeys(range(1000), k)
-        tree, committed = store.open(path).load(), plain(path)
+        tree, committed = store.open(path), plain(path)
         taken += len(steps)
         lost += missing(tree, steps)
         torn += torn_rows(tree, tokens) + torn_rows(committed, tokens)
@@ -136,7 +136,8 @@ def test_forty_lives_with_resumes_and_kills_anywhere_lose_nothing(tmp_path):
     tokens, steps, superseded = {}, [], 0
     lost = torn = taken = early = 0
     for life in range(1, 41):
-        start = max(0, (steps[-1] + 1 if steps else 0) - draw.randint(0, 40))
+        back = draw.choice([0, 0, draw.randint(1, 40)])
+        start = max(0, (steps[-1] + 1 if steps else 0) - back)
         log.unlink(missing_ok=True)
         process = begin(path, log, token=life, background=draw.choice(["background", "foreground"]), start=start)
         if life % 5 == 0:
@@ -149,7 +150,7 @@ def test_forty_lives_with_resumes_and_kills_anywhere_lose_nothing(tmp_path):
         opened, own = "open" in lines(log), [int(line) for line in lines(log) if line != "open"]
         early += not opened
         taken += len(own)
-        tree = store.open(path).load() if path.exists() else None
+        tree = store.open(path) if path.exists() else None
         if tree is None:
             continue
         present = tree["layers"].step.values.tolist()
@@ -169,21 +170,20 @@ def test_forty_lives_with_resumes_and_kills_anywhere_lose_nothing(tmp_path):
         superseded = max(superseded, len(tree["superseded"].children) if "superseded" in tree.children else 0)
     say(f"40 lives ({early} killed while opening, {superseded} resumes), {taken} taken, {lost} lost, {torn} torn")
     assert (lost, torn) == (0, 0)
-    assert superseded > 10
+    assert superseded > 5
 
 
 @pytest.mark.slow
 def test_readers_that_loop_while_a_writer_folds_meet_no_torn_row_and_never_see_fewer_rows(tmp_path):
     path, log = tmp_path / "run.zarr", tmp_path / "log"
-    process = begin(path, log, token=1, background="background", steps=100_000)
+    process = begin(path, log, token=1, background="background", steps=100_000, pace=0.01)
     wait_for(log, 1, process)
     tokens = dict.fromkeys(range(100_001), 1)
     reads = torn = lost = longest = shortest = 0
     end = time.monotonic() + 60
     while time.monotonic() < end:
         steps = acknowledged(log)
-        tree, committed = store.open(path), plain_lazy(path)
-        time.sleep(0.02 * (reads % 3))
+        tree, committed = store.open(path), plain(path)
         lost += max(0, steps - tree["layers"].sizes["step"])
         for one, least in ((tree, longest), (committed, shortest)):
             length = one["layers"].sizes["step"]
@@ -197,9 +197,3 @@ def test_readers_that_loop_while_a_writer_folds_meet_no_torn_row_and_never_see_f
     say(f"{reads} reads of up to {longest} rows while writing, {torn} torn, {lost} lost")
     assert (torn, lost) == (0, 0)
     assert shortest > 100
-
-
-def plain_lazy(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return xr.open_datatree(path)

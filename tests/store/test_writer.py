@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from covshift import schema, store
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError, RecordingExists
 from covshift.schema import Layer, Mode, Parameter, Row, Source, SparseCounts, Status
-from covshift.store import Writer, documents, layout, writer
+from covshift.store import Writer, documents, endings, layout, writer
 from covshift.store.archive import Archive
+from covshift.store.axes import Axes
 from covshift.store.medium import Directory
 
 SPARSE = ("value_histogram", "gradient_histogram")
@@ -593,3 +594,30 @@ print(int(store.open(recording.target)["layers/count"].sum()))
 def test_recordings_are_written_and_read_where_torch_is_not_installed():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("5\n", "")
+
+
+def test_what_a_fold_wrote_in_part_is_not_published_by_a_later_fold_that_takes_other_groups(tmp_path, monkeypatch):
+    rows = [counts_row(step) for step in range(3)]
+    scalars = [Row("scalars", step, {"loss": np.float64(step)}) for step in range(5)]
+    recording = Writer(tmp_path / "run", attrs={}, flush_records=4, background=False)
+    recording.declare_layers([a_layer()])
+    recording.append([*rows[:1], *scalars[:1]])
+    recording.flush()
+    recording.append([*rows[1:3], *scalars[1:2]])
+
+    def full(self, key, parts, replace=Directory._replace):
+        if key.startswith("scalars/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(self, key, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "_replace", full)
+        recording.declare_layers([a_layer("late")])
+        with pytest.raises(RecordingError, match="No space left"):
+            recording.flush()
+    recording._archive.fold({"scalars": scalars[1:2]}, Axes([a_layer()]))
+    committed = xr.open_datatree(recording.path)
+    assert (committed["layers"].sizes["step"], committed["layers"].sizes["layer"]) == (1, 1)
+    recording._opened.release()
+    endings.dismiss(recording)
+    assert_holds(store.open(recording.path), [*rows[:3], *scalars[:2]], {"layer": 1})
