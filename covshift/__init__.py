@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from covshift.exceptions import CovshiftError, CovshiftWarning
+from covshift.exceptions import CovshiftError, CovshiftWarning, StoreLocked
 
 if TYPE_CHECKING:
     from covshift import datasets, linked, models, plots
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from covshift.recorder import Recorder, record
     from covshift.reporting import write_report as report
     from covshift.store.reader import open  # noqa: A004 - the public name, as in xarray and zarr
+    from covshift.store.runs import merge
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _PUBLIC = {
     "linkage": ("covshift.analysis.linkage", ""),
     "linked": ("covshift.linked", ""),
     "logarithmic": ("covshift.instrument.schedule", "logarithmic"),
+    "merge": ("covshift.store.runs", "merge"),
     "models": ("covshift.models", ""),
     "open": ("covshift.store.reader", "open"),
     "plots": ("covshift.plots", ""),
@@ -50,6 +52,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "Recorder",
+    "StoreLocked",
     "at_steps",
     "datasets",
     "diagnose",
@@ -59,6 +62,7 @@ __all__ = [
     "linkage",
     "linked",
     "logarithmic",
+    "merge",
     "models",
     "open",
     "plots",

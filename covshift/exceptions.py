@@ -26,6 +26,10 @@ class RecordingExists(RecordingError, FileExistsError):  # noqa: N818 - a name f
     """A recording already stands at the path; ``overwrite=True`` replaces it."""
 
 
+class StoreLocked(RecordingError):  # noqa: N818 - reads like its siblings
+    """Another process is writing the recording; the message names its pid and host."""
+
+
 class RecordingDamaged(RecordingError, ValueError):  # noqa: N818 - reads like its sibling RecordingExists
     """A recording is truncated, lacks a group or variable, or has a schema this version does not know."""
 

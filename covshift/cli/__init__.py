@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from covshift.cli import check, demo, report
+from covshift.cli import check, demo, export, info, recover, report
 
 app = typer.Typer(
     name="covshift",
@@ -21,6 +21,9 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(report.report)
 app.command()(check.check)
+app.command()(info.info)
+app.command()(recover.recover)
+app.command()(export.export)
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ Knows positions and names, so that arrays can be checked against the axes and er
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,53 +24,58 @@ _BIN_EDGES = {
     "gradient_bin_upper": GRADIENTS.upper,
 }
 
+Named = TypeVar("Named", schema.Layer, schema.Parameter)
+
 
 class Axes:
-    """The axes that grow: ``layer``, ``unit`` (each layer adds its units) and ``parameter``."""
+    """The axes that grow: ``layer``, ``unit`` (each layer adds its units) and ``parameter``; never changed, only grown.
 
-    def __init__(self) -> None:
-        self._layers: dict[str, schema.Layer] = {}
-        self._parameters: dict[str, schema.Parameter] = {}
-        self._unit_ends: list[int] = []
+    Parameters
+    ----------
+    layers, parameters : sequences
+        In the order of their axes.
+    """
 
-    def add_layers(self, layers: Sequence[schema.Layer]) -> None:
-        """Append layers, and their units, or none of them.
+    def __init__(self, layers: Sequence[schema.Layer] = (), parameters: Sequence[schema.Parameter] = ()) -> None:
+        self.layers, self.parameters = tuple(layers), tuple(parameters)
+
+    def grown(self, layers: Sequence[schema.Layer] = (), parameters: Sequence[schema.Parameter] = ()) -> Axes:
+        """The axes with layers, and their units, and parameters appended.
 
         Raises
         ------
         InvalidArgumentError
             If a name is already taken or a unit count negative.
         """
-        names = _new_names("layers", [layer.name for layer in layers], self._layers)
+        for kind, new, known in (("layers", layers, self.layers), ("parameters", parameters, self.parameters)):
+            _demand_new(kind, [one.name for one in new], {one.name for one in known})
         for layer in layers:
             if layer.unit_count < 0:
                 raise InvalidArgumentError(
                     f"layer '{layer.name}': unit_count={layer.unit_count}: expected 0 (unknown) or more"
                 )
-        self._layers.update(zip(names, layers, strict=True))
-        self._unit_ends = list(accumulate(layer.unit_count for layer in self._layers.values()))
+        return Axes((*self.layers, *layers), (*self.parameters, *parameters))
 
-    def add_parameters(self, parameters: Sequence[schema.Parameter]) -> None:
-        """Append parameters, or none of them; a name that is already taken raises InvalidArgumentError."""
-        names = _new_names("parameters", [parameter.name for parameter in parameters], self._parameters)
-        self._parameters.update(zip(names, parameters, strict=True))
+    @cached_property
+    def unit_ends(self) -> list[int]:
+        """For every layer, the position behind its last unit."""
+        return list(accumulate(layer.unit_count for layer in self.layers))
 
-    @property
+    @cached_property
     def lengths(self) -> dict[str, int]:
         """Present length of every axis that grows, ``step`` apart."""
-        units = self._unit_ends[-1] if self._unit_ends else 0
-        return {"layer": len(self._layers), "unit": units, "parameter": len(self._parameters)}
+        units = self.unit_ends[-1] if self.unit_ends else 0
+        return {"layer": len(self.layers), "unit": units, "parameter": len(self.parameters)}
 
     def owner(self, dim: str, position: int) -> str:
         """Who stands at ``position`` on the axis ``dim``, in words for an error message."""
         if dim == "parameter":
-            return f"parameter '{list(self._parameters)[position]}'"
-        names = list(self._layers)
+            return f"parameter '{self.parameters[position].name}'"
         if dim == "layer":
-            return f"layer '{names[position]}'"
-        index = int(np.searchsorted(self._unit_ends, position, side="right"))
-        start = self._unit_ends[index - 1] if index else 0
-        return f"unit {position - start} of layer '{names[index]}'"
+            return f"layer '{self.layers[position].name}'"
+        index = int(np.searchsorted(self.unit_ends, position, side="right"))
+        start = self.unit_ends[index - 1] if index else 0
+        return f"unit {position - start} of layer '{self.layers[index].name}'"
 
     def values(self, coordinate: schema.Variable, group: schema.Group) -> NDArray[Any]:
         """Values of a coordinate on an axis other than ``step``, over the whole axis as declared so far."""
@@ -84,22 +90,23 @@ class Axes:
             return _BIN_EDGES[name]
         if dim == "unit":
             return self._unit_values(name)
-        described = self._layers if dim == "layer" else self._parameters
-        return list(described) if name == dim else [one.coordinate(name) for one in described.values()]
+        described: Sequence[schema.Layer] | Sequence[schema.Parameter]
+        described = self.layers if dim == "layer" else self.parameters
+        return [one.name if name == dim else one.coordinate(name) for one in described]
 
     def _unit_values(self, name: str) -> NDArray[Any]:
-        layers = list(self._layers.values())
-        counts = [layer.unit_count for layer in layers]
+        counts = [layer.unit_count for layer in self.layers]
         if name == "layer_index":
-            return np.repeat(np.arange(len(layers)), counts)
-        parts = [layer.linked_units() if name == "linked_unit" else np.arange(layer.unit_count) for layer in layers]
+            return np.repeat(np.arange(len(counts)), counts)
+        parts = [
+            layer.linked_units() if name == "linked_unit" else np.arange(layer.unit_count) for layer in self.layers
+        ]
         return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
-def _new_names(kind: str, names: Sequence[str], taken: dict[str, Any]) -> Sequence[str]:
+def _demand_new(kind: str, names: Sequence[str], taken: set[str]) -> None:
     seen = set(taken)
     for name in names:
         if name in seen:
             raise InvalidArgumentError(f"{kind}: '{name}' is declared twice: expected every name once per recording")
         seen.add(name)
-    return names

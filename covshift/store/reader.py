@@ -1,11 +1,14 @@
 """The reader of a recording: a lazy xarray tree, or an error that says what is wrong with the path or the recording.
 
-Opening reads the committed root and the labels; no row of data is touched before somebody asks for it.
+Opening reads the committed root, the labels and the journal; no row of data is touched before somebody asks for it.
 """
 
 from __future__ import annotations
 
 import os
+import time
+import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +17,38 @@ import xarray as xr
 from zarr.storage import MemoryStore
 
 from covshift import schema
-from covshift.exceptions import RecordingDamaged, RecordingError
-from covshift.store import layout
+from covshift.exceptions import CovshiftWarning, RecordingDamaged, RecordingError
+from covshift.store import documents, journal, layout
+from covshift.store.axes import Axes
+from covshift.store.joining import dask_chunks, joined
+from covshift.store.opening import is_url
+from covshift.store.runs import matching, together
+
+Chunks = Mapping[str, int] | Literal["auto"] | None
+
+EAGER_BYTES = 2**30
+"""Recordings with more bytes than this, dense, are opened as dask arrays."""
+
+_TRIES = 100
 
 
 def open(  # noqa: A001 - the public name is covshift.open
-    target: str | os.PathLike[str] | MemoryStore, *, chunks: Mapping[str, int] | Literal["auto"] | None = None
+    target: str | os.PathLike[str] | MemoryStore, *, chunks: Chunks = None
 ) -> xr.DataTree:
     """A recording as a lazy ``xarray.DataTree``; works while it is still being written.
 
-    What a writer has committed by now is what the tree holds; open again to see later rows.
+    Every record acknowledged by now is in the tree: the committed ones, and those that still lie in the writer's
+    journal. Open again to see later ones.
 
     Parameters
     ----------
-    target : path-like or MemoryStore
-        Directory of the recording (``.zarr`` may be left out), or the ``target`` of a writer that keeps it in memory.
+    target : path-like, str or MemoryStore
+        Directory of the recording (``.zarr`` may be left out); an fsspec URL; the ``target`` of a writer that keeps it
+        in memory; or a pattern such as ``"run.*.zarr"``, whose recordings are joined along ``run``, or merged where
+        they are ranks of one run (:func:`covshift.merge`).
     chunks : mapping, "auto" or None, default None
-        None reads a variable when it is used; ``{}`` or ``"auto"`` gives dask arrays, for what exceeds memory.
+        None reads a variable when it is used, and gives dask arrays above :data:`EAGER_BYTES`; ``{}`` or ``"auto"``
+        gives dask arrays of whole shards; a mapping gives dask arrays of its lengths.
 
     Returns
     -------
@@ -43,15 +61,25 @@ def open(  # noqa: A001 - the public name is covshift.open
         If nothing, or something else than a recording, stands at the path.
     RecordingDamaged
         If the recording cannot be read in full, or has a schema newer than this covshift knows.
+
+    Warns
+    -----
+    CovshiftWarning
+        If part of the journal is damaged; what is whole is in the tree.
     """
-    if isinstance(target, MemoryStore):
-        return _opened(target, chunks)
-    path = _existing(Path(target))
-    _demand_whole(path)
-    return _opened(path, chunks)
+    if isinstance(target, MemoryStore) or is_url(target):
+        return _chunked(_opened(target, target), chunks)
+    pattern = os.fspath(target)
+    if any(sign in pattern for sign in "*?[") and not Path(pattern).exists():
+        return together({path.stem: open(path, chunks=chunks) for path in matching(pattern)})
+    recording, problems = opened_with_warnings(existing(Path(target)))
+    for problem in problems:
+        warnings.warn(problem, CovshiftWarning, stacklevel=2)
+    return _chunked(recording, chunks)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The directory of a recording at ``path``, or an error that says what stands there."""
     if not path.exists():
         path = layout.recording_path(path)
     if not path.exists():
@@ -63,35 +91,76 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _demand_whole(path: Path) -> None:
-    """Demand a committed root of a known version and every array it lists."""
+def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
+    """The recording in the directory ``path``, and what is wrong with its journal.
+
+    Commit and journal must belong together: a fold in between makes the two disagree, so both are read again.
+    """
+    for _ in range(_TRIES):
+        attributes = _whole_root(path)
+        commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
+        try:
+            tail = read_tail(path, attributes)
+        except FileNotFoundError:
+            continue
+        recording = _opened(path, path)
+        if recording.attrs.get(layout.COMMIT_ATTRIBUTE) == commit == _commit_at(path):
+            break
+        time.sleep(0.01)
+    else:
+        raise RecordingError(f"'{path}' was committed to {_TRIES} times while it was opened; open it again")
+    problems = [
+        f"recording '{path}': {problem}; records behind are missing here: `covshift recover` keeps what is whole"
+        for problem in (*tail.damaged, *tail.gaps)
+    ]
+    if any(tail.rows.values()):
+        recording = joined(recording, tail.rows, tail.axes or Axes()).map_over_datasets(_with_text_as_objects)
+    return recording, problems
+
+
+def read_tail(path: Path, attributes: Mapping[str, Any]) -> journal.Tail:
+    """What the journal holds beyond the commit that the root ``attributes`` describe."""
+    commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
+    life = f"{attributes.get('run_id', '')}-{commit.get('attempt', 0)}"
+    return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=life)
+
+
+def _commit_at(path: Path) -> Any:
+    return documents.root_of((path / layout.ROOT).read_bytes()).get("attributes", {}).get(layout.COMMIT_ATTRIBUTE, {})
+
+
+def _whole_root(path: Path) -> dict[str, Any]:
+    """Attributes of a committed root of a known version, with every array it lists in its place."""
     try:
-        root = layout.read_root(path)
+        root = documents.root_of((path / layout.ROOT).read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(path, f"its {layout.ROOT} cannot be read ({error})") from error
-    attributes = root.get("attributes", {})
+    attributes: dict[str, Any] = root.get("attributes", {})
     if layout.VERSION_ATTRIBUTE not in attributes:
         raise RecordingError(f"'{path}' is no covshift recording: it has no attribute {layout.VERSION_ATTRIBUTE}")
     schema.check_version(attributes)
-    nodes = (root.get("consolidated_metadata") or {}).get("metadata")
+    nodes = documents.nodes_of(root)
     if nodes is None:
         raise _damaged(path, f"its {layout.ROOT} holds no consolidated metadata, which are the commit record")
     for node in nodes:
         if not (path / node / layout.ROOT).is_file():
             raise _damaged(path, f"'{node}' is missing")
+    return attributes
 
 
-def _damaged(path: Path | MemoryStore, problem: str) -> RecordingDamaged:
-    return RecordingDamaged(f"recording '{path}' is damaged: {problem}; restore it from a copy")
+def _damaged(place: object, problem: str) -> RecordingDamaged:
+    return RecordingDamaged(
+        f"recording '{place}' is damaged: {problem}; try `covshift recover`, or restore it from a copy"
+    )
 
 
-def _opened(target: Any, chunks: Any) -> xr.DataTree:
+def _opened(target: Any, place: object) -> xr.DataTree:
     try:
-        recording = xr.open_datatree(target, engine="zarr", consolidated=True, chunks=chunks)
+        recording = xr.open_datatree(target, engine="zarr", consolidated=True, chunks=None)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(target, f"xarray cannot open it ({error})") from error
+        raise _damaged(place, f"xarray cannot open it ({error})") from error
     schema.check(recording)
-    _demand_steps(recording, target)
+    _demand_steps(recording, place)
     return recording.map_over_datasets(_with_text_as_objects)
 
 
@@ -101,13 +170,41 @@ def _with_text_as_objects(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.assign_coords(text)
 
 
-def _demand_steps(recording: xr.DataTree, target: Path | MemoryStore) -> None:
+def _demand_steps(recording: xr.DataTree, place: object) -> None:
     """Demand as many steps as were committed, strictly increasing: a lost chunk of steps would read -1."""
     for path, committed in recording.attrs.get(layout.COMMIT_ATTRIBUTE, {}).get("records", {}).items():
         if f"/{path}" not in recording.groups:
-            raise _damaged(target, f"group '{path}' is missing")
+            raise _damaged(place, f"group '{path}' is missing")
         steps = recording[path].indexes["step"]
         if len(steps) != committed:
-            raise _damaged(target, f"group '{path}' has {len(steps)} rows, {committed} were committed")
+            raise _damaged(place, f"group '{path}' has {len(steps)} rows, {committed} were committed")
         if not (steps.is_monotonic_increasing and steps.is_unique and (steps >= 0).all()):
-            raise _damaged(target, f"the steps of group '{path}' are not strictly increasing from 0")
+            raise _damaged(place, f"the steps of group '{path}' are not strictly increasing from 0")
+
+
+def _chunked(recording: xr.DataTree, chunks: Chunks) -> xr.DataTree:
+    if chunks is None:
+        if sum(node.to_dataset(inherit=False).nbytes for node in recording.subtree) <= EAGER_BYTES:
+            return recording
+        chunks = {}
+    wanted = {} if chunks == "auto" else dict(chunks)
+    # The token only has to be unique: deriving it from the data would read them.
+    token = uuid.uuid4().hex
+
+    def cut(path: str, dataset: xr.Dataset) -> xr.Dataset:
+        lazy = {
+            str(name): variable.chunk(
+                {**dask_chunks(path, dataset, str(name)), **_of(wanted, variable)}, token=f"{token}/{path}/{name}"
+            )
+            for name, variable in dataset.data_vars.items()
+        }
+        return dataset.assign(lazy)
+
+    datasets = {path: node.to_dataset(inherit=False) for path, node in recording.subtree_with_keys}
+    return xr.DataTree.from_dict(
+        {"/" if path == "." else path: cut(path, one) if one.data_vars else one for path, one in datasets.items()}
+    )
+
+
+def _of(chunks: Mapping[str, int], variable: xr.DataArray) -> dict[str, int]:
+    return {dim: length for dim, length in chunks.items() if dim in variable.dims}

@@ -147,6 +147,30 @@ def size_in_bytes(row: Row) -> int:
     )
 
 
+def placed(row: Row, positions: Mapping[str, NDArray[np.int64]], lengths: Mapping[str, int]) -> Row:
+    """A checked row with its cells moved along the growing axes: cell ``k`` to ``positions[dim][k]``.
+
+    ``lengths`` are those of the axes after the move; cells that none moves to hold fill values.
+    """
+    moved: dict[str, Cells] = {}
+    for name, cells in row.variables.items():
+        variable = _variable(row.group, name)
+        dim = variable.dims[0] if variable.dims else ""
+        moved[name] = _moved(cells, positions[dim], lengths[dim], variable) if dim in positions else cells
+    return replace(row, variables=moved)
+
+
+def _moved(cells: Cells, positions: NDArray[np.int64], length: int, variable: Variable) -> Cells:
+    if isinstance(cells, SparseCounts):
+        within = math.prod(cells.shape[1:])
+        place, rest = np.divmod(cells.index.astype(np.int64), within)
+        index = (positions[place] * within + rest).astype(np.uint32)
+        return SparseCounts((length, *cells.shape[1:]), index, cells.counts)
+    target = np.full((length, *cells.shape[1:]), variable.fill_value, dtype=variable.dtype)
+    target[positions[: len(cells)]] = cells
+    return target
+
+
 def stacked(rows: Sequence[Row], variable: Variable, shape: tuple[int, ...], *, start: int = 0) -> NDArray[Any]:
     """Cells of one variable for all rows, dense, from position ``start`` of its growing axis.
 

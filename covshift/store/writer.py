@@ -1,61 +1,77 @@
-"""The writer of a recording: takes rows, keeps them a while, and commits them in one stroke.
+"""The writer of a recording: acknowledges rows with one write to a journal, and folds them into the arrays later.
 
-Rows wait in memory and are written together. Chunk data go beyond the committed lengths first, the shapes of the
-arrays next, the root ``zarr.json`` last: before that one replacement readers see the old recording, after it the new.
+A row is safe when :meth:`Writer.append` returns: it lies in the journal, which the next writer and ``covshift.open``
+read. Folding (encoding, writing and committing chunks) goes on in a thread of its own beside the training loop.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from zarr.abc.buffer import Buffer
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
-import covshift
 from covshift import schema
-from covshift.exceptions import InvalidArgumentError, RecordingError, RecordingExists
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
-from covshift.store import layout
-from covshift.store.axes import Axes
-from covshift.store.group import StoredGroup
-from covshift.store.rows import checked
+from covshift.store import endings, frames, journal
+from covshift.store.frames import Numbered, Record
+from covshift.store.journal import Journal
+from covshift.store.opening import Opened, opened_for_writing
+from covshift.store.placement import Placement
+from covshift.store.rows import checked, placed
+from covshift.store.waiting import Reason, Waiting
 
 BUFFER_BYTES = 32 * 2**20
-"""Rows are written once they hold this much memory, however few they are."""
+"""Rows are folded once they hold this much memory, however few they are."""
 
-_FIXED_ATTRIBUTES = ("Conventions", layout.VERSION_ATTRIBUTE, layout.COMMIT_ATTRIBUTE)
+RETRY_SECONDS = 10.0
+"""A fold that failed is tried again after this time."""
 
 
 class Writer:
-    """Writes one recording, to a directory or to memory.
+    """Writes one recording, to a directory, to memory, or to an fsspec URL.
 
     Parameters
     ----------
-    path : path-like or None
-        Directory of the recording; ``.zarr`` is added where it is missing. None keeps the recording in memory.
+    path : path-like, str or None
+        Directory of the recording; ``.zarr`` is added where it is missing. None keeps the recording in memory. Text
+        with ``://`` is an fsspec URL; lock and journal then lie in a local directory.
     attrs : mapping
         Root attributes, anything JSON can hold.
     overwrite : bool, default False
         Replace a covshift recording that stands at ``path``. Anything else that stands there is never deleted.
+    resume : bool, default False
+        Continue the recording that stands at ``path``, or begin one where nothing does. :meth:`resume_at` must say
+        where before rows are appended.
     flush_records : int, default 64
-        Write when any group has this many rows waiting.
+        Fold when any group has this many rows waiting.
     flush_seconds : float, default 60
-        Write when the last write is longer ago than this and a row arrives.
+        Fold when the last fold is longer ago than this and a row arrives.
+    background : bool, default True
+        Fold in a thread beside the caller's. Recordings in memory are always folded in the caller's.
+    fsync : bool, default False
+        Bring every record and every fold to the device, so that a power failure loses no acknowledged record either.
+    journal_directory : path-like, optional
+        Local directory of lock and journal for an fsspec URL; by default one below the system's temporary directory.
 
     Raises
     ------
     RecordingExists
-        If a recording stands at ``path`` and ``overwrite`` is false.
+        If a recording stands at ``path`` and neither ``overwrite`` nor ``resume`` is true.
+    StoreLocked
+        If another writer has it open.
     RecordingError
         If something else stands there, or the directory cannot be made.
+    RecordingDamaged
+        If a recording to be resumed is damaged; ``covshift recover`` names and saves what can be saved.
 
     Examples
     --------
@@ -74,128 +90,289 @@ class Writer:
         *,
         attrs: Mapping[str, Any],
         overwrite: bool = False,
+        resume: bool = False,
         flush_records: int = 64,
         flush_seconds: float = 60.0,
+        background: bool = True,
+        fsync: bool = False,
+        journal_directory: str | os.PathLike[str] | None = None,
     ) -> None:
         if flush_records < 1 or not flush_seconds > 0:
             raise InvalidArgumentError(
                 f"flush_records={flush_records}, flush_seconds={flush_seconds}: expected at least 1 and more than 0"
             )
-        self.path = None if path is None else layout.recording_path(path)
-        self._attrs = _root_attributes(attrs)
         self._flush_records, self._flush_seconds = flush_records, flush_seconds
-        self._memory: dict[str, Buffer] = {}
-        self._store = MemoryStore(self._memory) if self.path is None else LocalStore(self.path)
-        self._axes = Axes()
-        self._groups = {path: StoredGroup(self._store, path, self._axes) for path in layout.PATHS}
-        self._sequence = 0
-        self._written_at = time.monotonic()
-        self._closed = False
-        self._start(overwrite)
+        self._background, self._fsync = background and path is not None, fsync
+        self._opened: Opened = opened_for_writing(
+            path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
+        )
+        self.path = self._opened.path
+        self._archive, self._placement = self._opened.archive, Placement(self._opened.axes)
+        self._needs_step = self._opened.resumed
+        self._begin()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._failure: str | None = None
+        self._reported = self._closed = False
+        self._calls = 0
+        self._pid = os.getpid()
+        if self.path is not None or self._journal is not None:
+            endings.watch(self)
 
-    def _start(self, overwrite: bool) -> None:
-        """Claim the path with an empty root first, so that from its first instant it is known for a recording."""
-        try:
-            if self.path is not None:
-                _demand_free(self.path, overwrite)
-                self.path.mkdir(parents=True, exist_ok=True)
-            self._commit(closed=False)
-            if self.path is not None:
-                _clear(self.path)
-            self._groups[schema.LAYERS.name].create()
-            self._commit(closed=False)
-        except RecordingError:
-            raise
-        except OSError as error:
-            raise RecordingError(
-                f"path='{self.path}': the recording cannot be created ({error}); choose a directory you may write to"
-            ) from error
+    def _begin(self) -> None:
+        """Count and journal rows from the archive's present state on."""
+        self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._flush_records)
+        hidden = self._opened.hidden
+        self._journal = None if hidden is None else Journal(hidden, life=self._archive.life, fsync=self._fsync)
+        self._folded_at, self._retry_at = time.monotonic(), 0.0
 
     @property
-    def target(self) -> Path | MemoryStore:
-        """What :func:`covshift.store.open` takes to read what has been committed."""
-        return self._store if isinstance(self._store, MemoryStore) else Path(self._store.root)
+    def target(self) -> Path | MemoryStore | str:
+        """What :func:`covshift.store.open` takes to read the recording."""
+        return self._opened.target
 
     @property
     def buffered_bytes(self) -> int:
-        """Memory held by the rows that wait to be written."""
-        return sum(group.buffered_bytes for group in self._groups.values())
+        """Memory held by the rows that wait to be folded."""
+        return self._waiting.bytes
 
-    def declare_layers(self, layers: Sequence[schema.Layer]) -> None:
-        """Append layers to the layer axis, and their units to the unit axis.
+    @property
+    def resumed(self) -> bool:
+        """Whether a recording stood at the path and is continued."""
+        return self._opened.resumed
 
-        In rows recorded before, a later layer reads as absent: status 0, counts 0, floats NaN.
+    @property
+    def last_steps(self) -> dict[str, int]:
+        """Last step of every group, -1 where it has no row."""
+        return dict(self._waiting.last_steps)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call of a method is under way, in any thread."""
+        return self._calls > 0
+
+    def resume_at(self, step: int) -> dict[str, int]:
+        """Continue at ``step``: rows at this step and later move to ``superseded/attempt_<k>``, in one commit.
+
+        Returns
+        -------
+        dict of str to int
+            Rows moved, by group.
 
         Raises
         ------
         InvalidArgumentError
-            If a name is declared twice; nothing is declared then.
+            If ``step`` is no whole number from 0.
+        RecordingError
+            If the writer was not opened with ``resume=True``, or rows were appended before, or the disk refuses.
         """
-        self._demand_open()
-        self._axes.add_layers(layers)
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise InvalidArgumentError(f"step={step!r}: expected the whole number of optimizer steps done, 0 or more")
+        if not self._needs_step:
+            if not self.resumed and not self._waiting.count:
+                return {}
+            raise RecordingError("resume_at() comes once, before the first row, on a writer made with resume=True")
+        with self._calling(), _in_words(self._place, "the recording stays as it was"):
+            moved = self._archive.supersede(step, self._placement.stored)
+        self._needs_step = False
+        self._begin()
+        return moved
+
+    def declare_layers(self, layers: Sequence[schema.Layer]) -> None:
+        """Append layers to the layer axis, and their units to the unit axis.
+
+        In rows recorded before, a later layer reads as absent: status 0, counts 0, floats NaN. A resumed recording
+        knows its layers; declared again, in any order, they keep their places.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a name is declared twice, or with another number of units than it was recorded with; nothing is
+            declared then.
+        """
+        self._declare(layers=layers)
 
     def declare_parameters(self, parameters: Sequence[schema.Parameter]) -> None:
         """Append parameters to the parameter axis; a name declared twice raises InvalidArgumentError."""
+        self._declare(parameters=parameters)
+
+    def _declare(self, **described: Any) -> None:
         self._demand_open()
-        self._axes.add_parameters(parameters)
+        with self._calling():
+            known = self._placement.stored
+            self._placement.declare(**described)
+            if self._journal is not None and self._placement.stored is not known:
+                # The next segment begins with the axes as they are by then.
+                self._journal.rotate()
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Take rows, all or none, and write when enough wait.
+        """Take rows, all or none; when this returns, they are acknowledged.
 
-        Arrays are kept until then, not copied: do not write into them. Groups without the coordinates ``source``
-        and ``mode`` (``parameters``, ``scalars``) drop both.
+        Arrays are copied: the caller may use them again at once. Groups without the coordinates ``source`` and
+        ``mode`` (``parameters``, ``scalars``) drop both.
 
         Raises
         ------
         InvalidArgumentError
             If a row does not fit the schema or what was declared, or its step does not come after its group's last.
         RecordingError
-            If writing failed. The rows are taken all the same and are written by the next flush that succeeds.
+            If the journal cannot be written, as on a full disk. No row is taken then, and the same rows may be
+            appended again.
+
+        Warns
+        -----
+        CovshiftWarning
+            If folding failed, once until it succeeds again. The rows are safe in the journal.
         """
         self._demand_open()
-        taken = [checked(row, self._axes) for row in rows]
-        self._demand_order(taken)
-        for row in taken:
-            self._groups[row.group].append(row)
-        if self._is_due():
-            self.flush()
+        with self._calling():
+            taken = self._numbered([checked(row, self._placement.declared) for row in rows])
+            if not taken:
+                return
+            payload = frames.rows_payload(taken)
+            self._acknowledge(payload)
+            with self._lock:
+                self._waiting.add(taken, Record(payload))
+            reason = self._due()
+            if reason is not None:
+                self._fold_soon(reason)
+            self._report_failure()
 
-    def _demand_order(self, rows: Sequence[Row]) -> None:
-        last = {path: group.last_step for path, group in self._groups.items()}
+    def _numbered(self, rows: Sequence[Row]) -> list[Numbered]:
+        last = dict(self._waiting.last_steps)
+        numbers: dict[str, int] = {}
+        numbered = []
         for row in rows:
             if row.step <= last[row.group]:
                 raise InvalidArgumentError(
                     f"{row.group}: step={row.step}: expected a step after {last[row.group]}, the last one of the group"
                 )
             last[row.group] = row.step
+            number = numbers.get(row.group, self._waiting.next_number(row.group))
+            numbers[row.group] = number + 1
+            if self._placement.positions is not None:
+                row = placed(row, self._placement.positions, self._placement.stored.lengths)
+            numbered.append(Numbered(number, row))
+        return numbered
 
-    def _is_due(self) -> bool:
-        waiting = max(len(group.rows) for group in self._groups.values())
-        overdue = waiting > 0 and time.monotonic() - self._written_at >= self._flush_seconds
-        return waiting >= self._flush_records or overdue or self.buffered_bytes >= BUFFER_BYTES
+    def _acknowledge(self, payload: bytes) -> None:
+        if self._journal is None:
+            return
+        with _in_words(self._place, "the record was not taken; make room or mend the disk, then append it again"):
+            self._journal.append(self._placement.stored, payload)
+
+    def _due(self) -> Reason | None:
+        if self._thread is not None and self._thread.is_alive():
+            if self._waiting.bytes < 2 * BUFFER_BYTES:
+                return None
+            self._thread.join()
+        now = time.monotonic()
+        if now < self._retry_at:
+            return None
+        if self._waiting.bytes >= BUFFER_BYTES:
+            return Reason.ALL
+        if self._waiting.most >= self._flush_records:
+            return Reason.MANY
+        return Reason.AGED if now - self._folded_at >= self._flush_seconds else None
+
+    def _fold_soon(self, reason: Reason) -> None:
+        fold = self._fold(reason)
+        self._folded_at = time.monotonic()
+        if fold is None:
+            return
+
+        def attempted() -> None:
+            try:
+                fold()
+            except Exception as error:  # noqa: BLE001 - whatever ends a fold, its rows wait on and the user is told
+                self._failure, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
+            else:
+                self._failure, self._reported, self._retry_at = None, False, 0.0
+
+        if self._background:
+            self._thread = threading.Thread(target=attempted, name="covshift fold")
+            self._thread.start()
+        else:
+            attempted()
+
+    def _fold(self, reason: Reason, *, closed: bool = False) -> Callable[[], None] | None:
+        """What folds the rows chosen now; None where there is nothing to do. Rows appended meanwhile are kept out."""
+        axes = self._placement.stored
+        with self._lock:
+            chosen, left = self._waiting.divided(reason)
+        if not (chosen or closed or self._archive.is_behind(axes)):
+            return None
+        old: list[Path] = []
+        if self._journal is not None and self._opened.hidden is not None:
+            self._journal.rotate()
+            old = journal.segments(self._opened.hidden)
+
+        def fold() -> None:
+            rows = {path: [entry.numbered.row for entry in entries] for path, entries in chosen.items()}
+            self._archive.fold(rows, axes, closed=closed)
+            with self._lock:
+                self._waiting.drop(chosen)
+            if left and self._journal is not None:
+                self._journal.carry(axes, [entry.numbered for entry in left])
+            journal.remove(old)
+
+        return fold
+
+    def _report_failure(self) -> None:
+        if self._failure is not None and not self._reported:
+            self._reported = True
+            warnings.warn(
+                f"{self._place}: folding failed ({self._failure}); every record is safe in the journal and folding is "
+                "tried again: make room or mend the disk",
+                CovshiftWarning,
+                stacklevel=3,
+            )
 
     def flush(self) -> None:
-        """Write and commit everything that waits; without anything to write, do nothing.
+        """Fold and commit everything that waits; without anything to write, do nothing.
+
+        Rows need no flush to be safe, nor for ``covshift.open`` to see them.
 
         Raises
         ------
         RecordingError
-            If the disk refuses. Readers keep the last commit, the rows stay in memory, and flush can be repeated.
+            If the disk refuses. Readers keep the last commit, the rows wait on, and flush can be repeated.
         """
-        if any(group.is_behind for group in self._groups.values()):
-            self._write(closed=False)
+        if not self._closed:
+            with self._calling():
+                self._fold_now(closed=False)
+
+    def _fold_now(self, *, closed: bool) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        fold = self._fold(Reason.ALL, closed=closed)
+        if fold is None:
+            return
+        with _in_words(
+            self._place,
+            f"readers keep the last commit and {self._waiting.count} rows wait on: make room "
+            "or mend the disk, then flush again",
+        ):
+            fold()
+        self._failure, self._reported, self._retry_at = None, False, 0.0
+        self._folded_at = time.monotonic()
 
     def close(self) -> None:
-        """Write what waits and mark the recording closed; closing twice does nothing.
+        """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
 
         Raises
         ------
         RecordingError
             As :meth:`flush`; the writer then stays open, so that closing can be repeated.
         """
-        if not self._closed:
-            self._write(closed=True)
+        if self._closed or os.getpid() != self._pid:
+            return
+        with self._calling():
+            self._fold_now(closed=True)
             self._closed = True
+            self._opened.release()
+            endings.dismiss(self)
 
     def __enter__(self) -> Self:
         return self
@@ -205,85 +382,30 @@ class Writer:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+
+    @property
+    def _place(self) -> str:
+        return f"recording {self.path or 'in memory'}"
+
     def _demand_open(self) -> None:
         if self._closed:
-            raise RecordingError(f"recording {self.path or 'in memory'} is closed: record again into another one")
-
-    def _write(self, *, closed: bool) -> None:
-        try:
-            self._write_and_commit(closed=closed)
-        except OSError as error:
-            waiting = sum(len(group.rows) for group in self._groups.values())
-            raise RecordingError(
-                f"recording {self.path}: writing failed ({error}); readers keep the last commit and {waiting} rows "
-                "stay in memory: make room or mend the disk, then flush again"
-            ) from error
-
-    def _write_and_commit(self, *, closed: bool) -> None:
-        behind = [group for group in self._groups.values() if group.is_behind]
-        for group in behind:
-            group.write()
-        self._commit(closed=closed)
-        for group in behind:
-            group.settle()
-        self._written_at = time.monotonic()
-
-    def _commit(self, *, closed: bool) -> None:
-        stored = [group for group in self._groups.values() if group.exists]
-        commit = {
-            "seq": self._sequence,
-            "time_utc": _now(),
-            "records": {group.path: group.length for group in stored},
-            "closed": closed,
-        }
-        nodes = {path: node for group in stored for path, node in group.documents().items()}
-        document = layout.root_document({**self._attrs, layout.COMMIT_ATTRIBUTE: commit}, nodes)
-        layout.commit(self._memory if self.path is None else self.path, document)
-        self._sequence += 1
+            raise RecordingError(f"{self._place} is closed: record again into another one")
+        if os.getpid() != self._pid:
+            raise RecordingError(f"{self._place} was opened by process {self._pid}: a forked process cannot write it")
+        if self._needs_step:
+            raise RecordingError(f"{self._place} is resumed, but nobody said at which step: call resume_at(step) first")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _root_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    taken = [name for name in _FIXED_ATTRIBUTES if name in attrs]
-    if taken:
-        raise InvalidArgumentError(f"attrs: {', '.join(taken)} are set by the writer; choose other names")
+@contextmanager
+def _in_words(place: str, remedy: str) -> Iterator[None]:
     try:
-        given = json.loads(json.dumps(dict(attrs), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"attrs cannot be stored as JSON ({error}): expected text, finite Python numbers, booleans, None, "
-            "and lists and dicts of them"
-        ) from error
-    described = {"title": "covshift recording", "created": _now(), "covshift_version": covshift.__version__}
-    return {"Conventions": "CF-1.11", layout.VERSION_ATTRIBUTE: schema.VERSION, **described, **given}
-
-
-def _demand_free(path: Path, overwrite: bool) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise RecordingError(f"path='{path}' is a file: expected a new directory; choose another path")
-    if layout.is_recording(path):
-        if not overwrite:
-            raise RecordingExists(
-                f"path='{path}' holds a recording: overwrite=True replaces it; or choose another path"
-            )
-    elif any(path.iterdir()):
-        raise RecordingError(
-            f"path='{path}' is a directory but no covshift recording, and is not deleted even with overwrite=True; "
-            "choose another path or remove it yourself"
-        )
-
-
-def _clear(path: Path) -> None:
-    """Delete a replaced recording, all but the root that has already taken its place."""
-    for child in path.iterdir():
-        if child.name == layout.ROOT:
-            continue
-        if child.is_dir() and not child.is_symlink():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
+        yield
+    except OSError as error:
+        raise RecordingError(f"{place}: writing failed ({error}); {remedy}") from error

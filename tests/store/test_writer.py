@@ -3,6 +3,7 @@ import errno
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from covshift import schema, store
-from covshift.exceptions import InvalidArgumentError, RecordingError, RecordingExists
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError, RecordingExists
 from covshift.schema import Layer, Mode, Parameter, Row, Source, SparseCounts, Status
-from covshift.store import Writer, layout, writer
+from covshift.store import Writer, documents, endings, layout, writer
+from covshift.store.archive import Archive
+from covshift.store.axes import Axes
+from covshift.store.medium import Directory
 
 SPARSE = ("value_histogram", "gradient_histogram")
 
@@ -138,7 +142,7 @@ def test_memory_and_disk_hold_the_same(tmp_path):
             recording.declare_layers([a_layer(unit_count=2)])
             recording.append([random_row(path, 0, {"layer": 1, "unit": 2}, rng) for path in ("layers", "units")])
         tree = store.open(recording.target).load()
-        del tree.attrs["covshift_commit"]
+        del tree.attrs["covshift_commit"], tree.attrs["run_id"]
         trees.append(tree)
     xr.testing.assert_identical(*trees)
 
@@ -146,14 +150,15 @@ def test_memory_and_disk_hold_the_same(tmp_path):
 def test_readers_of_an_open_recording_see_every_flushed_row_over_many_flushes_and_chunks(tmp_path):
     rows = [counts_row(step=3 * k) for k in range(150)]
     seen = []
-    with Writer(tmp_path / "run", attrs={}, flush_records=40) as recording:
+    with Writer(tmp_path / "run", attrs={}, flush_records=40, background=False) as recording:
         recording.declare_layers([a_layer()])
         for start in range(0, 150, 50):
             for row in rows[start : start + 50]:
                 recording.append([row])
-            tree = store.open(recording.path)
+            tree = xr.open_datatree(recording.path)
             seen.append(tree["layers"].sizes["step"])
             assert_holds(tree, rows[: seen[-1]], {"layer": 1})
+            assert_holds(store.open(recording.path), rows[: start + 50], {"layer": 1})
     assert seen == [40, 80, 120]
     assert_holds(store.open(recording.path), rows, {"layer": 1})
 
@@ -249,9 +254,9 @@ def test_rows_wait_as_small_as_they_came():
 
 @pytest.mark.parametrize(
     ("options", "rows_per_commit"),
-    [({"flush_records": 2}, [0, 2, 2, 4]), ({"flush_seconds": 1e-9}, [1, 2, 3, 4]), ({}, [0, 0, 0, 0])],
+    [({"flush_records": 2}, [0, 2, 2, 4]), ({"flush_seconds": 1e-9}, [1, 2, 2, 4]), ({}, [0, 0, 0, 0])],
 )
-def test_rows_are_written_when_enough_wait_or_long_enough(options, rows_per_commit):
+def test_rows_are_folded_when_enough_wait_or_an_aged_fold_doubles_the_chunk(options, rows_per_commit):
     committed = []
     with Writer(None, attrs={}, **options) as recording:
         recording.declare_layers([a_layer()])
@@ -398,44 +403,52 @@ class Killed(BaseException):
 
 
 def test_a_kill_before_the_commit_leaves_readers_the_previous_commit(tmp_path, monkeypatch):
-    recording = Writer(tmp_path / "run", attrs={})
+    recording = Writer(tmp_path / "run", attrs={}, background=False)
     recording.declare_layers([a_layer("a", unit_count=1)])
     recording.append([counts_row(0)])
     recording.flush()
-    before = store.open(recording.path).load()
+    before = xr.open_datatree(recording.path).load()
 
-    def killed(*_):
+    def killed(*_, **__):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "commit", killed)
+        patch.setattr(Archive, "commit", killed)
         recording.declare_layers([a_layer("late", unit_count=1)])
         recording.append([counts_row(1, layers=2), Row("units", 1, {}), Row("scalars", 1, {"loss": np.float64(1)})])
         with pytest.raises(Killed):
             recording.flush()
     assert (recording.path / "scalars/loss/c/0").is_file()
-    xr.testing.assert_identical(store.open(recording.path).load(), before)
     xr.testing.assert_identical(xr.open_datatree(recording.path).load(), before)
+    tree = store.open(recording.path)
+    assert tree["layers"].step.values.tolist() == [0, 1]
+    assert tree["scalars/loss"].values.tolist() == [1]
 
 
-def test_every_state_between_two_commits_reads_as_one_of_them(tmp_path, monkeypatch):
+def test_every_state_of_the_files_reads_as_a_commit_and_with_the_journal_as_all_that_was_acknowledged(
+    tmp_path, monkeypatch
+):
     copies = []
 
-    def copied(*arguments, commit=layout.commit):
-        for moment in ("before", "after"):
-            if moment == "after":
-                commit(*arguments)
-            copies.append(shutil.copytree(tmp_path / "run.zarr", tmp_path / f"copy{len(copies)}.zarr"))
+    def copied(self, key, parts, replace=Directory._replace):
+        replace(self, key, parts)
+        copies.append(shutil.copytree(tmp_path / "run.zarr", tmp_path / f"copy{len(copies)}.zarr"))
 
-    with Writer(tmp_path / "run", attrs={}) as recording:
-        monkeypatch.setattr(layout, "commit", copied)
+    acknowledged = []
+    with Writer(tmp_path / "run", attrs={}, background=False) as recording:
+        monkeypatch.setattr(Directory, "_replace", copied)
         recording.declare_layers([a_layer()])
         for step in range(3):
             recording.append([counts_row(step), Row("scalars", step, {"loss": np.float64(step)})])
             recording.flush()
-    trees = [store.open(path) for path in copies]
-    assert [tree["layers"].sizes["step"] for tree in trees] == [0, 1, 1, 2, 2, 3, 3, 3]
-    for tree in trees[1:]:
+            acknowledged += [step + 1] * (len(copies) - len(acknowledged))
+    acknowledged += [3] * (len(copies) - len(acknowledged))
+    trees = [xr.open_datatree(path) for path in copies]
+    lengths = [tree["layers"].sizes["step"] for tree in trees]
+    assert lengths == sorted(lengths)
+    assert set(lengths) == {0, 1, 2, 3}
+    assert [store.open(path)["layers"].sizes["step"] for path in copies] == acknowledged
+    for tree in [tree for tree in [*trees, *map(store.open, copies)] if tree["layers"].sizes["step"]]:
         rows = tree["layers"].sizes["step"]
         np.testing.assert_array_equal(tree["scalars/loss"], np.arange(rows))
         np.testing.assert_array_equal(
@@ -443,29 +456,40 @@ def test_every_state_between_two_commits_reads_as_one_of_them(tmp_path, monkeypa
         )
 
 
-@pytest.mark.parametrize("failing", ["create_array", "commit"])
-def test_a_full_disk_loses_no_row_and_the_next_flush_writes_all(tmp_path, monkeypatch, failing):
-    works, calls = getattr(layout, failing), []
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("works_for", [0, 5, 20])
+def test_a_fold_that_fails_is_reported_once_loses_no_row_and_the_next_flush_writes_all(
+    tmp_path, monkeypatch, works_for, background
+):
+    replace, calls = Directory._replace, []
 
     def full(*arguments):
         calls.append(arguments)
-        if failing == "create_array" and len(calls) < 5:
-            return works(*arguments)
+        if len(calls) <= works_for:
+            return replace(*arguments)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     rows = [counts_row(0), Row("scalars", 0, {"loss": np.float64(3)})]
-    with Writer(tmp_path / "run", attrs={}, flush_records=2) as recording:
+    with Writer(tmp_path / "run", attrs={}, flush_records=2, background=background) as recording:
         recording.declare_layers([a_layer()])
         recording.append(rows)
         with monkeypatch.context() as patch:
-            patch.setattr(layout, failing, full)
+            patch.setattr(Directory, "_replace", full)
             rows += [counts_row(1), Row("units", 1, {})]
-            with pytest.raises(RecordingError, match="No space left on device.*4 rows stay in memory.*flush again"):
+            with pytest.warns(CovshiftWarning, match="No space left on device.*safe in the journal.*tried again"):
                 recording.append(rows[2:])
-            assert store.open(recording.path)["layers"].sizes["step"] == 0
-        rows.append(counts_row(2))
-        recording.append(rows[-1:])
+                while background and recording._thread.is_alive():
+                    time.sleep(0.01)
+                rows.append(counts_row(2))
+                recording.append(rows[4:])
+            rows.append(counts_row(3))
+            recording.append(rows[5:])
+            with pytest.raises(RecordingError, match="No space left on device.*6 rows wait on.*flush again"):
+                recording.flush()
+            assert xr.open_datatree(recording.path)["layers"].sizes["step"] == 0
+            assert store.open(recording.path)["layers"].sizes["step"] == 4
     assert_holds(store.open(recording.path), rows, {"layer": 1, "unit": 0})
+    assert_holds(xr.open_datatree(recording.path), rows, {"layer": 1, "unit": 0})
 
 
 def test_closing_commits_what_waits_marks_the_recording_closed_and_may_be_repeated(tmp_path):
@@ -496,7 +520,7 @@ def test_rows_taken_before_an_error_in_the_with_block_are_kept():
 def test_an_existing_recording_is_neither_continued_nor_replaced_unasked(tmp_path):
     with Writer(tmp_path / "run", attrs={"name": "old"}) as recording:
         recording.append([Row("scalars", 0, {"loss": np.float64(1)})])
-    with pytest.raises(RecordingExists, match=r"run\.zarr' holds a recording: overwrite=True replaces it"):
+    with pytest.raises(RecordingExists, match=r"run\.zarr' holds a recording: resume=True continues it, overwrite"):
         Writer(tmp_path / "run.zarr", attrs={})
     assert store.open(tmp_path / "run").attrs["name"] == "old"
 
@@ -508,7 +532,8 @@ def test_overwrite_replaces_a_recording_as_a_whole(tmp_path):
         pass
     tree = store.open(tmp_path / "run")
     assert (tree.attrs["name"], list(tree.children)) == ("new", ["layers"])
-    assert sorted(child.name for child in (tmp_path / "run.zarr").iterdir()) == ["layers", "zarr.json"]
+    assert sorted(child.name for child in (tmp_path / "run.zarr").iterdir()) == [".covshift", "layers", "zarr.json"]
+    assert sorted(child.name for child in (tmp_path / "run.zarr/.covshift").iterdir()) == ["lock", "root.json"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "zarr.json"])
@@ -532,7 +557,7 @@ def test_an_empty_directory_may_become_a_recording(tmp_path):
     (tmp_path / "run.zarr").mkdir()
     with Writer(tmp_path / "run", attrs={}):
         pass
-    assert layout.is_recording(tmp_path / "run.zarr")
+    assert documents.is_recording(tmp_path / "run.zarr")
 
 
 def test_a_place_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
@@ -569,3 +594,30 @@ print(int(store.open(recording.target)["layers/count"].sum()))
 def test_recordings_are_written_and_read_where_torch_is_not_installed():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("5\n", "")
+
+
+def test_what_a_fold_wrote_in_part_is_not_published_by_a_later_fold_that_takes_other_groups(tmp_path, monkeypatch):
+    rows = [counts_row(step) for step in range(3)]
+    scalars = [Row("scalars", step, {"loss": np.float64(step)}) for step in range(5)]
+    recording = Writer(tmp_path / "run", attrs={}, flush_records=4, background=False)
+    recording.declare_layers([a_layer()])
+    recording.append([*rows[:1], *scalars[:1]])
+    recording.flush()
+    recording.append([*rows[1:3], *scalars[1:2]])
+
+    def full(self, key, parts, replace=Directory._replace):
+        if key.startswith("scalars/"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(self, key, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "_replace", full)
+        recording.declare_layers([a_layer("late")])
+        with pytest.raises(RecordingError, match="No space left"):
+            recording.flush()
+    recording._archive.fold({"scalars": scalars[1:2]}, Axes([a_layer()]))
+    committed = xr.open_datatree(recording.path)
+    assert (committed["layers"].sizes["step"], committed["layers"].sizes["layer"]) == (1, 1)
+    recording._opened.release()
+    endings.dismiss(recording)
+    assert_holds(store.open(recording.path), [*rows[:3], *scalars[:2]], {"layer": 1})

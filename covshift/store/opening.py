@@ -1,0 +1,283 @@
+"""Opening a recording for writing: claims the path, and brings what an earlier writer left into order.
+
+What an interrupted writer leaves is harmless: half-written files, chunk data beyond the commit, and a journal. They
+are removed, cut off and folded, in this order, before the first new row. Nothing that was not folded is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zarr.storage import MemoryStore
+
+import covshift
+from covshift import schema
+from covshift.exceptions import (
+    CovshiftWarning,
+    InvalidArgumentError,
+    RecordingDamaged,
+    RecordingError,
+    RecordingExists,
+)
+from covshift.store import documents, journal, layout
+from covshift.store.archive import Archive, now
+from covshift.store.axes import Axes
+from covshift.store.lock import Lock
+from covshift.store.medium import Directory, Medium, Memory, Remote
+
+LOCK = "lock"
+ASIDE = "set-aside"
+
+_FIXED_ATTRIBUTES = (
+    "Conventions",
+    layout.VERSION_ATTRIBUTE,
+    layout.COMMIT_ATTRIBUTE,
+    layout.RESUMES_ATTRIBUTE,
+    "run_id",
+)
+
+
+_OWN = ("run_id", "created")
+
+
+@dataclass
+class Opened:
+    """A recording that this process may write."""
+
+    archive: Archive
+    axes: Axes
+    medium: Medium
+    path: Path | None
+    target: Path | MemoryStore | str
+    hidden: Path | None
+    lock: Lock | None
+    resumed: bool = False
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        if self.lock is not None:
+            self.lock.release()
+
+
+def is_url(path: object) -> bool:
+    """Whether ``path`` is an fsspec URL."""
+    return isinstance(path, str) and "://" in path
+
+
+def opened_for_writing(
+    path: str | os.PathLike[str] | None,
+    *,
+    attrs: Mapping[str, Any],
+    overwrite: bool,
+    resume: bool,
+    fsync: bool,
+    hidden: str | os.PathLike[str] | None,
+) -> Opened:
+    """See :class:`covshift.store.writer.Writer`, which has these arguments."""
+    if overwrite and resume:
+        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+    described = _root_attributes(attrs)
+    if path is None:
+        memory = Memory()
+        opened = Opened(Archive(memory, described), Axes(), memory, None, memory.store, None, None)
+        opened.archive.create()
+        return opened
+    opened = _claimed(path, described, overwrite=overwrite, resume=resume, fsync=fsync, hidden=hidden)
+    try:
+        if opened.resumed:
+            _take_up(opened)
+        else:
+            _begin(opened)
+    except OSError as error:
+        opened.release()
+        if isinstance(error, RecordingError):
+            raise
+        raise RecordingError(
+            f"path='{path}': the recording cannot be created ({error}); choose a directory you may write to"
+        ) from error
+    except BaseException:
+        opened.release()
+        raise
+    return opened
+
+
+def _claimed(
+    path: str | os.PathLike[str],
+    attrs: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    resume: bool,
+    fsync: bool,
+    hidden: str | os.PathLike[str] | None,
+) -> Opened:
+    if is_url(path):
+        url = _recording_url(os.fspath(path))
+        remote = Remote(url)
+        local = Path(hidden) if hidden is not None else local_directory(url)
+        lock = Lock(local / LOCK)
+        stands = _stands_at(remote, url, overwrite=overwrite, resume=resume, lock=lock)
+        return Opened(Archive(remote, attrs), Axes(), remote, None, url, local, lock, resumed=stands and resume)
+    place = layout.recording_path(path)
+    try:
+        _demand_free(place)
+        place.mkdir(parents=True, exist_ok=True)
+        lock = Lock(place / layout.HIDDEN / LOCK)
+    except OSError as error:
+        if isinstance(error, RecordingError):
+            raise
+        raise RecordingError(
+            f"path='{place}': the recording cannot be created ({error}); choose a directory you may write to"
+        ) from error
+    directory = Directory(place, fsync=fsync)
+    stands = _stands_at(directory, place, overwrite=overwrite, resume=resume, lock=lock)
+    hidden_path = place / layout.HIDDEN
+    return Opened(Archive(directory, attrs), Axes(), directory, place, place, hidden_path, lock, stands and resume)
+
+
+def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bool, lock: Lock) -> bool:
+    stands = bool(medium.get(layout.ROOT))
+    if stands and not (overwrite or resume):
+        lock.release()
+        raise RecordingExists(
+            f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose "
+            "another path"
+        )
+    return stands
+
+
+def _recording_url(url: str) -> str:
+    url = url.rstrip("/")
+    return url if url.endswith(layout.SUFFIX) else url + layout.SUFFIX
+
+
+def local_directory(url: str) -> Path:
+    """Where lock and journal of a recording at an fsspec URL lie unless told otherwise."""
+    name = f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    return Path(tempfile.gettempdir()) / "covshift" / name
+
+
+def _demand_free(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RecordingError(f"path='{path}' is a file: expected a new directory; choose another path")
+    if not documents.is_recording(path) and any(child.name != layout.HIDDEN for child in path.iterdir()):
+        raise RecordingError(
+            f"path='{path}' is a directory but no covshift recording, and is not deleted even with overwrite=True; "
+            "choose another path or remove it yourself"
+        )
+
+
+def _begin(opened: Opened) -> None:
+    """Claim the path with an empty root first, so that from its first instant it is known for a recording."""
+    hidden = opened.hidden
+    if hidden is not None:
+        journal.remove(journal.segments(hidden))
+    opened.archive.commit(closed=False)
+    for name in opened.medium.names(""):
+        if name not in (layout.ROOT, layout.HIDDEN):
+            opened.medium.delete(name)
+    opened.archive.create()
+
+
+def _take_up(opened: Opened) -> None:
+    """Fold what the journal holds beyond the commit.
+
+    Raises
+    ------
+    RecordingDamaged
+        If the commit record cannot be read, or rows are missing between it and the journal. Nothing is deleted.
+    """
+    given = opened.archive.attrs
+    archive, axes = loaded(opened.medium, opened.target)
+    assert opened.hidden is not None
+    tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
+    if tail.gaps:
+        raise RecordingDamaged(
+            f"recording '{opened.target}': {'; '.join(tail.gaps)}; nothing was changed: `covshift recover` keeps what "
+            "is whole and sets the rest aside"
+        )
+    opened.archive, opened.axes = archive, journal.longer(axes, tail.axes)
+    aside = fold_tail(opened, tail)
+    if aside is not None:
+        warnings.warn(
+            f"recording '{opened.target}': {'; '.join(tail.damaged)}; the damaged journal is kept in '{aside}'",
+            CovshiftWarning,
+            stacklevel=2,
+        )
+    archive.changed_attrs = {
+        name: value for name, value in given.items() if name not in _OWN and archive.attrs.get(name) != value
+    }
+
+
+def loaded(medium: Medium, place: object) -> tuple[Archive, Axes]:
+    """The archive at ``medium``, all of it readable by this covshift.
+
+    Raises
+    ------
+    RecordingDamaged
+        If its commit record cannot be read, or is of a newer schema.
+    """
+    try:
+        root = documents.root_of(medium.get(layout.ROOT))
+    except ValueError as error:
+        raise RecordingDamaged(
+            f"recording '{place}' is damaged: its {layout.ROOT} cannot be read ({error}); `covshift recover` mends it"
+        ) from error
+    schema.check_version(root.get("attributes", {}))
+    return Archive.loaded(medium, root)
+
+
+def fold_tail(opened: Opened, tail: journal.Tail) -> Path | None:
+    """Fold the journal's rows, cut off what lies beyond the commit, and remove the segments.
+
+    Returns
+    -------
+    Path or None
+        Where the segments were put instead of being removed, as parts of them could not be folded.
+    """
+    hidden, archive = opened.hidden, opened.archive
+    assert hidden is not None
+    if isinstance(opened.medium, Directory):
+        opened.medium.sweep()
+    archive.trim()
+    rows = {path: [one.row for one in numbered] for path, numbered in tail.rows.items() if numbered}
+    if rows or archive.is_behind(opened.axes):
+        archive.fold(rows, opened.axes)
+    aside = set_aside(hidden) if tail.damaged or tail.gaps else None
+    journal.remove(journal.segments(hidden))
+    return aside
+
+
+def set_aside(hidden: Path) -> Path:
+    """Move all segments where no writer looks for them, and say where."""
+    aside = hidden / f"{ASIDE}-{uuid.uuid4().hex[:8]}"
+    aside.mkdir()
+    for path in journal.segments(hidden):
+        path.rename(aside / path.name)
+    return aside
+
+
+def _root_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    taken = [name for name in _FIXED_ATTRIBUTES if name in attrs]
+    if taken:
+        raise InvalidArgumentError(f"attrs: {', '.join(taken)} are set by the writer; choose other names")
+    try:
+        given = json.loads(json.dumps(dict(attrs), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"attrs cannot be stored as JSON ({error}): expected text, finite Python numbers, booleans, None, "
+            "and lists and dicts of them"
+        ) from error
+    described = {"title": "covshift recording", "created": now(), "covshift_version": covshift.__version__}
+    identity = {"Conventions": "CF-1.11", layout.VERSION_ATTRIBUTE: schema.VERSION, "run_id": uuid.uuid4().hex}
+    return {**identity, **described, **given}

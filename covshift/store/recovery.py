@@ -1,0 +1,116 @@
+"""Repair of a recording whose writer was killed or whose files were damaged: keeps what is whole, deletes nothing else.
+
+A recording left by a killed writer needs no repair to be read by ``covshift.open`` or resumed; repair folds its
+journal for readers that know none, and mends what only damage can break.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from covshift import schema
+from covshift.exceptions import RecordingDamaged, RecordingError
+from covshift.store import documents, journal, layout
+from covshift.store.archive import ROOT_COPY, Archive
+from covshift.store.lock import Lock
+from covshift.store.medium import Directory
+from covshift.store.opening import LOCK, Opened, fold_tail
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What :func:`recover` did.
+
+    Attributes
+    ----------
+    path : Path
+        The recording.
+    folded : dict of str to int
+        Rows taken from the journal, by group.
+    records : dict of str to int
+        Rows committed now, by group.
+    set_aside : Path or None
+        Where segments of the journal went that could not be folded to the end.
+    notes : list of str
+        What was damaged and what was done about it.
+    """
+
+    path: Path
+    folded: dict[str, int]
+    records: dict[str, int]
+    set_aside: Path | None
+    notes: list[str] = field(default_factory=list)
+
+
+def recover(target: str | os.PathLike[str]) -> Recovery:
+    """Fold the journal of a recording nobody writes, restore a damaged root, and mark the recording closed.
+
+    Records of the journal that follow without a gap and have their checksum are folded. Segments that hold anything
+    else are moved to a directory inside ``.covshift``, never deleted.
+
+    Raises
+    ------
+    StoreLocked
+        If a writer has it open.
+    RecordingError
+        If there is no recording at the path.
+    RecordingDamaged
+        If neither the root nor its copy can be read, or the schema is newer than this covshift knows.
+    """
+    path = _place(Path(target))
+    lock = Lock(path / layout.HIDDEN / LOCK)
+    try:
+        return _recovered(path, lock)
+    except OSError as error:
+        if isinstance(error, RecordingError):
+            raise
+        raise RecordingError(f"recording '{path}' cannot be repaired: {error}") from error
+    finally:
+        lock.release()
+
+
+def _place(path: Path) -> Path:
+    for place in (path, layout.recording_path(path)):
+        if (place / layout.ROOT).is_file() or (place / ROOT_COPY).is_file():
+            return place
+    raise RecordingError(f"no recording at '{path}': it holds neither {layout.ROOT} nor {ROOT_COPY}")
+
+
+def _recovered(path: Path, lock: Lock) -> Recovery:
+    medium, hidden, notes = Directory(path), path / layout.HIDDEN, []
+    root, problem = _root(medium, layout.ROOT)
+    if root is None:
+        root, worse = _root(medium, ROOT_COPY)
+        if root is None:
+            raise RecordingDamaged(
+                f"recording '{path}' cannot be repaired: {layout.ROOT}: {problem}; {ROOT_COPY}: {worse}; restore it "
+                "from a copy"
+            )
+        medium.put(layout.ROOT, documents.as_json(root))
+        notes.append(f"{layout.ROOT} was damaged ({problem}) and is restored from {ROOT_COPY}")
+    archive, axes = Archive.loaded(medium, root)
+    tail = journal.tail(hidden, archive.committed, life=archive.life)
+    opened = Opened(archive, journal.longer(axes, tail.axes), medium, path, path, hidden, lock, resumed=True)
+    aside = fold_tail(opened, tail)
+    archive.fold({}, opened.axes, closed=True)
+    folded = {group: len(rows) for group, rows in tail.rows.items() if rows}
+    committed = {group: count for group, count in archive.committed.items() if count}
+    return Recovery(path, folded, committed, aside, [*notes, *tail.damaged, *tail.gaps])
+
+
+def _root(medium: Directory, key: str) -> tuple[dict[str, Any] | None, str]:
+    """The commit record stored as ``key``, or what is wrong with it."""
+    try:
+        root = documents.root_of(medium.get(key))
+    except ValueError as error:
+        return None, str(error)
+    attributes = root.get("attributes", {})
+    if layout.VERSION_ATTRIBUTE in attributes:
+        schema.check_version(attributes)
+    for attribute in (layout.VERSION_ATTRIBUTE, layout.COMMIT_ATTRIBUTE):
+        if attribute not in attributes:
+            return None, f"it has no attribute {attribute}"
+    return (root, "") if documents.nodes_of(root) is not None else (None, "it has no consolidated metadata")

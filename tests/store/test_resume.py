@@ -1,0 +1,254 @@
+"""Locks, resumes, and what a second writer finds."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from covshift import store
+from covshift.exceptions import InvalidArgumentError, RecordingDamaged, RecordingError, StoreLocked
+from covshift.schema import Layer, Parameter, Row, SparseCounts
+from covshift.store import Writer, layout
+from covshift.store.archive import Archive
+
+LAYERS = [Layer("a", "Linear", 0, unit_count=2), Layer("b", "Linear", 1, unit_count=1, activation="relu")]
+
+
+def rows(step, value, *, layers=2):
+    counts = np.full((layers, 5), value, "u8") + np.arange(layers, dtype="u8")[:, None]
+    return [Row("layers", step, {"count": counts}), Row("scalars", step, {"loss": np.float64(value)})]
+
+
+def record(path, steps, value, *, resume_at=None, **options):
+    with Writer(path, attrs={}, resume=resume_at is not None, **options) as writer:
+        if resume_at is not None:
+            writer.resume_at(resume_at)
+        writer.declare_layers(LAYERS)
+        writer.declare_parameters([Parameter("w", 3, 2)])
+        for step in steps:
+            writer.append(rows(step, value))
+    return writer.path
+
+
+def test_a_second_writer_is_told_pid_and_host_of_the_first(tmp_path):
+    first = Writer(tmp_path / "run", attrs={})
+    who = f"being written by pid {os.getpid()} on host {socket.gethostname()}"
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(StoreLocked, match=who):
+            Writer(tmp_path / "run", attrs={}, **options)
+    first.close()
+    Writer(tmp_path / "run", attrs={}, overwrite=True).close()
+
+
+HOLD = """
+import os, sys, time
+from covshift.store import Writer
+writer = Writer(sys.argv[1], attrs={})
+if len(sys.argv) > 2 and os.fork() == 0:
+    time.sleep(60)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+@pytest.mark.parametrize("words", [[], ["with a forked child that lives on"]])
+def test_the_lock_dies_with_the_process_even_if_a_forked_child_survives_it(tmp_path, words):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run.zarr", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(StoreLocked, match=f"pid {process.pid} "):
+        Writer(tmp_path / "run", attrs={}, resume=True)
+    process.kill()
+    process.wait()
+    Writer(tmp_path / "run", attrs={}, resume=True).close()
+    if words:
+        os.killpg(process.pid, 9)
+    process.stdout.close()
+
+
+def test_a_forked_child_cannot_write(tmp_path, monkeypatch):
+    writer = Writer(tmp_path / "run", attrs={})
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(RecordingError, match="a forked process cannot write it"):
+        writer.append([])
+    writer.close()
+    monkeypatch.undo()
+    writer.append([Row("scalars", 0, {})])
+    writer.close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_resume_supersedes_the_rows_from_its_step_on_and_steps_stay_unique(tmp_path, closed):
+    path = record(tmp_path / "run", range(0, 200, 2), 1)
+    if not closed:
+        (path / ".covshift/lock").unlink()
+    record(path, range(150, 250, 2), 2, resume_at=150)
+    record(path, range(220, 224, 2), 3, resume_at=220)
+    for tree in (store.open(path), xr.open_datatree(path)):
+        steps = tree["layers"].step.values
+        assert steps.tolist() == list(range(0, 224, 2))
+        wanted = np.where(steps < 150, 1, np.where(steps < 220, 2, 3))
+        np.testing.assert_array_equal(tree["layers/count"].sel(layer="a", signal="input"), wanted)
+        np.testing.assert_array_equal(tree["scalars/loss"], wanted)
+        assert tree["layers"].to_dataset().sel(step=slice(148, 152)).step.values.tolist() == [148, 150, 152]
+        for attempt, value, replaced in ((0, 1, range(150, 200, 2)), (1, 2, range(220, 250, 2))):
+            group = tree[f"superseded/attempt_{attempt}/layers"]
+            assert group.step.values.tolist() == list(replaced)
+            assert group.layer.values.tolist() == ["a", "b"]
+            np.testing.assert_array_equal(group["count"].sel(layer="b"), np.full((len(replaced), 5), value + 1))
+    noted = tree.attrs["covshift_resumes"]
+    assert [(note["step"], note["superseded"]) for note in noted] == [
+        (150, "superseded/attempt_0"),
+        (220, "superseded/attempt_1"),
+    ]
+
+
+def test_every_variable_of_superseded_rows_equals_what_was_appended(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = SparseCounts((2, 3, 4, 648), np.array([5, 9000], "u4"), np.array([7, 2**32 - 1], "u4"))
+    originals = [
+        Row(
+            "histograms", step, {"value_histogram": cells, "gradient_histogram": rng.integers(0, 9, (2, 2, 1024), "u4")}
+        )
+        for step in range(20)
+    ] + [Row("units", step, {"unit_mean": rng.normal(size=(3, 2)).astype("f4")}) for step in range(20)]
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        writer.declare_layers(LAYERS)
+        for row in originals:
+            writer.append([row])
+    with Writer(writer.path, attrs={}, resume=True) as again:
+        assert again.resume_at(3) == {"histograms": 17, "units": 17}
+    tree = store.open(writer.path)
+    for row in originals:
+        place = row.group if row.step < 3 else f"superseded/attempt_0/{row.group}"
+        for name, values in row.variables.items():
+            dense = values.dense() if isinstance(values, SparseCounts) else values
+            np.testing.assert_array_equal(tree[place][name].sel(step=row.step), dense)
+    assert tree["histograms"].sizes["step"] == 3
+
+
+def test_rows_that_were_superseded_never_come_back_in_variables_the_new_rows_leave_out(tmp_path):
+    path = record(tmp_path / "run", range(300), 1)
+    with Writer(path, attrs={}, resume=True) as writer:
+        writer.resume_at(64)
+        writer.declare_layers(LAYERS)
+        for step in range(64, 400):
+            writer.append([Row("layers", step, {}), Row("scalars", step, {})])
+    tree = xr.open_datatree(path)
+    assert (tree["layers/count"].isel(step=slice(64, None)) == 0).all()
+    assert tree["scalars/loss"].isel(step=slice(64, None)).isnull().all()
+    assert (tree["layers/count"].isel(step=slice(64)) > 0).all()
+
+
+def test_a_resumed_writer_may_meet_layers_in_another_order_and_new_ones(tmp_path):
+    path = record(tmp_path / "run", range(5), 1)
+    new = Layer("c", "Linear", 2, unit_count=2)
+    cells = SparseCounts((2, 2, 1024), np.array([3, 2048 + 4], "u4"), np.array([30, 40], "u4"))
+    with Writer(path, attrs={}, resume=True) as writer:
+        writer.resume_at(5)
+        writer.declare_layers([new, LAYERS[1]])
+        writer.append([Row("layers", 5, {"count": np.array([[30] * 5, [20] * 5], "u8")})])
+        writer.append([Row("units", 5, {"unit_mean": np.array([[3, 3], [4, 4], [2, 2]], "f4")})])
+        writer.append([Row("histograms", 5, {"gradient_histogram": cells})])
+        writer.declare_layers([LAYERS[0]])
+        writer.append([Row("layers", 6, {"count": np.array([[30] * 5, [20] * 5, [10] * 5], "u8")})])
+    tree = store.open(path)
+    assert tree["layers"].layer.values.tolist() == ["a", "b", "c"]
+    assert tree["layers/count"].sel(step=5, signal="input").values.tolist() == [0, 20, 30]
+    assert tree["layers/count"].sel(step=6, signal="input").values.tolist() == [10, 20, 30]
+    np.testing.assert_array_equal(tree["units/unit_mean"][0, :, 0], [np.nan, np.nan, 2, 3, 4])
+    histogram = tree["histograms/gradient_histogram"][0].values
+    assert (histogram[2, 0, 3], histogram[1, 0, 4], histogram.sum()) == (30, 40, 70)
+
+
+def test_a_resume_with_another_model_is_refused(tmp_path):
+    path = record(tmp_path / "run", range(5), 1)
+    with Writer(path, attrs={}, resume=True) as writer:
+        writer.resume_at(5)
+        with pytest.raises(InvalidArgumentError, match="layer 'a': unit_count=9, but it was recorded with 2"):
+            writer.declare_layers([dataclasses.replace(LAYERS[0], unit_count=9)])
+        writer.declare_parameters([Parameter("w", 3, 2)])
+        writer.append([Row("parameters", 5, {})])
+    with Writer(path, attrs={}, resume=True) as writer:
+        writer.resume_at(6)
+        with pytest.raises(InvalidArgumentError, match="parameter 'w': size=4, but it was recorded with 3"):
+            writer.declare_parameters([Parameter("w", 4, 2)])
+
+
+def test_a_resume_says_where_before_rows_come_and_only_once(tmp_path):
+    path = record(tmp_path / "run", range(5), 1)
+    with Writer(path, attrs={}, resume=True) as writer:
+        with pytest.raises(RecordingError, match=r"nobody said at which step: call resume_at\(step\) first"):
+            writer.append(rows(9, 1))
+        with pytest.raises(InvalidArgumentError, match="step=-1: expected the whole number of optimizer steps"):
+            writer.resume_at(-1)
+        assert writer.resume_at(5) == {}
+        with pytest.raises(RecordingError, match="comes once, before the first row"):
+            writer.resume_at(3)
+    assert store.open(path)["layers"].sizes["step"] == 5
+
+
+def test_resuming_where_nothing_stands_begins_a_recording(tmp_path):
+    path = record(tmp_path / "run", range(3), 1, resume_at=7)
+    assert store.open(path)["layers"].sizes["step"] == 3
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="expected one of them"):
+        Writer(tmp_path / "run", attrs={}, resume=True, overwrite=True)
+
+
+def test_attributes_of_a_resumed_process_are_noted_where_they_differ(tmp_path):
+    with Writer(tmp_path / "run", attrs={"seed": 1, "host": "x"}):
+        pass
+    with Writer(tmp_path / "run", attrs={"seed": 1, "host": "y"}, resume=True) as writer:
+        writer.resume_at(0)
+    attrs = store.open(writer.path).attrs
+    assert (attrs["host"], attrs["covshift_resumes"][0]["attrs"]) == ("x", {"host": "y"})
+
+
+def test_a_recording_with_other_chunks_is_read_but_not_continued(tmp_path, monkeypatch):
+    monkeypatch.setitem(layout.CHUNKS, "layers", {"step": 16, "layer": 32})
+    path = record(tmp_path / "run", range(40), 1)
+    monkeypatch.undo()
+    with pytest.raises(RecordingError, match="chunks of another size.*record into another path"):
+        Writer(path, attrs={}, resume=True)
+    assert store.open(path)["layers/count"].sum() > 0
+
+
+def test_a_recording_of_a_newer_schema_is_not_continued(tmp_path):
+    path = record(tmp_path / "run", range(4), 1)
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"]["covshift_schema_version"] = 99
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(RecordingDamaged, match="schema version 99 is newer"):
+        Writer(path, attrs={}, resume=True)
+
+
+def test_a_resume_that_the_disk_refuses_leaves_the_recording_and_can_be_repeated(tmp_path, monkeypatch):
+    path = record(tmp_path / "run", range(100), 1)
+    before = xr.open_datatree(path).load()
+    writer = Writer(path, attrs={}, resume=True)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "commit", full)
+        with pytest.raises(RecordingError, match="No space left on device"):
+            writer.resume_at(50)
+    xr.testing.assert_identical(xr.open_datatree(path).load()["layers"], before["layers"])
+    assert writer.resume_at(50) == {"layers": 50, "scalars": 50}
+    writer.close()
+    assert store.open(path)["superseded/attempt_0/layers"].sizes["step"] == 50
