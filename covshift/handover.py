@@ -51,6 +51,16 @@ class Handover:
         self._has_parameters = False
         self.writer = make_writer() if ranks is None or ranks.is_first else None
 
+    @property
+    def is_resumed(self) -> bool:
+        """Whether a recording is continued, as far as this rank can tell."""
+        return self.writer is None or self.writer.resumed
+
+    def resume_at(self, step: int) -> None:
+        """Continue the recording at ``step``; rows of that step and later are set aside."""
+        if self.writer is not None and self.writer.resumed:
+            self.writer.resume_at(step)
+
     def give(self, block: Block | None, parameters: Mapping[str, Any], *, scale: float) -> None:
         """Take a closed block, None where this rank recorded nothing of a step that was due."""
         with self._incidents.guard("record"):

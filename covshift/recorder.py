@@ -64,6 +64,8 @@ class Recorder:
         updates: str,
         scaler: Scaler | None,
         ranks: str,
+        resume: bool,
+        start_step: int | None,
     ) -> None:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
@@ -90,10 +92,21 @@ class Recorder:
             make_writer, observer=self._observer, meter=self._meter, incidents=self._incidents, ranks=self._ranks
         )
         self.path = self._handover.writer.path if self._handover.writer is not None else None
+        self._must_be_told_step = resume and self._handover.is_resumed
+        if start_step is not None:
+            self.load_state_dict({"step": start_step})
 
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
+        if self._must_be_told_step:
+            self._handover.close()
+            raise InvalidArgumentError(
+                f"resume=True: '{self.path}' is continued, but from which step? Give start_step=, the optimizer steps "
+                "already done, or call recorder.load_state_dict(state) with the recorder.state_dict() of your "
+                "checkpoint before entering"
+            )
+        self._handover.resume_at(self.step_count)
         self._surroundings.warn(self._incidents)
         self._surroundings.prepare()
         self._hooks.install()
@@ -145,6 +158,31 @@ class Recorder:
     def warnings(self) -> list[str]:
         """What could not be recorded, each named once."""
         return self._incidents.messages
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint must keep so that the recording can be resumed with it."""
+        return {"step": self.step_count, "records": self._records}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where :meth:`state_dict` was taken; before entering.
+
+        Raises
+        ------
+        CovshiftError
+            If the recorder was already entered.
+        InvalidArgumentError
+            If ``state`` is not what :meth:`state_dict` returns.
+        """
+        if self._entered:
+            raise CovshiftError("load_state_dict: this recorder was already entered; call it before the with")
+        step = state.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise InvalidArgumentError(f"step={step!r}: expected the number of optimizer steps done, 0 or more")
+        self.step_count = step
+        # Slower cadences count records: as many as the schedule asks for up to here, where nobody kept their number.
+        self._records = state.get("records", sum(map(self._every, range(step))))
+        self._log.begin_at(step)
+        self._must_be_told_step = False
 
     def log(self, **values: float | torch.Tensor) -> None:
         """Keep scalars of a step: loss, accuracy, learning rate.
@@ -290,6 +328,8 @@ def record(
     name: str | None = None,
     attrs: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
+    start_step: int | None = None,
 ) -> Recorder:
     """Record how every layer's activations and gradients are distributed while ``model`` trains.
 
@@ -336,6 +376,11 @@ def record(
         Attributes to store with the recording: seed, variant, data set. Values JSON can hold.
     overwrite : bool, default False
         Replace an existing recording.
+    resume : bool, default False
+        Continue the recording at ``path``, or begin it where there is none. Rows of steps that are made again go to
+        ``/superseded``. It needs ``start_step`` or :meth:`Recorder.load_state_dict`.
+    start_step : int, optional
+        Optimizer steps already done.
 
     Returns
     -------
@@ -383,9 +428,19 @@ def record(
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
-        return Writer(_path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite)
+        return Writer(_path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite, resume=resume)
 
-    return Recorder(model, make_writer, settings=settings, updates=updates, scaler=scaler, ranks=ranks, **cadences)
+    return Recorder(
+        model,
+        make_writer,
+        settings=settings,
+        updates=updates,
+        scaler=scaler,
+        ranks=ranks,
+        resume=resume,
+        start_step=start_step,
+        **cadences,
+    )
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

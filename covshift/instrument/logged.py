@@ -31,7 +31,11 @@ class Log:
     """Scalars of the step now open and of the one just closed, to which more may still be logged."""
 
     def __init__(self) -> None:
-        self._open = _Step(0)
+        self.begin_at(0)
+
+    def begin_at(self, step: int) -> None:
+        """The step now open is number ``step``."""
+        self._open = _Step(step)
         self._closed: _Step | None = None
 
     def add(self, values: dict[str, Any]) -> None:

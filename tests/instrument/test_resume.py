@@ -1,0 +1,88 @@
+"""A run that is continued from a checkpoint. Oracle: the same run without interruption."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import covshift
+from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingExists
+
+
+def run(path, steps, *, start=None, state=None, checkpoint=None, **options):
+    """Train up to ``steps`` steps from the start or from a checkpoint; batches depend on the step only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    saved = {}
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    recorder = covshift.record(model, path, every=1, start_step=start, **options)
+    if state is not None:
+        recorder.load_state_dict(state)
+    with recorder:
+        for step in range(recorder.step_count, steps):
+            x = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            recorder.log(loss=loss)
+            if recorder.step_count == 3:
+                copies = {name: value.clone() for name, value in model.state_dict().items()}
+                # Cloned, as saving to a file would: the optimizer goes on changing its own.
+                moments = optimizer.state_dict()
+                moments["state"] = {
+                    key: {name: value.clone() for name, value in kept.items()} for key, kept in moments["state"].items()
+                }
+                saved = {"model": copies, "optimizer": moments, "recorder": recorder.state_dict()}
+    return saved
+
+
+@pytest.mark.parametrize("told_by", ["start_step", "state_dict"])
+def test_a_continued_run_reads_like_one_that_was_never_interrupted(tmp_path, told_by):
+    run(tmp_path / "whole", 8)
+    checkpoint = run(tmp_path / "parts", 5)
+    assert checkpoint["recorder"] == {"step": 3, "records": 3}
+    told = {"start": 3} if told_by == "start_step" else {"state": checkpoint["recorder"]}
+    run(tmp_path / "parts", 8, checkpoint=checkpoint, resume=True, **told)
+    whole, parts = covshift.open(tmp_path / "whole"), covshift.open(tmp_path / "parts")
+    for group in ("layers", "units", "parameters", "scalars"):
+        expected, found = whole[group].to_dataset(), parts[group].to_dataset()
+        assert found.step.values.tolist() == list(range(8))
+        for name in expected.data_vars:
+            if name != "wall_time":
+                np.testing.assert_array_equal(found[name].values, expected[name].values, err_msg=f"{group}/{name}")
+    replaced = parts["superseded/attempt_0/layers"].to_dataset()
+    assert replaced.step.values.tolist() == [3, 4]
+
+
+def test_without_a_step_a_recording_cannot_be_resumed_and_stays_as_it_was(tmp_path):
+    run(tmp_path / "a", 4)
+    with pytest.raises(InvalidArgumentError, match=r"from which step\? Give start_step=.*load_state_dict"):
+        run(tmp_path / "a", 6, resume=True)
+    assert covshift.open(tmp_path / "a")["layers"].step.values.tolist() == [0, 1, 2, 3]
+    run(tmp_path / "a", 6, resume=True, start=4)
+
+
+def test_resume_begins_a_recording_where_there_is_none(tmp_path):
+    run(tmp_path / "new", 3, resume=True)
+    assert covshift.open(tmp_path / "new")["layers"].step.values.tolist() == [0, 1, 2]
+
+
+def test_an_existing_recording_names_both_ways_to_go_on(tmp_path):
+    run(tmp_path / "a", 2)
+    with pytest.raises(RecordingExists, match=r"(?s)resume=True.*overwrite=True|overwrite=True.*resume=True"):
+        run(tmp_path / "a", 2)
+
+
+@pytest.mark.parametrize("state", [{}, {"step": -1}, {"step": 1.5}, {"step": True}])
+def test_a_state_that_is_none_is_refused(state):
+    with pytest.raises(InvalidArgumentError, match=r"step=.*: expected the number of optimizer steps done"):
+        covshift.record(nn.Linear(1, 1)).load_state_dict(state)
+
+
+def test_a_state_comes_before_the_first_step():
+    with covshift.record(nn.Linear(1, 1)) as recorder, pytest.raises(CovshiftError, match="call it before the with"):
+        recorder.load_state_dict({"step": 3})
