@@ -69,13 +69,13 @@ class Recorder:
     ) -> None:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
-        self._observer = Observer(model, settings, self._incidents, self._open_block)
-        self._surroundings = Surroundings(model, settings)
-        self._meter = ParameterMeter(model, updates=updates)
-        self._hooks = ModuleHooks(model, self._observer)
         self._clock = StepClock(
             model, self._incidents, before=self._before_update, after=self._after_update, end=self._close_step
         )
+        self._observer = Observer(model, settings, self._incidents, open_block=self._open_block, clock=self._clock)
+        self._surroundings = Surroundings(model, settings)
+        self._meter = ParameterMeter(model, updates=updates)
+        self._hooks = ModuleHooks(model, self._observer)
         self._scale = LossScale(scaler)
         self._log = Log()
         self._records = 0
@@ -109,6 +109,7 @@ class Recorder:
         self._handover.resume_at(self.step_count)
         self._surroundings.warn(self._incidents)
         self._surroundings.prepare()
+        self._attend()
         self._hooks.install()
         self._clock.install()
         self._entered = self._active = True
@@ -210,10 +211,12 @@ class Recorder:
     def pause(self) -> Iterator[None]:
         """Record nothing inside the ``with``; steps are still counted."""
         paused, self._paused = self._paused, True
+        self._attend()
         try:
             yield
         finally:
             self._paused = paused
+            self._attend()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -232,15 +235,23 @@ class Recorder:
                 f"evaluation(): a pass was already recorded after {self.step_count} steps; record one pass a step"
             )
         self._evaluation = block = Block(self.step_count, stream="evaluation")
+        self._attend()
         try:
             yield
         finally:
             self._evaluation = None
             block.close()
+            self._attend()
         if block.passes:
             self._last_evaluation = self.step_count
         if block.passes or self._ranks is not None:
             self._handover.give(block if block.passes else None, {}, scale=1.0)
+
+    def _attend(self) -> None:
+        """Follow the model's calls if what runs next is to be recorded."""
+        with self._incidents.guard("schedule"):
+            due = self._evaluation is not None or self._block is not None or self._every(self.step_count)
+            self._hooks.follow(due and not self._paused)
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
@@ -301,6 +312,7 @@ class Recorder:
         self._parameters = {}
         self.step_count += 1
         self._clock.closed()
+        self._attend()
 
     def _give_scalars(self) -> None:
         """Hand over what was logged for the step just closed; its time to log is over."""

@@ -30,6 +30,12 @@ class Watcher(Protocol):
     def leave(self, module: nn.Module, output: Any) -> None:
         """A module of the model has run; ``output`` is None when it raised."""
 
+    def expects(self, module: nn.Module) -> bool:
+        """Whether a call of the module may begin a forward pass that was not yet seen."""
+
+    def glimpse(self, module: nn.Module) -> None:
+        """A module of the model is about to run, and calls are not followed."""
+
     def pass_over(self, module: nn.Module) -> None:
         """A module of the model is about to run under a function transform, where nothing can be read."""
 
@@ -41,26 +47,45 @@ class Watcher(Protocol):
 
 
 class ModuleHooks:
-    """Hooks on every module of one model, from :meth:`install` to :meth:`remove`."""
+    """Hooks on every module of one model, from :meth:`install` to :meth:`remove`.
+
+    Between the steps that are recorded the watcher need not follow calls, only know that a forward pass begins: then
+    there is one hook instead of two, which does nothing for most modules.
+    """
 
     def __init__(self, model: nn.Module, watcher: Watcher) -> None:
         self._watcher = watcher
+        self._follows = False
         # Identities, not references: a recorder must not keep a model alive, nor follow its copies.
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Start watching."""
-        self._handles = [
-            register_module_forward_pre_hook(self._before),
-            register_module_forward_hook(self._after, always_call=True),
-        ]
+        self._handles = [register_module_forward_pre_hook(self._before if self._follows else self._glimpse)]
+        if self._follows:
+            self._handles.append(register_module_forward_hook(self._after, always_call=True))
 
     def remove(self) -> None:
         """Stop watching; nothing is left behind on the model or in torch."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def follow(self, follows: bool) -> None:
+        """Whether to tell the watcher of every call, or only that a forward pass begins."""
+        if follows == self._follows:
+            return
+        self._follows = follows
+        if self._handles:
+            self.remove()
+            self.install()
+
+    def _glimpse(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if id(module) in self._modules and self._watcher.expects(module):
+            reference = self._modules[id(module)]
+            if reference() is module and not (is_compiling() or transformed() or inside_backward()):
+                self._watcher.glimpse(module)
 
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:

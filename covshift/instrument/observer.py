@@ -34,6 +34,7 @@ from covshift.instrument.functional import Function, FunctionMode
 from covshift.instrument.gradients import Gradients, Row
 from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.steps import StepClock
 from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.schema import Status
 from covshift.summary.table import NOBODY, is_summarizable
@@ -58,6 +59,8 @@ class Observer:
         Takes warnings.
     open_block : callable
         Called at the start of every outermost forward pass; returns the block to fill, or None to let the pass be.
+    clock : StepClock
+        Knows whether a forward pass of the step now open was seen.
 
     Attributes
     ----------
@@ -68,13 +71,19 @@ class Observer:
     """
 
     def __init__(
-        self, model: nn.Module, settings: Settings, incidents: Incidents, open_block: Callable[[], Block | None]
+        self,
+        model: nn.Module,
+        settings: Settings,
+        incidents: Incidents,
+        *,
+        open_block: Callable[[], Block | None],
+        clock: StepClock,
     ) -> None:
         self._root = weakref.ref(model)
         self._settings = settings
         self._wants = [signal in settings.signals for signal in schema.SIGNALS]
         self._incidents = incidents
-        self._open_block = open_block
+        self._open_block, self._clock = open_block, clock
         names = {id(module): name or sites.ROOT for name, module in model.named_modules()}
         chosen = sites.select(model, settings.layers)
         self._modules = {
@@ -99,11 +108,22 @@ class Observer:
         known = self._modules.values()
         return [module.name for module in known if module.is_leaf and module.is_observed and not module.was_called]
 
+    def expects(self, module: nn.Module) -> bool:
+        """Whether a call that is not followed may begin a forward pass: one of the root, or the first of a step."""
+        return module is self._root() or not self._clock.has_begun
+
+    def glimpse(self, module: nn.Module) -> None:
+        """Let the recorder know that a forward pass begins; what was followed before has ended."""
+        self._abandon(self._local)
+        with self._incidents.guard("forward"), unseen():
+            self._open_block()
+
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
         local = self._local
-        if local.depth == 0 or module is self._root():
-            # An interrupt may have left a stale stack behind: a new pass starts clean.
+        stale = local.forward is not None and local.forward.block.closed
+        if local.depth == 0 or module is self._root() or stale:
+            # An interrupt may have left a stack behind, or another thread ended the step: a new pass starts clean.
             self._abandon(local)
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
