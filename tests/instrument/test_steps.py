@@ -1,5 +1,7 @@
 """Where a step of the record ends. Oracle: what the optimizers of the test themselves did."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import covshift
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError
+from covshift.instrument.schedule import Schedule
 from covshift.schema import Status
 
 
@@ -121,3 +124,82 @@ def test_stock_transformer_layers_with_functional_activations_are_named_with_the
 def test_arguments_that_cannot_be_used_are_named(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         covshift.record(perceptron(), **arguments)
+
+
+class TwoHalves(nn.Module):
+    """A model whose halves are called from outside, never itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Linear(6, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2))
+
+
+def train_halves(model, steps, recorder):
+    first, second = (torch.optim.SGD(half.parameters(), lr=0.1) for half in (model.encoder, model.decoder))
+    for step in range(steps):
+        model.decoder(model.encoder(torch.randn(3, 6))).square().mean().backward()
+        recorder.log(before=step)
+        for optimizer in (first, second):
+            optimizer.step()
+            optimizer.zero_grad()
+        recorder.log(after=step)
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_steps_and_logs_are_those_of_the_loop_whether_or_not_they_are_recorded(every):
+    """Two optimizers after one forward end one step, also where calls are not followed."""
+    model = TwoHalves()
+    with covshift.record(model, every=every) as recorder:
+        train_halves(model, 7, recorder)
+        assert recorder.step_count == 7
+    recording = recorder.recording
+    assert recording["layers"].step.values.tolist() == list(range(0, 7, every))
+    scalars = recording["scalars"].to_dataset()
+    assert scalars["before"].values.tolist() == list(range(7))
+    assert scalars["after"].values.tolist() == list(range(7))
+
+
+def test_between_recorded_steps_calls_are_not_followed_and_evaluations_are():
+    from torch.nn.modules import module as hooks
+
+    model, outside = perceptron(), len(hooks._global_forward_hooks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    followed = []
+    with covshift.record(model, every=3) as recorder:
+        for _ in range(5):
+            followed.append(len(hooks._global_forward_hooks) - outside)
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with recorder.pause():
+            assert len(hooks._global_forward_hooks) == outside
+        with recorder.evaluation(), torch.no_grad():
+            assert len(hooks._global_forward_hooks) == outside + 1
+            model(torch.randn(8, 6))
+        assert len(hooks._global_forward_hooks) == outside
+    assert followed == [1, 0, 0, 1, 0]
+    evaluation = recorder.recording["evaluation/layers"].to_dataset()
+    assert int(evaluation["example_count"].sel(step=5, layer="0", signal="activation")) == 8
+    assert len(hooks._global_forward_pre_hooks) == 0
+
+
+def test_a_schedule_that_raises_is_named_and_training_goes_on():
+    def rule(step):
+        if step == 1:
+            raise ArithmeticError("planted")
+        return True
+
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CovshiftWarning)
+        with covshift.record(model, every=Schedule(rule, "odd")) as recorder:
+            for _ in range(3):
+                model(torch.randn(4, 6)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert all("ArithmeticError: planted" in message for message in recorder.warnings)
+    assert recorder.warnings
+    assert recorder.step_count == 3
+    assert 0 in recorder.recording["layers"].step.values
