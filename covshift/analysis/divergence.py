@@ -150,6 +150,59 @@ def cramer_noise(groups: Counts, grid: Grid) -> Floats:
     return _ratio(within, total * (g - 1))
 
 
+def relabelled_cramer(groups_a: Counts, groups_b: Counts, ways: NDArray[np.int64], grid: Grid) -> Floats:
+    """:func:`noise_corrected_cramer` under each way of dealing the groups of both sides anew.
+
+    With ``D_ij = int (F_i - F_j)^2 dx`` between groups and weights ``w`` that sum to 1 on a side, the distance of two
+    sides is ``sum_ab w_i w_j D_ij - V_a - V_b`` and a side's noise ``V / (g - 1)``, where ``V = sum_aa w_i w_j D_ij /
+    2``; so all relabellings follow from one matrix of distances.
+
+    Parameters
+    ----------
+    groups_a, groups_b : array of counts, shape (..., groups, grid.size)
+        Counts by example group, as many groups on both sides.
+    ways : array of int, shape (ways, 2 * groups)
+        1 where a group is dealt to the first side; see :func:`covshift.analysis.inference.relabellings`.
+    grid : Grid
+        The bins of both.
+
+    Returns
+    -------
+    ndarray of float64, shape (..., ways)
+        In the unit of the values; NaN unless every group of both sides holds elements.
+    """
+    counts = np.concatenate([groups_a, groups_b], axis=-2)
+    occupied = np.flatnonzero(counts.any(axis=tuple(range(counts.ndim - 1))))
+    sizes = _finite(counts, grid).sum(axis=-1)
+    between = _group_distances(np.nan_to_num(_shares(counts, grid)), occupied, grid)
+    first = ways * sizes[..., None, :]
+    second = (1 - ways) * sizes[..., None, :]
+    first, second = (_ratio(side, side.sum(axis=-1, keepdims=True)) for side in (first, second))
+    across = _quadratic(first, between, second)
+    within = (_quadratic(first, between, first) + _quadratic(second, between, second)) / 2
+    excess = across - within * (1 + 1 / (groups_a.shape[-2] - 1)) if groups_a.shape[-2] > 1 else across * np.nan
+    return np.where((sizes > 0).all(axis=-1)[..., None], excess, np.nan)
+
+
+def normal_wasserstein1(mean_a: Floats, sd_a: Floats, mean_b: Floats, sd_b: Floats) -> Floats:
+    """First Wasserstein distance of two normals: the mean of ``|d|`` for ``d`` normal with the differences of both.
+
+    Stands in where bins are too wide to resolve a shift. Shapes broadcast; NaN where any argument is.
+
+    Examples
+    --------
+    >>> one, two = np.array(1.0), np.array(2.0)
+    >>> float(normal_wasserstein1(one, one, two, one)), round(float(normal_wasserstein1(one, one, one, two)), 4)
+    (1.0, 0.7979)
+    """
+    from scipy.special import ndtr
+
+    apart, spread = np.abs(mean_b - mean_a), np.abs(sd_b - sd_a)
+    ratio = np.divide(apart, spread, out=np.full(np.broadcast(apart, spread).shape, np.inf), where=spread != 0)
+    folded = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + apart * (1 - 2 * ndtr(-ratio))
+    return np.asarray(folded)
+
+
 def wasserstein1_noise(groups: Counts, grid: Grid) -> Floats:
     """Scale of the W1 distance between a recorded distribution and its population, from splits of its examples.
 
@@ -182,6 +235,31 @@ def widths(grid: Grid) -> Floats:
     """Width of every bin, shape ``(grid.size,)``; 0 for zero, overflow, infinities and NaN."""
     finite = np.isfinite(grid.lower) & np.isfinite(grid.upper)
     return np.where(finite, np.where(finite, grid.upper, 0.0) - np.where(finite, grid.lower, 0.0), 0.0)
+
+
+def _group_distances(shares: Floats, occupied: NDArray[np.int64], grid: Grid) -> Floats:
+    """Squared Cramer distances between groups, shape ``(..., groups, groups)``, from shares ``(..., groups, bin)``.
+
+    Below and above the ``occupied`` bins all distribution functions agree, so those in between suffice.
+    """
+    if not len(occupied):
+        return np.zeros((*shares.shape[:-1], shares.shape[-2]))
+    first, last = int(occupied[0]), int(occupied[-1]) + 1
+    steps = shares[..., first:last]
+    right = np.cumsum(steps - steps.mean(axis=-2, keepdims=True), axis=-1)
+    left = np.concatenate([np.zeros_like(right[..., :1]), right[..., :-1]], axis=-1)
+    scaled = np.sqrt(widths(grid)[first:last] / 3)
+    left, right = left * scaled, right * scaled
+    # The integral of two lines over a bin, in its symmetric form (l + r)(l' + r') / 2 + (l l' + r r') / 2.
+    total = left + right
+    gram = (total @ np.swapaxes(total, -1, -2) + left @ np.swapaxes(left, -1, -2)) / 2
+    gram += right @ np.swapaxes(right, -1, -2) / 2
+    own = np.diagonal(gram, axis1=-2, axis2=-1)
+    return np.asarray(np.maximum(own[..., :, None] + own[..., None, :] - 2 * gram, 0.0))
+
+
+def _quadratic(first: Floats, between: Floats, second: Floats) -> Floats:
+    return np.asarray(((first @ between) * second).sum(axis=-1))
 
 
 def _halves(groups: int) -> list[tuple[int, ...]]:

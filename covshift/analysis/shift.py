@@ -2,42 +2,43 @@
 
 Two records differ even where nothing moved, because they saw different examples. Every comparison here therefore
 comes with the size that sampling alone would give, estimated from example groups (never from elements or positions,
-which are dependent), and with a distance from which that part has been subtracted. A distance says that a layer moved,
-not that the movement does harm.
+which are dependent), and with a distance from which that part has been subtracted. Whether anything moved at all is
+tested over at least ten disjoint pairs of records. A distance says that a layer moved, not that the movement does harm.
 
 References
 ----------
 S. Ioffe & C. Szegedy, Batch Normalization (2015), for the notion; the noise-corrected distance and its calibration are
-described in docs/concepts.
+described in docs/concepts/shift.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift import schema
-from covshift.analysis import divergence, rows
-from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+from covshift.analysis import divergence, inference, rows
+from covshift.analysis.shift_records import Record, View
+from covshift.analysis.unit_shift import between_units
+from covshift.exceptions import InvalidArgumentError
 from covshift.grid import Grid
+
+__all__ = ["between_runs", "between_steps", "between_units"]
 
 Floats = NDArray[np.float64]
 
 CRAMER_OF_SMALL_SHIFT = 1 / (2 * math.sqrt(math.pi))
 """Squared Cramer distance of two normals of standard deviation 1 a small ``d`` apart, divided by ``d ** 2``."""
 
-_CHUNK = 16
-"""Steps read at a time: a multiple of a stored chunk's 8, so that none is decompressed twice."""
-
 _UNITS = {
     "w1": "sd of the reference",
+    "w1_of_moments": "sd of the reference",
     "ks": "1",
+    "energy": "root of sd of the reference",
     "js": "nat",
     "smd": "pooled sd",
     "log_var_ratio": "1",
@@ -53,9 +54,11 @@ _UNITS = {
 def between_steps(
     recording: xr.DataTree,
     *,
-    reference: Literal["previous", "first"] | int = "previous",
+    reference: Literal["previous", "first"] | int | tuple[int, int] = "previous",
     signal: str = "activation",
     stream: str = "train",
+    same_examples: bool = False,
+    pairs_per_window: int = inference.MIN_PAIRS,
 ) -> xr.Dataset:
     """Distance of every layer's distribution from the one at a reference step.
 
@@ -63,13 +66,19 @@ def between_steps(
     ----------
     recording : DataTree
         Needs the groups ``layers`` and ``histograms``.
-    reference : {"previous", "first"} or int, default "previous"
-        Compare with the histogram before, with the first, or with the one at this step.
+    reference : {"previous", "first"}, int or (int, int), default "previous"
+        Compare with the histogram before, with the first, with the one at this step, or with all from the first to the
+        last of two steps pooled.
     signal : str, default "activation"
-        One of :data:`covshift.schema.SIGNALS`. Gradients are recorded without example groups, so for them ``u``,
-        ``u_noise``, ``equivalent_shift`` and ``noise_floor`` are NaN.
+        One of :data:`covshift.schema.SIGNALS`. Gradients are recorded without example groups, so for them everything
+        that needs the sampling noise is NaN.
     stream : {"train", "evaluation"}
         Which rows.
+    same_examples : bool, default False
+        State that every record saw the same examples, such as evaluation passes over one set. There is no sampling
+        noise then: ``u`` is the plain distance, ``u_noise`` and ``noise_floor`` are 0, and nothing is tested.
+    pairs_per_window : int, default 10
+        Disjoint pairs that one p-value pools, at least 10.
 
     Returns
     -------
@@ -79,41 +88,70 @@ def between_steps(
         itself (for ``"previous"``: the first step). Distances are in standard deviations of the reference.
 
         ``w1``, ``ks``, ``js``
-            See :mod:`covshift.analysis.divergence`. They include sampling noise.
+            See :mod:`covshift.analysis.divergence`. They include sampling noise; ``js`` is for display only.
+        ``energy``
+            Energy distance ``sqrt(2 int (F - G)^2 dx / sd)``, sampling noise included.
         ``smd``
             Standardised mean difference, ``(mean - mean_ref) / sqrt((var + var_ref) / 2)``, signed.
         ``log_var_ratio``
             ``ln(var / var_ref)``; NaN where either is 0.
+        ``w1_of_moments``
+            ``w1`` of two normals with the exact means and variances: the stand-in where ``off_centre``.
         ``u``
             Noise-corrected squared Cramer distance; unbiased, hence negative at times.
         ``u_noise``
-            What was subtracted: the part of the squared Cramer distance that sampling adds. Too high under batch norm
-            in training mode, like ``noise_floor``.
+            What was subtracted: the part of the squared Cramer distance that sampling adds. Too high where
+            ``noise_known`` is False.
         ``equivalent_shift``
             The shift of mean, in sd, at which two normals have this ``u``: ``sqrt(2 sqrt(pi) max(u, 0))``. Understated
             above about 2 sd.
         ``noise_floor``
-            The ``w1`` that sampling alone would typically give. Too high under batch norm in training mode, which
-            normalises the example groups together.
+            The ``w1`` that sampling alone would typically give. Too high where ``noise_known`` is False.
+        ``noise_known``
+            False under batch norm in training mode, here or at a lower depth, which normalises the example groups
+            together, and where a side has fewer than two groups of examples. ``u`` and ``equivalent_shift`` are no
+            evidence there.
         ``off_centre``
             Whether either side's ``|mean| / sd`` exceeds 8, beyond which the bins are too wide to resolve a shift;
-            ``smd`` and ``log_var_ratio``, which come from exact moments, still hold there.
+            ``smd``, ``log_var_ratio`` and ``w1_of_moments``, which come from exact moments, still hold there.
         ``n_examples``
             Examples behind the smaller side.
+
+        Dims ``(window, layer)``, windows of disjoint pairs of consecutive histograms, with the coordinates
+        ``window_start`` and ``window_end`` (steps) and ``pairs``:
+
+        ``p``
+            That nothing moved within any pair, by relabelling example groups. NaN (not measured) with fewer than 10
+            pairs, under a reference other than ``"previous"``, with ``same_examples``, and where the noise is unknown.
+        ``p_holm``, ``q``
+            The same adjusted over the layers of the window: Holm's for a statement about the run, Benjamini and
+            Hochberg's for the list of layers.
+        ``pooled_shift``
+            Equivalent shift of the mean ``u`` of the pairs.
 
     Raises
     ------
     InvalidArgumentError
-        If ``reference`` is neither a word above nor a step with a histogram.
+        If ``reference`` is neither a word above nor a step with a histogram, a window holds none, or
+        ``pairs_per_window`` is below 10.
     SignalNotRecorded
         If the signal or the histograms were not recorded.
     """
-    view = _View.of(recording, signal, stream)
-    anchor = _anchor(reference, view.steps)
-    blank = dict.fromkeys(_UNITS, np.full(len(view.layers), np.nan))
-    compared = [blank if before is None else _compare(before, now) for before, now in _pairs(view, anchor)]
-    columns = {name: np.array([row[name] for row in compared]).reshape(len(compared), -1) for name in _UNITS}
-    return _dataset(columns, {"step": view.steps, "layer": view.layers})
+    if pairs_per_window < inference.MIN_PAIRS:
+        raise InvalidArgumentError(f"pairs_per_window={pairs_per_window}: expected at least {inference.MIN_PAIRS}")
+    view = View.of(recording, signal, stream)
+    anchor = _anchor(reference, view)
+    testing = anchor is None and not same_examples
+    blank = dict.fromkeys([*_UNITS, "noise_known"], np.full(len(view.layers), np.nan))
+    compared, tables = [], []
+    for index, (before, now) in enumerate(_pairs(view, anchor)):
+        compared.append(blank if before is None else _compare(before, now, view.grid, same_examples=same_examples))
+        # Counted from the end, so that the last pair holds the last record.
+        if testing and before is not None and (len(view.steps) - index) % 2:
+            tables.append(_relabelled(before, now, view.grid))
+    columns = {name: np.array([row[name] for row in compared]).reshape(len(compared), -1) for name in blank}
+    distances = _dataset(columns, {"step": view.steps, "layer": view.layers})
+    return distances.merge(_windows(tables, view, pairs_per_window if testing else 0))
 
 
 def between_runs(
@@ -138,7 +176,7 @@ def between_runs(
     Returns
     -------
     Dataset
-        Dims ``(layer,)``, the variables of :func:`between_steps`, and the scalar coordinate ``step``.
+        Dims ``(layer,)``, the distances of :func:`between_steps`, and the scalar coordinate ``step``.
 
     Raises
     ------
@@ -147,7 +185,7 @@ def between_runs(
     SignalNotRecorded
         If either run lacks the signal or histograms.
     """
-    views = [_View.of(run, signal, stream) for run in (a, b)]
+    views = [View.of(run, signal, stream) for run in (a, b)]
     common = np.intersect1d(views[0].steps, views[1].steps)
     layers = [name for name in views[0].layers if name in set(views[1].layers)]
     if not len(common) or not layers:
@@ -160,158 +198,130 @@ def between_runs(
         raise InvalidArgumentError(f"step={step}: expected a step with histograms in both runs: {_some(common)}")
     records = [view.record(int(np.searchsorted(view.steps, chosen))) for view in views]
     picked = [record.take(_positions(view.layers, layers)) for record, view in zip(records, views, strict=True)]
-    columns = _compare(*picked)
+    columns = _compare(*picked, views[0].grid)
     return _dataset(columns, {"layer": np.array(layers)}).assign_coords(step=chosen)
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What one side of a comparison needs, each array with the layer as first axis."""
-
-    grid: Grid
-    counts: NDArray[Any]
-    cramer_noise: Floats
-    wasserstein1_noise: Floats
-    mean: Floats
-    sd: Floats
-    n_examples: Floats
-
-    def take(self, layers: list[int]) -> _Record:
-        """The record of some layers, in this order."""
-        return _Record(
-            self.grid,
-            self.counts[layers],
-            self.cramer_noise[layers],
-            self.wasserstein1_noise[layers],
-            self.mean[layers],
-            self.sd[layers],
-            self.n_examples[layers],
-        )
-
-
-@dataclass(frozen=True)
-class _View:
-    """Histograms and moments of one signal at the steps that have both."""
-
-    steps: NDArray[np.int64]
-    layers: NDArray[np.str_]
-    histograms: xr.DataArray
-    producers: xr.DataArray | None
-    source: NDArray[np.int64]
-    moments: xr.Dataset
-    grid: Grid
-
-    @classmethod
-    def of(cls, recording: xr.DataTree, signal: str, stream: str) -> _View:
-        moments = rows.moments(recording, signal=signal, stream=stream)
-        stored = rows.group(recording, "histograms", stream=stream)
-        steps = np.intersect1d(stored["step"].values, moments["step"].values)
-        if not len(steps):
-            raise SignalNotRecorded(
-                f"signal={signal!r}: no step has both moments and a histogram; record with a smaller histograms_every="
-            )
-        if len(steps) < stored.sizes["step"]:
-            stored = stored.sel(step=steps)
-        produced = rows.PRODUCER_SIGNAL.get(signal)
-        return cls(
-            steps,
-            rows.names(moments),
-            _histogram(stored, signal),
-            None if produced is None else _histogram(stored, produced),
-            rows.producer_index(rows.group(recording, "layers", stream=stream)),
-            moments.sel(step=steps).load(),
-            schema.grid_of("gradient_histogram" if signal in schema.GRADIENT_SIGNALS else "value_histogram"),
-        )
-
-    def record(self, index: int) -> _Record:
-        return next(self.records(index, index + 1))
-
-    def records(self, start: int, stop: int) -> Iterator[_Record]:
-        """Records from ``start`` up to ``stop``, read from disk a chunk at a time."""
-        for first in range(start, stop, _CHUNK):
-            block = slice(first, min(first + _CHUNK, stop))
-            own = np.asarray(self.histograms.isel(step=block).values)
-            produced = None if self.producers is None else np.asarray(self.producers.isel(step=block).values)
-            for offset, groups in enumerate(own):
-                yield self._record(first + offset, groups, None if produced is None else produced[offset])
-
-    def _record(self, index: int, groups: NDArray[Any], produced: NDArray[Any] | None) -> _Record:
-        if produced is not None:
-            under_producer = (self.source >= 0) & (groups.sum(axis=(1, 2)) == 0)
-            groups = np.where(under_producer[:, None, None], produced[self.source], groups)
-        here = self.moments.isel(step=index)
-        return _Record(
-            self.grid,
-            groups.sum(axis=1),
-            divergence.cramer_noise(groups, self.grid),
-            divergence.wasserstein1_noise(groups, self.grid),
-            here["mean"].values,
-            here["sd"].values,
-            here["n_examples"].values.astype(np.float64),
-        )
-
-
-def _histogram(stored: xr.Dataset, signal: str) -> xr.DataArray:
-    """Counts with dims (step, layer, group, bin); gradients have one group."""
-    if signal in schema.GRADIENT_SIGNALS:
-        counts = stored["gradient_histogram"].sel(gradient_signal=signal).expand_dims("group", axis=2)
-        return counts.transpose("step", "layer", "group", "gradient_bin")
-    return stored["value_histogram"].sel(value_signal=signal).transpose("step", "layer", "group", "value_bin")
-
-
-def _anchor(reference: object, steps: NDArray[np.int64]) -> int | None:
-    """Position of a fixed reference, None for the previous record."""
+def _anchor(reference: object, view: View) -> tuple[set[int], Record] | None:
+    """Positions and pooled record of a fixed reference; None for the previous record."""
+    steps = view.steps
     if reference == "previous":
         return None
     if reference == "first":
-        return 0
-    if isinstance(reference, (int, np.integer)) and reference in steps:
-        return int(np.searchsorted(steps, reference))
-    raise InvalidArgumentError(
-        f"reference={reference!r}: expected 'previous', 'first' or a step with a histogram: {_some(steps)}"
-    )
+        chosen = [0]
+    elif isinstance(reference, tuple) and len(reference) == 2:
+        chosen = np.flatnonzero((steps >= reference[0]) & (steps <= reference[1])).tolist()
+    else:
+        chosen = np.flatnonzero(steps == reference).tolist() if isinstance(reference, (int, np.integer)) else []
+    if not chosen:
+        raise InvalidArgumentError(
+            f"reference={reference!r}: expected 'previous', 'first', a step with a histogram or two steps with "
+            f"histograms between them: {_some(steps)}"
+        )
+    records = [view.record(index) for index in chosen]
+    return set(chosen), records[0] if len(records) == 1 else Record.pooled(records, view.grid)
 
 
-def _pairs(view: _View, anchor: int | None) -> Iterator[tuple[_Record | None, _Record]]:
-    before = None if anchor is None else view.record(anchor)
+def _pairs(view: View, anchor: tuple[set[int], Record] | None) -> Iterator[tuple[Record | None, Record]]:
+    before = None
     for index, now in enumerate(view.records(0, len(view.steps))):
-        yield (None if index == anchor else before), now
-        before = now if anchor is None else before
+        if anchor is None:
+            yield before, now
+            before = now
+        else:
+            yield (None if index in anchor[0] else anchor[1]), now
 
 
-def _compare(before: _Record, now: _Record) -> dict[str, Floats]:
-    grid = now.grid
+def _compare(before: Record, now: Record, grid: Grid, *, same_examples: bool = False) -> dict[str, Floats]:
     scale = np.where(before.sd > 0, before.sd, np.nan)
     variances = before.sd**2 + now.sd**2
-    noise = before.cramer_noise + now.cramer_noise
-    u = (divergence.cramer(before.counts, now.counts, grid) - noise) / scale
+    noise, floor = before.cramer_noise + now.cramer_noise, np.hypot(before.wasserstein1_noise, now.wasserstein1_noise)
+    known = before.noise_known & now.noise_known & np.isfinite(noise)
+    if same_examples:
+        known, noise, floor = np.ones_like(known), np.zeros_like(noise), np.zeros_like(floor)
+    apart = divergence.cramer(before.counts, now.counts, grid)
+    u = (apart - noise) / scale
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(np.where(now.sd > 0, now.sd, np.nan) ** 2 / scale**2)
         smd = (now.mean - before.mean) / np.sqrt(np.where(variances > 0, variances, np.nan) / 2)
         off_centre = np.maximum(np.abs(before.mean) / before.sd, np.abs(now.mean) / now.sd) > 2.0**grid.mantissa_bits
     return {
         "w1": divergence.wasserstein1(before.counts, now.counts, grid) / scale,
+        "w1_of_moments": divergence.normal_wasserstein1(before.mean, before.sd, now.mean, now.sd) / scale,
         "ks": divergence.kolmogorov_smirnov(before.counts, now.counts, grid),
+        "energy": np.sqrt(2 * apart / scale),
         "js": divergence.jensen_shannon(before.counts, now.counts, grid),
         "smd": smd,
         "log_var_ratio": ratio,
         "u": u,
         "u_noise": noise / scale,
         "equivalent_shift": np.sqrt(np.maximum(u, 0.0) / CRAMER_OF_SMALL_SHIFT),
-        "noise_floor": np.hypot(before.wasserstein1_noise, now.wasserstein1_noise) / scale,
+        "noise_floor": floor / scale,
         "off_centre": off_centre.astype(np.float64),
         "n_examples": np.minimum(before.n_examples, now.n_examples),
+        "noise_known": known.astype(np.float64),
+    }
+
+
+def _relabelled(before: Record, now: Record, grid: Grid) -> Floats:
+    """Noise-corrected distance of a pair under each relabelling, shape ``(ways, layer)``.
+
+    The scale is the standard deviation of both sides together, which no relabelling changes.
+    """
+    ways = inference.relabellings(before.groups.shape[1])
+    variance = (before.sd**2 + now.sd**2) / 2 + (now.mean - before.mean) ** 2 / 4
+    known = before.noise_known & now.noise_known & (variance > 0)
+    scale = np.sqrt(np.where(known, variance, np.nan))
+    return divergence.relabelled_cramer(before.groups, now.groups, ways, grid).T / scale
+
+
+def _windows(tables: list[Floats], view: View, pairs_per_window: int) -> xr.Dataset:
+    """Tests over disjoint pairs, which end at the last record; one window that tests nothing where there are too few."""
+    count = len(tables) // pairs_per_window if pairs_per_window else 0
+    parts = np.array_split(np.arange(len(tables)), count) if count else [np.arange(len(tables))]
+    first = len(view.steps) - 2 * len(tables)
+    rows_of_windows = [_window([tables[pair] for pair in part], len(view.layers)) for part in parts]
+    starts = [view.steps[first + 2 * part[0]] if len(part) else view.steps[0] for part in parts]
+    ends = [view.steps[first + 2 * part[-1] + 1] if len(part) else view.steps[-1] for part in parts]
+    units = {"p": "1", "p_holm": "1", "q": "1", "pooled_shift": "sd of both sides"}
+    columns = {name: np.array([row[name] for row in rows_of_windows]) for name in units}
+    return xr.Dataset(
+        {name: (("window", "layer"), column, {"units": units[name]}) for name, column in columns.items()},
+        coords={
+            "layer": view.layers,
+            "window_start": ("window", starts),
+            "window_end": ("window", ends),
+            "pairs": ("window", [len(part) for part in parts]),
+        },
+    )
+
+
+def _window(tables: list[Floats], layers: int) -> dict[str, Floats]:
+    if not tables:
+        return dict.fromkeys(("p", "p_holm", "q", "pooled_shift"), np.full(layers, np.nan))
+    stacked = np.stack(tables)
+    p = inference.relabelling_p_value(stacked)
+    known = np.isfinite(stacked[:, 0]).sum(axis=0)
+    mean = rows.ratio(np.nan_to_num(stacked[:, 0]).sum(axis=0), known)
+    shift = np.sqrt(np.maximum(mean, 0.0) / CRAMER_OF_SMALL_SHIFT)
+    return {
+        "p": p,
+        "p_holm": inference.holm(p),
+        "q": inference.benjamini_hochberg(p),
+        "pooled_shift": np.where(known >= inference.MIN_PAIRS, shift, np.nan),
     }
 
 
 def _dataset(columns: dict[str, Floats], coords: dict[str, NDArray[Any]]) -> xr.Dataset:
     shape = tuple(len(values) for values in coords.values())
+    units = _UNITS | {"noise_known": "1"}
     dataset = xr.Dataset(
-        {name: (tuple(coords), column.reshape(shape), {"units": _UNITS[name]}) for name, column in columns.items()},
+        {name: (tuple(coords), column.reshape(shape), {"units": units[name]}) for name, column in columns.items()},
         coords=coords,
     )
     return dataset.assign(
         off_centre=dataset["off_centre"] == 1.0,
+        noise_known=dataset["noise_known"] == 1.0,
         n_examples=dataset["n_examples"].fillna(0).astype(np.int64).assign_attrs(units="count"),
     )
 

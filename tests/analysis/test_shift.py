@@ -1,14 +1,28 @@
 """Shift between steps and runs: against raw arrays, under the null, and where there is nothing to compare."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from covshift.analysis import shift
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
-from covshift.schema import Layer
+from covshift.schema import Layer, Mode
 
-DISTANCES = ["w1", "ks", "js", "smd", "log_var_ratio", "u", "u_noise", "equivalent_shift", "noise_floor"]
+DISTANCES = [
+    "w1",
+    "w1_of_moments",
+    "ks",
+    "energy",
+    "js",
+    "smd",
+    "log_var_ratio",
+    "u",
+    "u_noise",
+    "equivalent_shift",
+    "noise_floor",
+]
 
 
 def normal(rng, mean=0.0, sd=1.0, examples=64):
@@ -94,7 +108,7 @@ def test_steps_are_those_of_the_histograms(make_recording, tensors):
 
 def test_one_record_has_nothing_to_compare_with(make_recording, tensors):
     found = shift.between_steps(make_recording({0: tensors[0]}))
-    assert dict(found.sizes) == {"step": 1, "layer": 2}
+    assert dict(found.sizes) == {"step": 1, "layer": 2, "window": 1}
     assert all(np.isnan(found[name]).all() for name in DISTANCES)
     assert not found["off_centre"].any()
 
@@ -163,7 +177,7 @@ def test_preactivations_are_compared_under_their_nonlinearity(make_recording):
 
 @pytest.mark.parametrize("reference", ["last", 5, 10.5, None])
 def test_a_reference_that_is_no_step_is_refused_with_those_that_are(recording, reference):
-    with pytest.raises(InvalidArgumentError, match=r"expected 'previous', 'first' or a step .*: 0, 10, 20"):
+    with pytest.raises(InvalidArgumentError, match=r"expected 'previous', 'first', a step .*: 0, 10, 20"):
         shift.between_steps(recording, reference=reference)
 
 
@@ -199,3 +213,95 @@ def test_runs_with_nothing_in_common_are_refused(make_recording, recording):
         shift.between_runs(recording, make_recording({10: {"other": normal(rng)}}))
     with pytest.raises(InvalidArgumentError, match="step=7: expected a step with histograms in both runs: 0, 10, 20"):
         shift.between_runs(recording, recording, step=7)
+
+
+def test_the_energy_distance_is_scipys_in_units_of_the_references_sd(recording, tensors):
+    found = shift.between_steps(recording)["energy"].sel(step=10, layer="moves")
+    before, now = (tensors[step]["moves"]["activation"].ravel() for step in (0, 10))
+    expected = stats.energy_distance(before / before.std(), now / before.std())
+    assert float(found) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_moment_distance_is_that_of_two_normals(make_recording):
+    rng = np.random.default_rng(10)
+    steps = {0: {"fc": normal(rng, 300.0)}, 1: {"fc": normal(rng, 300.5, 1.4)}}
+    found = shift.between_steps(make_recording(steps)).sel(step=1, layer="fc")
+    one, two = (steps[step]["fc"]["activation"] for step in (0, 1))
+    quantiles = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    coupled = np.abs(two.mean() - one.mean() + (two.std() - one.std()) * quantiles).mean() / one.std()
+    assert bool(found["off_centre"])
+    assert float(found["w1_of_moments"]) == pytest.approx(coupled, rel=1e-4)
+
+
+def test_a_pooled_reference_is_the_record_of_all_its_examples(make_recording, tensors):
+    joined = {"moves": {"activation": np.concatenate([tensors[s]["moves"]["activation"] for s in (0, 10)])}}
+    together = shift.between_steps(make_recording({0: joined, 20: tensors[20]}), reference="first")
+    window = shift.between_steps(make_recording(tensors), reference=(0, 15))
+    assert np.isnan(window["w1"].sel(step=[0, 10])).all()
+    for name in DISTANCES:
+        np.testing.assert_allclose(window[name].sel(step=20, layer="moves"), together[name].sel(step=20, layer="moves"))
+
+
+def test_a_reference_window_without_histograms_is_refused(recording):
+    with pytest.raises(InvalidArgumentError, match="two steps with histograms between them: 0, 10, 20"):
+        shift.between_steps(recording, reference=(11, 19))
+
+
+def test_on_the_same_examples_nothing_is_subtracted(recording):
+    sampled = shift.between_steps(recording).sel(step=10)
+    paired = shift.between_steps(recording, same_examples=True).sel(step=10)
+    np.testing.assert_allclose(paired["u"], sampled["u"] + sampled["u_noise"])
+    assert (paired["u_noise"] == 0).all()
+    assert (paired["noise_floor"] == 0).all()
+    assert np.isnan(paired["p"]).all()
+
+
+def many_records(rng, count, drift=0.0, correlation=0.3):
+    """Records of one layer whose elements share their example's value; every other record ``drift`` sd apart."""
+    for record in range(count):
+        common, own = rng.normal(size=(24, 1)), rng.normal(size=(24, 6))
+        yield record % 2 * drift + np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+
+
+def test_ten_pairs_tell_a_moving_layer_from_a_still_one(make_recording):
+    rng = np.random.default_rng(11)
+    series = {"still": list(many_records(rng, 21)), "moving": list(many_records(rng, 21, 0.5))}
+    steps = {10 * i: {name: {"activation": records[i]} for name, records in series.items()} for i in range(21)}
+    found = shift.between_steps(make_recording(steps))
+    assert (found["pairs"].values.tolist(), found["window_start"].values.tolist()) == ([10], [10])
+    assert found["window_end"].values.tolist() == [200]
+    p = found["p"].squeeze("window")
+    assert float(p.sel(layer="still")) > 0.05
+    assert float(p.sel(layer="moving")) <= 0.001
+    assert float(found["p_holm"].sel(layer="moving").squeeze()) == pytest.approx(2 * float(p.sel(layer="moving")))
+    assert float(found["pooled_shift"].sel(layer="moving").squeeze()) == pytest.approx(0.5, abs=0.12)
+
+
+def test_fewer_than_ten_pairs_are_not_tested(make_recording):
+    rng = np.random.default_rng(12)
+    steps = {i: {"fc": {"activation": values}} for i, values in enumerate(many_records(rng, 19, 3.0))}
+    found = shift.between_steps(make_recording(steps))
+    assert found["pairs"].values.tolist() == [9]
+    assert np.isnan(found["p"]).all()
+    with pytest.raises(InvalidArgumentError, match="pairs_per_window=9: expected at least 10"):
+        shift.between_steps(make_recording(steps), pairs_per_window=9)
+
+
+def test_pairs_that_share_a_reference_are_not_disjoint_and_not_tested(make_recording):
+    rng = np.random.default_rng(13)
+    steps = {i: {"fc": {"activation": values}} for i, values in enumerate(many_records(rng, 21, 3.0))}
+    assert np.isnan(shift.between_steps(make_recording(steps), reference="first")["p"]).all()
+
+
+def test_under_batch_norm_in_training_mode_the_noise_is_unknown_and_nothing_is_tested(make_recording):
+    rng = np.random.default_rng(14)
+    layers = [Layer("fc", "Linear", 0, 1, 0, 6), Layer("bn", "BatchNorm1d", 1, 1, 0, 6), Layer("on", "ReLU", 2)]
+    series = {name: list(many_records(rng, 20)) for name in ("fc", "bn", "on")}
+    steps = {i: {name: {"activation": records[i]} for name, records in series.items()} for i in range(20)}
+    options = {"layers": [replace(layer, unit_count=0, example_axis=0) for layer in layers]}
+    trained = shift.between_steps(make_recording(steps, mode=Mode.TRAIN, **options))
+    evaluated = shift.between_steps(make_recording(steps, mode=Mode.EVAL, **options))
+    assert trained["noise_known"].isel(step=-1).values.tolist() == [True, False, False]
+    assert np.isnan(trained["p"].values).tolist() == [[False, True, True]]
+    assert evaluated["noise_known"].isel(step=-1).all()
+    assert np.isfinite(evaluated["p"]).all()

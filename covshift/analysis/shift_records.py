@@ -1,0 +1,158 @@
+"""What a comparison of distributions reads: histograms by example group and exact moments, one record after another.
+
+A recording's histograms are too many to hold at once, so they are read a few steps at a time. This room knows which
+rows belong to which layer and which of them sampling noise can be known for; it compares nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift import schema
+from covshift.analysis import divergence, rows
+from covshift.exceptions import SignalNotRecorded
+from covshift.grid import Grid
+
+Floats = NDArray[np.float64]
+
+_CHUNK = 16
+"""Steps read at a time: a multiple of a stored chunk's 8, so that none is decompressed twice."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one side of a comparison needs, each array with the layer as first axis.
+
+    ``groups`` has shape ``(layer, group, bin)``; ``noise_known`` is False where batch norm in training mode ties the
+    examples together, which makes every estimate of sampling noise wrong.
+    """
+
+    groups: NDArray[Any]
+    cramer_noise: Floats
+    wasserstein1_noise: Floats
+    mean: Floats
+    sd: Floats
+    n_elements: Floats
+    n_examples: Floats
+    noise_known: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, grid: Grid, groups: NDArray[Any], moments: dict[str, Floats], noise_known: NDArray[np.bool_]) -> Record:
+        """The record of ``groups`` and their exact ``moments``: mean, sd, n and n_examples."""
+        return cls(
+            groups,
+            divergence.cramer_noise(groups, grid),
+            divergence.wasserstein1_noise(groups, grid),
+            moments["mean"],
+            moments["sd"],
+            moments["n"],
+            moments["n_examples"],
+            noise_known,
+        )
+
+    @property
+    def counts(self) -> NDArray[Any]:
+        """Counts of all groups together, shape ``(layer, bin)``."""
+        return np.asarray(self.groups.sum(axis=1))
+
+    def take(self, layers: list[int]) -> Record:
+        """The record of some layers, in this order."""
+        return Record(*(getattr(self, part.name)[layers] for part in fields(self)))
+
+    @classmethod
+    def pooled(cls, records: list[Record], grid: Grid) -> Record:
+        """All examples of several records as one record."""
+        groups = np.sum([record.groups for record in records], axis=0, dtype=np.int64)
+        n, mean, sd = (np.array([getattr(r, name) for r in records]) for name in ("n_elements", "mean", "sd"))
+        weight, mean, sd = n, np.nan_to_num(mean), np.nan_to_num(sd)
+        middle = rows.ratio((weight * mean).sum(axis=0), weight.sum(axis=0))
+        variance = rows.ratio((weight * (sd**2 + (mean - middle) ** 2)).sum(axis=0), weight.sum(axis=0))
+        examples = np.sum([record.n_examples for record in records], axis=0)
+        moments = {"mean": middle, "sd": np.sqrt(variance), "n": n.sum(axis=0), "n_examples": examples}
+        return cls.of(grid, groups, moments, np.all([record.noise_known for record in records], axis=0))
+
+
+@dataclass(frozen=True)
+class View:
+    """Histograms and moments of one signal at the steps that have both."""
+
+    steps: NDArray[np.int64]
+    layers: NDArray[np.str_]
+    histograms: xr.DataArray
+    producers: xr.DataArray | None
+    source: NDArray[np.int64]
+    moments: xr.Dataset
+    normalised: NDArray[np.bool_]
+    grid: Grid
+
+    @classmethod
+    def of(cls, recording: xr.DataTree, signal: str, stream: str) -> View:
+        """The view of one signal of one stream; see :func:`covshift.analysis.rows.layer_rows` for what it raises."""
+        moments = rows.moments(recording, signal=signal, stream=stream)
+        stored = rows.group(recording, "histograms", stream=stream)
+        steps = np.intersect1d(stored["step"].values, moments["step"].values)
+        if not len(steps):
+            raise SignalNotRecorded(
+                f"signal={signal!r}: no step has both moments and a histogram; record with a smaller histograms_every="
+            )
+        if len(steps) < stored.sizes["step"]:
+            stored = stored.sel(step=steps)
+        produced = rows.PRODUCER_SIGNAL.get(signal)
+        layers = rows.group(recording, "layers", stream=stream)
+        return cls(
+            steps,
+            rows.names(moments),
+            _histogram(stored, signal),
+            None if produced is None else _histogram(stored, produced),
+            rows.producer_index(layers),
+            moments.sel(step=steps).load(),
+            batch_normalised(layers)[None, :] & (stored["mode"].values == schema.Mode.TRAIN)[:, None],
+            schema.grid_of("gradient_histogram" if signal in schema.GRADIENT_SIGNALS else "value_histogram"),
+        )
+
+    def record(self, index: int) -> Record:
+        """The record at one position."""
+        return next(self.records(index, index + 1))
+
+    def records(self, start: int, stop: int) -> Iterator[Record]:
+        """Records from ``start`` up to ``stop``, read from disk a chunk at a time."""
+        for first in range(start, stop, _CHUNK):
+            block = slice(first, min(first + _CHUNK, stop))
+            own = np.asarray(self.histograms.isel(step=block).values)
+            produced = None if self.producers is None else np.asarray(self.producers.isel(step=block).values)
+            for offset, groups in enumerate(own):
+                yield self._record(first + offset, groups, None if produced is None else produced[offset])
+
+    def _record(self, index: int, groups: NDArray[Any], produced: NDArray[Any] | None) -> Record:
+        if produced is not None:
+            under_producer = (self.source >= 0) & (groups.sum(axis=(1, 2)) == 0)
+            groups = np.where(under_producer[:, None, None], produced[self.source], groups)
+        here = {name: self.moments[name].values[index].astype(np.float64) for name in _MOMENTS}
+        return Record.of(self.grid, groups, here, ~self.normalised[index])
+
+
+_MOMENTS = ("mean", "sd", "n", "n_examples")
+
+
+def batch_normalised(layers: xr.Dataset) -> NDArray[np.bool_]:
+    """Layers at or after the first batch norm, shape ``(layer,)``: in training mode their examples are tied together.
+
+    Depth stands in for the graph: a branch that leaves before the batch norm and ran after it is counted as well.
+    """
+    depth = layers["depth"].values
+    norms = depth[np.char.find(rows.names(layers, "module_type"), "BatchNorm") >= 0]
+    return np.asarray(depth >= norms.min()) if norms.size else np.zeros(len(depth), dtype=bool)
+
+
+def _histogram(stored: xr.Dataset, signal: str) -> xr.DataArray:
+    """Counts with dims (step, layer, group, bin); gradients have one group."""
+    if signal in schema.GRADIENT_SIGNALS:
+        counts = stored["gradient_histogram"].sel(gradient_signal=signal).expand_dims("group", axis=2)
+        return counts.transpose("step", "layer", "group", "gradient_bin")
+    return stored["value_histogram"].sel(value_signal=signal).transpose("step", "layer", "group", "value_bin")
