@@ -37,7 +37,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print the section."""
     print(
-        f"\nJudging {result['records']:,} records of {result['layers']} layers, read from disk; histograms and units at "
+        f"\nJudging {result['records']:,} records of {result['layers']} layers from disk; histograms and units at "
         f"their default cadence.\nTarget for 1,000 records: {result['target']:.0f} s\n"
     )
     for name, (wall, cpu) in result["seconds"].items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+from covshift.analysis.unit_columns import unit_columns
+from covshift.exceptions import InvalidArgumentError
 
 DEAD_RATE = 1e-3
 """A unit silent since at least :data:`DEAD_WINDOWS` records is dead when its firing rate is bounded by this."""
@@ -26,6 +26,9 @@ DEAD_RATE = 1e-3
 DEAD_WINDOWS = 3
 RARE_RATE = 0.01
 """Below this share of examples a firing unit is rare (Dohare et al., Nature 2024, count units active in < 1 %)."""
+
+SILENCE_RATE = 0.01
+"""A past silence counts as a death that ended in a revival when it bounds the firing rate by this."""
 
 RATE_RECORDS = 10
 """Records behind the firing rate of a unit that does fire."""
@@ -123,6 +126,9 @@ def dead_units(
             First step of the silence of a silent or dead unit, -1 for others.
         ``born_dead`` (unit)
             Silent in every record, from the first one on.
+        ``revivals``, ``revived_step`` (unit)
+            Silences of at least 3 records that bound the firing rate by 1 % and ended, and the step at which the last
+            of them did; -1 for none.
 
     Raises
     ------
@@ -142,6 +148,7 @@ def dead_units(
     firing = _firing_rate(activity)
     state = _states(activity, silence, bound, firing, exact=stream == "evaluation", alpha=alpha)
     gone = np.isin(state, ["silent", "dead"])
+    revivals, revived = _revivals(activity, distinct_examples, alpha)
     return xr.Dataset(
         {
             "silent": (("step", "unit"), activity.silent),
@@ -153,6 +160,8 @@ def dead_units(
             "state": ("unit", state),
             "since_step": ("unit", np.where(gone, activity.steps[silence.first] if gone.any() else -1, -1)),
             "born_dead": ("unit", gone & (silence.last_active < 0)),
+            "revivals": ("unit", revivals, {"units": "count"}),
+            "revived_step": ("unit", revived),
         },
         coords={
             "step": activity.steps,
@@ -235,7 +244,7 @@ class _Silence:
 def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str, stream: str) -> _Activity:
     units = rows.group(recording, "units", stream=stream)
     owners = rows.layer_rows(recording, signal=signal, stream=stream)
-    columns = _columns(units, owners, layers)
+    columns = unit_columns(units, owners, layers)
     chosen = units.sel(signal=signal)[["unit_count", "unit_active_examples"]]
     counts = chosen["unit_count"].values[:, columns.order].astype(np.int64)
     active = chosen["unit_active_examples"].values[:, columns.order].astype(np.int64)
@@ -252,48 +261,6 @@ def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str,
     )
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """How columns of the unit axis make units: ``order`` puts members side by side, ``starts`` opens each unit."""
-
-    order: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    owner: NDArray[np.int64]
-    unit: NDArray[np.int64]
-
-    @property
-    def members(self) -> NDArray[np.int64]:
-        return np.diff(self.starts, append=len(self.order))
-
-    def largest(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.maximum.reduceat(values, self.starts, axis=1) if len(self.starts) else values
-
-    def smallest(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.minimum.reduceat(values, self.starts, axis=1) if len(self.starts) else values
-
-
-def _columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | None) -> _Columns:
-    names = rows.names(owners)
-    owner = units["layer_index"].values.astype(np.int64)
-    if layers is None:
-        wanted = np.flatnonzero(rows.nonlinear(owners))
-    else:
-        with_units = set(names[np.unique(owner)])
-        missing = [name for name in layers if name not in with_units]
-        if missing:
-            raise SignalNotRecorded(
-                f"layers={missing}: no units recorded; recorded for {', '.join(sorted(with_units))}"
-            )
-        wanted = np.flatnonzero(np.isin(names, list(layers)))
-    linked = units["linked_unit"].values
-    unit = np.where(linked >= 0, linked, units["unit_in_layer"].values).astype(np.int64)
-    columns = np.flatnonzero(np.isin(owner, wanted))
-    order = columns[np.lexsort((unit[columns], owner[columns]))]
-    keys = np.stack([owner[order], unit[order]])
-    starts = np.flatnonzero(np.any(np.diff(keys, axis=1, prepend=-1) != 0, axis=0))
-    return _Columns(order, starts, owner[order][starts], unit[order][starts])
-
-
 def _firing_rate(activity: _Activity) -> NDArray[np.float64]:
     """Share of examples with activity over each unit's last records; NaN without any."""
     from_end = np.cumsum(activity.recorded[::-1], axis=0)[::-1]
@@ -305,6 +272,23 @@ def _share(activity: _Activity, records: NDArray[np.bool_]) -> NDArray[np.float6
     seen = np.where(records, activity.examples, 0).sum(axis=0)
     fired = np.where(records, activity.active, 0).sum(axis=0)
     return np.asarray(np.divide(fired, seen, out=np.full(seen.shape, np.nan), where=seen > 0))
+
+
+def _revivals(
+    activity: _Activity, distinct_examples: int | None, alpha: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many silences that counted as deaths ended, and at which step the last of them did."""
+    units = len(activity.layer)
+    needed = np.log(alpha / max(units, 1)) / np.log1p(-SILENCE_RATE)
+    records, examples, revivals = (np.zeros(units, dtype=np.int64) for _ in range(3))
+    revived = np.full(units, -1, dtype=np.int64)
+    for step, seen, active in zip(activity.steps, activity.examples, activity.active, strict=True):
+        fired = (seen > 0) & (active > 0)
+        back = fired & (records >= DEAD_WINDOWS) & (np.minimum(examples, distinct_examples or np.inf) >= needed)
+        revivals += back
+        revived[back] = step
+        records, examples = np.where(fired, 0, records + (seen > 0)), np.where(fired, 0, examples + seen)
+    return revivals, revived
 
 
 def _states(

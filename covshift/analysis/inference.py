@@ -137,7 +137,7 @@ def _lag_one(series: Floats, known: NDArray[np.bool_]) -> Floats:
     raw = np.divide(follows, square, out=np.zeros_like(square), where=square > 0)
     enough = n > 6
     corrected = np.divide(raw + 2 / np.maximum(n, 1), 1 - 4 / np.maximum(n, 5), out=raw.copy(), where=enough)
-    return np.clip(corrected, -1.0, 1.0)
+    return np.asarray(np.clip(corrected, -1.0, 1.0))
 
 
 def _residuals(values: Floats, known: NDArray[np.bool_]) -> Floats:
@@ -216,7 +216,7 @@ def relabelling_p_value(statistics: Floats, *, draws: int = RELABELLINGS, seed: 
         In (0, 1]; NaN where fewer than :data:`MIN_PAIRS` pairs are known.
     """
     pairs, ways, _ = statistics.shape
-    known = np.isfinite(statistics).all(axis=1)
+    known = np.asarray(np.isfinite(statistics).all(axis=1))
     held = np.where(known[:, None, :], statistics, 0.0)
     observed = held[:, 0].sum(axis=0)
     chosen = np.random.default_rng(seed).integers(ways, size=(draws, pairs))
@@ -250,9 +250,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     >>> benjamini_hochberg([0.01, 0.04, 0.03, float("nan")])
     array([0.03, 0.04, 0.04,  nan])
     """
-    return _adjusted(
-        p_values, lambda p: np.minimum.accumulate((p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1]
-    )
+    return _adjusted(p_values, lambda p: np.minimum.accumulate((p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1])
 
 
 def _adjusted(p_values: ArrayLike, step: Callable[[Floats], Floats]) -> Floats:

@@ -68,7 +68,7 @@ class Record:
     @classmethod
     def pooled(cls, records: list[Record], grid: Grid) -> Record:
         """All examples of several records as one record."""
-        groups = np.sum([record.groups for record in records], axis=0, dtype=np.int64)
+        groups = np.asarray(np.sum([record.groups for record in records], axis=0, dtype=np.int64))
         n, mean, sd = (np.array([getattr(r, name) for r in records]) for name in ("n_elements", "mean", "sd"))
         weight, mean, sd = n, np.nan_to_num(mean), np.nan_to_num(sd)
         middle = rows.ratio((weight * mean).sum(axis=0), weight.sum(axis=0))
@@ -128,6 +128,18 @@ class View:
             produced = None if self.producers is None else np.asarray(self.producers.isel(step=block).values)
             for offset, groups in enumerate(own):
                 yield self._record(first + offset, groups, None if produced is None else produced[offset])
+
+    def counts(self, layers: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """Counts of some layers, shape ``(layer, bin)``, at every step."""
+        for first in range(0, len(self.steps), _CHUNK):
+            block = slice(first, first + _CHUNK)
+            own = np.asarray(self.histograms.isel(step=block, layer=layers).sum("group").values)
+            if self.producers is not None:
+                source = np.maximum(self.source[layers], 0)
+                produced = np.asarray(self.producers.isel(step=block, layer=source).sum("group").values)
+                empty = (self.source[layers] >= 0) & ~own.any(axis=2)
+                own = np.where(empty[..., None], produced, own)
+            yield from own
 
     def _record(self, index: int, groups: NDArray[Any], produced: NDArray[Any] | None) -> Record:
         if produced is not None:

@@ -84,7 +84,9 @@ def between_units(
     owner = units["layer_index"].values.astype(np.int64)
     examples = owners["example_count"].reindex(step=steps, fill_value=0).values.astype(np.float64)
     noise = rows.ratio(np.full(examples.shape, 2.0), np.minimum(examples, examples[before]))
-    compared, square = _by_layer(np.isfinite(smd), owner, owners), _by_layer(np.nan_to_num(smd) ** 2, owner, owners)
+    compared, square = (
+        sum_by_layer(part, owner, owners.sizes["layer"]) for part in (np.isfinite(smd), np.nan_to_num(smd) ** 2)
+    )
     excess = np.where(earlier[:, None], rows.ratio(square, compared) - noise, np.nan)
     return xr.Dataset(
         {
@@ -112,9 +114,9 @@ def unit_moments(units: xr.Dataset, signal: str) -> tuple[Floats, Floats]:
     return np.where(np.isfinite(variance), mean, np.nan), variance
 
 
-def _by_layer(values: NDArray[np.generic], owner: NDArray[np.int64], owners: xr.Dataset) -> Floats:
+def sum_by_layer(values: NDArray[np.generic], owner: NDArray[np.int64], layers: int) -> Floats:
     """Sum of values (step, unit) over each layer's units, shape ``(step, layer)``; units stand layer by layer."""
-    sums = np.zeros((len(values), owners.sizes["layer"]))
+    sums = np.zeros((len(values), layers))
     if len(owner):
         starts = np.flatnonzero(np.diff(owner, prepend=-1))
         sums[:, owner[starts]] = np.add.reduceat(values.astype(np.float64), starts, axis=1)

@@ -75,7 +75,7 @@ def relabelling_p_values(
 
 
 def family_p_values(count: int, *, seed: int, layers: int = 10, dependence: float = 0.5) -> Floats:
-    """p-values of ``count`` runs of ``layers`` positively dependent layers without effect, shape ``(count, layers)``."""
+    """p-values of ``count`` runs of ``layers`` positively dependent layers without effect, ``(count, layers)``."""
     from scipy.special import ndtr
 
     generator = np.random.default_rng(seed)

@@ -220,3 +220,13 @@ def test_units_under_an_unknown_example_axis_are_left_out(make_recording):
     statuses = {(0, "act", "activation"): Status.AXIS_UNKNOWN}
     recording = make_recording({0: {"act": fires(5, 0, 1, 1, 1)}}, layers=[unknown], statuses=statuses)
     assert dead_units(recording).sizes["unit"] == 0
+
+
+def test_a_long_silence_that_ends_is_a_revival_and_a_short_one_is_not(make_recording):
+    on, off = fires(300, 100, 100, 100, 100), fires(300, 0, 100, 100, 100)
+    records = [on, off, off, off, on, off, off, on]
+    units = dead_units(recording_of(make_recording, *records))
+    assert units["revivals"].values.tolist() == [1, 0, 0, 0]
+    assert units["revived_step"].values.tolist() == [40, -1, -1, -1]
+    few = [{"activation": record["activation"][:20]} for record in records]
+    assert dead_units(recording_of(make_recording, *few))["revivals"].values.tolist() == [0, 0, 0, 0]

@@ -37,7 +37,7 @@ def test_strong_correlation_makes_fewer_batches():
 def test_the_correlation_is_unbiased_though_a_line_was_fitted(correlation):
     rng = np.random.default_rng(2)
     series = np.zeros((60, 2000))
-    for record in range(1, 260):
+    for _ in range(260):
         series = np.vstack([series[1:], correlation * series[-1:] + rng.normal(size=(1, 2000))])
     assert inference.trend(series).correlation.mean() == pytest.approx(correlation, abs=0.04)
 
@@ -85,7 +85,9 @@ def test_relabellings_are_all_ways_to_split_up_to_swapping_the_sides():
 
 def test_every_relabelling_has_the_distance_of_its_regrouped_counts():
     rng = np.random.default_rng(6)
-    groups = np.array([[np.bincount(VALUES.ids(rng.normal(0.1 * g, 1, 50 + g)), minlength=VALUES.size) for g in range(8)]])
+    groups = np.array(
+        [[np.bincount(VALUES.ids(rng.normal(0.1 * g, 1, 50 + g)), minlength=VALUES.size) for g in range(8)]]
+    )
     ways = inference.relabellings(4)
     found = divergence.relabelled_cramer(groups[:, :4], groups[:, 4:], ways, VALUES)
     expected = [divergence.noise_corrected_cramer(groups[:, way == 1], groups[:, way == 0], VALUES)[0] for way in ways]

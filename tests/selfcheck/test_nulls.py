@@ -20,7 +20,7 @@ def rejected(p_values):
 
 
 def test_the_band_is_that_of_the_design():
-    assert BAND == pytest.approx((0.0175, 0.09), abs=0.0026)
+    assert list(BAND) == pytest.approx([0.0175, 0.09], abs=0.0026)
 
 
 def test_the_trend_test_keeps_its_level():

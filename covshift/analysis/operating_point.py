@@ -1,0 +1,370 @@
+"""Whether a layer has reached a stable operating point, since when, and how sure that is.
+
+"No significant trend" is not evidence of stability: with few or dependent records no trend ever is. Stability is
+therefore claimed only where the interval of the drift lies inside a margin (an equivalence test), and "undetermined" is
+an answer. A network that no longer learns holds still for another reason, and is called frozen.
+
+References
+----------
+Two one-sided tests: Schuirmann (1987). The margin of 0.2 sd is Cohen's "small" (1988). Settling is the control
+engineer's: inside a band from then on. The rest of the definition is ours; docs/concepts/operating_point.md argues it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.analysis import gradient_health, inference, rows, shift, weight_path
+from covshift.analysis.active_mass import active_mass
+from covshift.analysis.shift_records import Record, View
+from covshift.analysis.unit_shift import sum_by_layer, unit_moments
+from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+
+Floats = NDArray[np.float64]
+Columns = dict[str, NDArray[Any]]
+
+WINDOW_SHARE, WINDOW_RECORDS = 0.2, 40
+LOCATION_MARGIN = 0.2
+"""Drift of location over the window, and bound on the change of shape, in sd."""
+
+SCALE_MARGIN = float(np.log(1.2))
+MASS_MARGIN, LEAST_MASS = 0.05, 0.05
+FROZEN_UPDATE, FROZEN_ZEROS = 1e-6, 0.999
+REFERENCE_SHARE = 0.1
+
+_FEWEST = 2 * inference.BATCHES * inference.RECORDS_PER_BATCH
+"""Half of a window is tested where directions were chosen on the other half, and must fill the batches."""
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Location and scale of each layer over some steps, in units of the reference; shape (step, layer).
+
+    ``signed`` says that location is a signed mean over units whose signs were chosen on the first half of the window,
+    so that only the second half tells.
+    """
+
+    steps: NDArray[np.int64]
+    distance: Floats
+    location: Floats
+    scale: Floats
+    signed: bool
+
+
+def stability(
+    recording: xr.DataTree,
+    *,
+    signal: str = "activation",
+    stream: str = "train",
+    share: float = WINDOW_SHARE,
+    min_records: int = WINDOW_RECORDS,
+) -> xr.Dataset:
+    """State of every layer at the end of the recording.
+
+    The window is the last ``share`` of the records, extended to ``min_records`` but never beyond the last half of the
+    run. Location and scale come from per-unit moments where the window holds ``min_records`` records of units (units
+    that move against one another are seen), else from the layer's own.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the group ``layers``; ``units``, ``histograms`` and ``parameters`` are used where they are.
+    signal : {"activation", "activation_grad"}
+        Which tensor.
+    stream : {"train", "evaluation"}
+        Which rows.
+    share : float, default 0.2
+        Share of the records that make the window, in (0, 1].
+    min_records : int, default 40
+        Fewest records of a window, at least 32.
+
+    Returns
+    -------
+    Dataset
+        Dims ``(layer,)``; the attributes give window and margins.
+
+        ``state``
+            ``"STABLE"``: the 90 % intervals of the drifts of location, scale and active mass lie inside their margins,
+            and the upper bound of the change of shape below its own, as far as they are measured; location and scale
+            must be. ``"DRIFTING"``: one of them is beyond its margin and its 95 % interval excludes 0. ``"FROZEN"``: no
+            parameter up to this depth moved by more than 1e-6 of its length an update, or 99.9 % of the layer's
+            gradient is zero. ``"UNDETERMINED"``: anything else.
+        ``location_drift``, ``location_low``, ``location_high``
+            Drift over the window in sd of the reference, with its 90 % interval. By units: mean over units, each in the
+            direction it moved in the first half, tested on the second half and scaled to the whole window.
+        ``scale_drift``, ``scale_low``, ``scale_high``
+            Drift of the (mean over units of the) logarithm of the standard deviation.
+        ``shape_shift``, ``shape_high``
+            Equivalent shift between the first and the last fifth of the window, sampling noise taken off, and its upper
+            95 % bound; NaN where that noise is unknown, the bins too wide, or there are fewer than 2 histograms.
+        ``active_mass``, ``mass_low``, ``mass_high``
+            Median share of z with a usable derivative, and the 90 % interval of its drift; NaN where not known.
+        ``settled_step``, ``settled_low``, ``settled_high``
+            First record from which on the layer stayed within 0.2 sd of the last tenth of the run, sampling noise
+            allowed for; and the same with twice that noise, and with none. -1 where not stable or never.
+        ``weight_path``
+            Relative length of the way the parameters up to this depth went in the window.
+        ``susceptibility``
+            ``|location_drift| / weight_path``: what makes layers of different learning rates comparable.
+        ``records``, ``correlation``
+            Records behind the location, and their lag-1 correlation.
+        ``by_units``
+            Whether location and scale come from units.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``share`` or ``min_records`` is out of range.
+    SignalNotRecorded
+        If the signal was not recorded.
+    """
+    if not 0 < share <= 1 or min_records < _FEWEST:
+        raise InvalidArgumentError(
+            f"share={share}, min_records={min_records}: expected 0 < share <= 1 and min_records >= {_FEWEST}"
+        )
+    layers = rows.layer_rows(recording, signal=signal, stream=stream)
+    by_layer = _of_layers(recording, signal, stream)
+    by_units = _of_units(recording, signal, stream, share=share, least=min_records)
+    window = _window(len(by_layer.steps), share, min_records)
+    columns = _tests(by_layer, window, min_records)
+    by_unit = np.zeros(len(columns["records"]), dtype=bool)
+    if by_units is not None:
+        unit_window = _window(len(by_units.steps), share, min_records)
+        unit_columns = _tests(by_units, unit_window, min_records)
+        by_unit = unit_columns["records"] >= min_records
+        columns = {name: np.where(by_unit, unit_columns[name], columns[name]) for name in columns}
+    start = int(by_layer.steps[window][0]) if len(by_layer.steps) else 0
+    columns |= _shape(recording, signal, stream, start) | _mass(recording, stream, rows.names(layers), window)
+    columns |= _motion(recording, layers, stream, start)
+    columns["susceptibility"] = rows.ratio(np.abs(columns["location_drift"]), columns["weight_path"])
+    columns["state"] = _states(columns)
+    columns["by_units"] = by_unit
+    return _dataset(columns, rows.names(layers), window, by_layer.steps)
+
+
+def _window(records: int, share: float, least: int) -> slice:
+    size = max(int(np.ceil(records * share)), min(least, records // 2))
+    return slice(records - size, records)
+
+
+def _of_layers(recording: xr.DataTree, signal: str, stream: str) -> _Series:
+    found = rows.moments(recording, signal=signal, stream=stream)
+    mean, sd = found["mean"].values, found["sd"].values
+    positive = np.where(sd > 0, sd, np.nan)
+    with np.errstate(divide="ignore"):
+        logs = np.log(positive)
+    reference = _reference(mean), np.exp(_reference(logs))
+    location = (mean - reference[0]) / reference[1]
+    return _Series(found["step"].values.astype(np.int64), location**2, location, logs, signed=False)
+
+
+def _of_units(recording: xr.DataTree, signal: str, stream: str, *, share: float, least: int) -> _Series | None:
+    try:
+        units = rows.group(recording, "units", stream=stream)
+    except SignalNotRecorded:
+        return None
+    if not units.sizes["step"]:
+        return None
+    layers = rows.group(recording, "layers", stream=stream).sizes["layer"]
+    owner = units["layer_index"].values.astype(np.int64)
+    mean, variance = unit_moments(units, signal)
+    sd = np.sqrt(np.where(variance > 0, variance, np.nan))
+    logs = np.log(sd)
+    moved = (mean - _reference(mean)) / np.exp(_reference(logs))
+    known = np.isfinite(moved)
+    compared = sum_by_layer(known, owner, layers)
+    distance = rows.ratio(sum_by_layer(np.nan_to_num(moved) ** 2, owner, layers), compared)
+    signs = _directions(moved[_window(len(moved), share, least)])
+    location = rows.ratio(sum_by_layer(np.nan_to_num(moved) * signs, owner, layers), compared)
+    scale = rows.ratio(sum_by_layer(np.nan_to_num(logs), owner, layers), sum_by_layer(np.isfinite(logs), owner, layers))
+    return _Series(units["step"].values.astype(np.int64), distance, location, scale, signed=True)
+
+
+def _reference(values: Floats) -> Floats:
+    """Mean of each column over the last tenth of the records, at least three; NaN where nothing is known there."""
+    last = values[-max(int(np.ceil(len(values) * REFERENCE_SHARE)), 3) :]
+    known = np.isfinite(last)
+    return rows.ratio(np.where(known, last, 0.0).sum(axis=0), known.sum(axis=0))
+
+
+def _directions(moved: Floats) -> Floats:
+    """Sign of each unit's net displacement over the first half of a window: its last quarter less its first.
+
+    Single records are mostly sampling noise, hence quarters.
+    """
+    half = np.nan_to_num(moved[: len(moved) // 2])
+    if not len(half):
+        return np.ones(moved.shape[1])
+    quarter = max(len(half) // 4, 1)
+    return np.asarray(np.sign(half[-quarter:].mean(axis=0) - half[:quarter].mean(axis=0)))
+
+
+def _tests(series: _Series, window: slice, least: int) -> Columns:
+    location, scale = series.location[window], series.scale[window]
+    records = np.isfinite(location).sum(axis=0)
+    tested = location[len(location) // 2 :] if series.signed else location
+    found = {"location": inference.trend(tested), "scale": inference.trend(scale)}
+    factor = (len(location) - 1) / max(len(tested) - 1, 1)
+    columns: Columns = {"records": records, "correlation": found["location"].correlation}
+    for name, margin in (("location", LOCATION_MARGIN), ("scale", SCALE_MARGIN)):
+        stretch = factor if name == "location" else 1.0
+        low, high = found[name].interval(0.9)
+        columns |= {f"{name}_drift": found[name].drift * stretch, f"{name}_low": low * stretch}
+        columns |= {f"{name}_high": high * stretch}
+        verdict = inference.equivalence(found[name], margin / stretch)
+        columns[f"{name}_verdict"] = np.where(records >= least, verdict, "UNDETERMINED")
+    return columns | _settled(series)
+
+
+def _settled(series: _Series) -> Columns:
+    """Steps from which on location and scale stay in their bands, with the usual, twice, and no allowance for noise."""
+    last = slice(-max(int(np.ceil(len(series.steps) * REFERENCE_SHARE)), 3), None)
+    scale = np.abs(series.scale - _reference(series.scale))
+    noise = [_upper(part[last]) for part in (series.distance, scale)]
+    return {
+        name: _first_inside(
+            series.steps,
+            (series.distance > LOCATION_MARGIN**2 + allowance * noise[0])
+            | (scale > SCALE_MARGIN + allowance * noise[1]),
+        )
+        for name, allowance in (("settled_step", 1.0), ("settled_low", 2.0), ("settled_high", 0.0))
+    }
+
+
+def _upper(values: Floats) -> Floats:
+    """Largest known value of each column; the reference window is short, so its 95 % point is about its largest."""
+    return np.asarray(np.where(np.isfinite(values), values, 0.0).max(axis=0, initial=0.0))
+
+
+def _first_inside(steps: NDArray[np.int64], outside: NDArray[np.bool_]) -> NDArray[np.int64]:
+    if not len(steps):
+        return np.full(outside.shape[1], -1, dtype=np.int64)
+    last_outside = np.where(outside, np.arange(len(steps))[:, None], -1).max(axis=0)
+    return np.where(last_outside + 1 < len(steps), steps[np.minimum(last_outside + 1, len(steps) - 1)], -1)
+
+
+def _shape(recording: xr.DataTree, signal: str, stream: str, start: int) -> Columns:
+    blank = np.full(rows.group(recording, "layers", stream=stream).sizes["layer"], np.nan)
+    unknown = {"shape_shift": blank, "shape_low": blank, "shape_high": blank}
+    try:
+        view = View.of(recording, signal, stream)
+    except SignalNotRecorded:
+        return unknown
+    inside = np.flatnonzero(view.steps >= start)
+    fifth = int(np.ceil(len(inside) / 5))
+    if len(inside) < 2:
+        return unknown
+    first, last = (
+        Record.pooled([view.record(int(index)) for index in part], view.grid)
+        for part in (inside[:fifth], inside[-fifth:])
+    )
+    found = shift.distances(first, last, view.grid)
+    usable = (found["noise_known"] == 1) & (found["off_centre"] == 0) & np.isfinite(found["u"])
+    pairs = zip(
+        found["u"] / shift.CRAMER_OF_SMALL_SHIFT, found["u_noise"] / shift.CRAMER_OF_SMALL_SHIFT, usable, strict=True
+    )
+    intervals = np.array([shift.equivalent_interval(*pair[:2], 1) if pair[2] else (np.nan, np.nan) for pair in pairs])
+    return {
+        "shape_shift": np.where(usable, found["equivalent_shift"], np.nan),
+        "shape_low": intervals[:, 0],
+        "shape_high": intervals[:, 1],
+    }
+
+
+def _mass(recording: xr.DataTree, stream: str, names: NDArray[np.str_], window: slice) -> Columns:
+    blank = np.full(len(names), np.nan)
+    try:
+        mass = active_mass(recording, stream=stream).reindex(layer=names).values[window]
+    except SignalNotRecorded:
+        return dict.fromkeys(("active_mass", "mass_low", "mass_high"), blank) | {
+            "mass_verdict": np.full(len(names), "")
+        }
+    # Histograms are rarer than other records: where none gives a mass, there is no record of it.
+    mass = mass[np.isfinite(mass).any(axis=1)]
+    drift = inference.trend(mass)
+    low, high = drift.interval(0.9)
+    typical = _median(mass)
+    verdict = inference.equivalence(drift, MASS_MARGIN)
+    return {
+        "active_mass": typical,
+        "mass_low": low,
+        "mass_high": high,
+        "mass_verdict": np.where(np.isfinite(low), verdict, ""),
+    }
+
+
+def _motion(recording: xr.DataTree, layers: xr.Dataset, stream: str, start: int) -> Columns:
+    """Weight path up to each layer's depth, and whether it is frozen."""
+    path, largest = weight_path.upstream(recording, layers, start=start)
+    frozen = largest <= FROZEN_UPDATE
+    try:
+        zeros = gradient_health.zero_rate(recording, stream=stream).sel(step=slice(start, None)).values
+    except SignalNotRecorded:
+        zeros = np.full((1, len(path)), np.nan)
+    return {"weight_path": path, "frozen": frozen | (_median(zeros) >= FROZEN_ZEROS)}
+
+
+def _median(values: Floats) -> Floats:
+    """Median of what is known in each column; NaN where nothing is."""
+    known = np.isfinite(values).any(axis=0)
+    typical = np.full(values.shape[1], np.nan)
+    typical[known] = np.nanmedian(values[:, known], axis=0)
+    return typical
+
+
+def _states(columns: Columns) -> NDArray[np.str_]:
+    parts = [columns["location_verdict"], columns["scale_verdict"]]
+    drifting = np.any([part == "DRIFTING" for part in [*parts, columns["mass_verdict"]]], axis=0)
+    drifting |= columns["shape_low"] > LOCATION_MARGIN
+    stable = np.all([part == "STABLE" for part in parts], axis=0)
+    stable &= ~(columns["shape_high"] >= LOCATION_MARGIN)
+    stable &= np.isin(columns["mass_verdict"], ["STABLE", ""]) & ~(columns["active_mass"] < LEAST_MASS)
+    return np.select([columns["frozen"], drifting, stable], ["FROZEN", "DRIFTING", "STABLE"], "UNDETERMINED")
+
+
+_UNITS = {
+    "state": "",
+    "location_drift": "sd",
+    "location_low": "sd",
+    "location_high": "sd",
+    "scale_drift": "1",
+    "scale_low": "1",
+    "scale_high": "1",
+    "shape_shift": "sd",
+    "shape_high": "sd",
+    "active_mass": "1",
+    "mass_low": "1",
+    "mass_high": "1",
+    "settled_step": "step",
+    "settled_low": "step",
+    "settled_high": "step",
+    "weight_path": "1",
+    "susceptibility": "sd",
+    "records": "count",
+    "correlation": "1",
+    "by_units": "",
+}
+
+
+def _dataset(columns: Columns, names: NDArray[np.str_], window: slice, steps: NDArray[np.int64]) -> xr.Dataset:
+    settled = columns["state"] == "STABLE"
+    for name in ("settled_step", "settled_low", "settled_high"):
+        columns[name] = np.where(settled, columns[name], -1)
+    inside = steps[window]
+    attrs = {
+        "window_start": int(inside[0]) if len(inside) else -1,
+        "window_end": int(inside[-1]) if len(inside) else -1,
+        "location_margin": LOCATION_MARGIN,
+        "scale_margin": SCALE_MARGIN,
+        "mass_margin": MASS_MARGIN,
+    }
+    return xr.Dataset(
+        {name: ("layer", columns[name], {"units": unit} if unit else {}) for name, unit in _UNITS.items()},
+        coords={"layer": names},
+        attrs=attrs,
+    )
