@@ -44,8 +44,8 @@ def active_mass(recording: xr.DataTree, *, stream: str = "train") -> xr.DataArra
     -------
     DataArray
         Dims ``(step, layer)``, the layers being the nonlinearities, in [0, 1]. ReLU, ReLU6, Hardtanh and linked ReLU
-        are exact at every record; tanh and sigmoid are known where there is a histogram of z, to within the share of one
-        bin at each end. NaN elsewhere and for other activations.
+        are exact at every record; tanh and sigmoid are known where there is a histogram of z, to within the share of
+        one bin at each end. NaN elsewhere and for other activations.
 
     Raises
     ------

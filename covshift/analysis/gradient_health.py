@@ -14,8 +14,19 @@ from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.analysis.dead_units import dead_units
+from covshift.analysis.gradient_scale import growth_over_time, range_risk, trust_ratio
+from covshift.analysis.unit_profile import unit_profile
 
-__all__ = ["dead_units", "norm_profile", "update_ratio", "zero_rate"]
+__all__ = [
+    "dead_units",
+    "growth_over_time",
+    "norm_profile",
+    "range_risk",
+    "trust_ratio",
+    "unit_profile",
+    "update_ratio",
+    "zero_rate",
+]
 
 MIN_LAYERS = 5
 """Fewest layers a slope over depth is fitted to."""

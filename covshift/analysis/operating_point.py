@@ -209,7 +209,7 @@ def _tests(series: _Series, window: slice, least: int) -> Columns:
     records = np.isfinite(location).sum(axis=0)
     tested = location[len(location) // 2 :] if series.signed else location
     found = {"location": inference.trend(tested), "scale": inference.trend(scale)}
-    factor = (len(location) - 1) / max(len(tested) - 1, 1)
+    factor = max(len(location) - 1, 1) / max(len(tested) - 1, 1)
     columns: Columns = {"records": records, "correlation": found["location"].correlation}
     for name, margin in (("location", LOCATION_MARGIN), ("scale", SCALE_MARGIN)):
         stretch = factor if name == "location" else 1.0
@@ -288,7 +288,7 @@ def _mass(recording: xr.DataTree, stream: str, names: NDArray[np.str_], window: 
     mass = mass[np.isfinite(mass).any(axis=1)]
     drift = inference.trend(mass)
     low, high = drift.interval(0.9)
-    typical = _median(mass)
+    typical = rows.median(mass)
     verdict = inference.equivalence(drift, MASS_MARGIN)
     return {
         "active_mass": typical,
@@ -306,15 +306,7 @@ def _motion(recording: xr.DataTree, layers: xr.Dataset, stream: str, start: int)
         zeros = gradient_health.zero_rate(recording, stream=stream).sel(step=slice(start, None)).values
     except SignalNotRecorded:
         zeros = np.full((1, len(path)), np.nan)
-    return {"weight_path": path, "frozen": frozen | (_median(zeros) >= FROZEN_ZEROS)}
-
-
-def _median(values: Floats) -> Floats:
-    """Median of what is known in each column; NaN where nothing is."""
-    known = np.isfinite(values).any(axis=0)
-    typical = np.full(values.shape[1], np.nan)
-    typical[known] = np.nanmedian(values[:, known], axis=0)
-    return typical
+    return {"weight_path": path, "frozen": frozen | (rows.median(zeros) >= FROZEN_ZEROS)}
 
 
 def _states(columns: Columns) -> NDArray[np.str_]:

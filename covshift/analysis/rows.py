@@ -185,6 +185,20 @@ def ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.floa
     return np.asarray(np.divide(numerator, denominator, out=blank, where=np.asarray(denominator) > 0))
 
 
+def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median over records (the first axis) of what was measured; NaN where nothing was.
+
+    Examples
+    --------
+    >>> median(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]]))
+    array([ 2., nan])
+    """
+    known = np.asarray(np.isfinite(values).any(axis=0))
+    typical = np.full(values.shape[1:], np.nan)
+    typical[known] = np.nanmedian(np.where(np.isfinite(values), values, np.nan)[:, known], axis=0)
+    return typical
+
+
 def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.DataArray:
     """A static coordinate of the layers, dims ``(layer,)``, such as ``depth`` or ``module_type``."""
     layers = group(recording, "layers", stream=stream)

@@ -64,8 +64,8 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
             Constant at a value other than 0.
         ``mean_derivative``
             Mean derivative relative to its maximum, exact from the moments of tanh and sigmoid units; NaN for others.
-            By Markov's inequality at most ten times this share of elements has a derivative above a tenth of the maximum,
-            so at 0.01 at least 90 % of elements are saturated.
+            By Markov's inequality at most ten times this share of elements has a derivative above a tenth of the
+            maximum, so at 0.01 at least 90 % of elements are saturated.
         ``dormancy``
             Mean size of the output relative to the mean of the layer's units; 0 where all units of the layer are 0.
             Known where the output never changes sign, else NaN.

@@ -48,9 +48,7 @@ def upstream(recording: xr.DataTree, layers: xr.Dataset, *, start: int = 0) -> t
     weight, update = (parameters[name].values.astype(np.float64) for name in ("weight_norm", "update_norm"))
     measured = np.isfinite(weight) & np.isfinite(update) & (weight > 0)
     ratios = np.where(measured, update / np.where(measured, weight, 1.0), np.nan)
-    known = np.asarray(measured.any(axis=0))
-    typical = np.full(len(known), np.nan)
-    typical[known] = np.nanmedian(ratios[:, known], axis=0)
+    known, typical = np.asarray(measured.any(axis=0)), rows.median(ratios)
     depth = parameter_depths(rows.names(parameters, "parameter"), layers)
     before = (depth[None, :] <= layers["depth"].values[:, None]) & known
     weights, updates = (np.where(measured, part**2, 0.0).sum(axis=0) for part in (weight, update))

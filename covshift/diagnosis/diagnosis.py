@@ -14,7 +14,8 @@ import xarray as xr
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis import sentence
+from covshift.diagnosis import sentence, terminal
+from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
 from covshift.diagnosis.rules import RULES, Rule
 from covshift.diagnosis.thresholds import Verdict
@@ -23,12 +24,12 @@ from covshift.exceptions import SignalNotRecorded
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    from rich.console import Group
 
 __all__ = ["WHOLE_RUN", "Diagnosis", "Finding", "diagnose"]
 
 JSON_VERSION = 1
-_COLUMNS = ("verdict", "check", "layer", "since_step", "reason", "advice")
+_COLUMNS = ("verdict", "check", "layer", "since_step", "reason", "advice", "explained_by")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Diagnosis:
     Attributes
     ----------
     findings : tuple of Finding
-        Worst first; of one verdict, those that began earlier first; then in the order of checks and depth. Findings
-        that are ok or not measured are among them.
+        Worst first; of one verdict, those that no other explains first, then those that began earlier, then in the
+        order of checks and depth. Findings that are ok or not measured are among them.
     layers : tuple of str
         Layers of the recording in order of depth.
     """
@@ -94,15 +95,13 @@ class Diagnosis:
         records = [vars(finding) | {"threshold": str(finding.threshold or "")} for finding in self.findings]
         return pd.DataFrame(records, columns=list(Finding.__dataclass_fields__))
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """Findings to watch or worse that no other finding explains."""
+        return tuple(f for f in self.findings if f.verdict in ("watch", "bad") and not f.explained_by)
 
-        table = Table(title=self.sentence, title_justify="left", show_lines=False)
-        for column in _COLUMNS:
-            table.add_column(column.replace("_", " "))
-        for row in self._flagged():
-            table.add_row(*row)
-        return table
+    def __rich__(self) -> Group:
+        return terminal.shown(self.sentence, self.findings)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in _COLUMNS)
@@ -147,6 +146,7 @@ def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) ->
     loaded = _in_memory(recording)
     rules: dict[str, Rule] = {**RULES, "units": partial(dead_share, distinct_examples=distinct_examples)}
     findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, loaded)]
+    findings = explained(findings, Order.of(loaded))
     order = np.argsort(layers["depth"].values, kind="stable")
     names = tuple(rows.names(layers)[order].tolist())
     return Diagnosis(tuple(_ranked(findings, names)), names)
@@ -173,9 +173,9 @@ def _ranked(findings: list[Finding], layers: tuple[str, ...]) -> list[Finding]:
     depth = {layer: index for index, layer in enumerate(layers)}
     checks = list(RULES)
 
-    def rank(finding: Finding) -> tuple[int, float, int, int]:
+    def rank(finding: Finding) -> tuple[int, bool, float, int, int]:
         begun = math.inf if finding.since_step is None else finding.since_step
         place = depth.get(finding.layer, -1 if finding.layer == WHOLE_RUN else len(layers))
-        return SEVERITY.index(finding.verdict), begun, checks.index(finding.check), place
+        return SEVERITY.index(finding.verdict), bool(finding.explained_by), begun, checks.index(finding.check), place
 
     return sorted(findings, key=rank)

@@ -40,6 +40,8 @@ class Finding:
         The evidence in words: layer, what, how much, out of how many, since when. Where not measured: why.
     advice : str
         What to try and what it costs; where not measured, what would be needed. Empty where ok.
+    explained_by : str
+        Another finding that accounts for this one, as ``"<check> in <layer>"``; empty where none does.
     """
 
     check: str
@@ -51,6 +53,7 @@ class Finding:
     threshold: Threshold | None
     reason: str
     advice: str
+    explained_by: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types; NaN and infinities become None."""

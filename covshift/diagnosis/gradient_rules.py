@@ -1,4 +1,4 @@
-"""Rules about gradients: whether they arrive, how much of them is zero, how they scale over depth.
+"""Rules about gradients: whether they arrive, and how much of them is zero.
 
 Each rule takes a recording and returns a finding per layer it can speak of. Zeros that pooling or dropout make are
 never held against an activation: where the structural part is known, only that part is judged as such.
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from covshift import schema
 from covshift.analysis import gradient_health, linkage, rows
 from covshift.analysis.dead_units import dead_units
-from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured
-from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, judge, onset, typical
+from covshift.diagnosis.finding import Finding, not_measured
+from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.unit_rules import SILENT_RATE, onset_of_share
-from covshift.diagnosis.wording import between, number, percent, plural
+from covshift.diagnosis.wording import percent, plural
 from covshift.exceptions import SignalNotRecorded
 
 _NOT_DUE = {
@@ -42,10 +42,6 @@ _MASKED = (
 _CUT_OFF = (
     "look after this layer for a mask, a zero factor, dead units or, in float16, underflow; a larger loss scale mends "
     "the last, at the risk of overflow"
-)
-_RESCALE = (
-    "variance-preserving initialisation, residual connections or a normalisation layer hold the scale; normalisation "
-    "costs time and ties examples of a batch together"
 )
 
 
@@ -186,13 +182,15 @@ class _Parts:
         ]
         if units is not None:
             share = units.idle / units.units
-            explained = typical(self.structural[window]) >= share
+            explained = rows.median(self.structural[window]) >= share
             advice = _KEEP_LIVE if explained else _CUT_OFF
             judged.append(Judgement(THRESHOLDS["zero_gradient_units"], share, units.since_step, advice))
         return judged
 
     def words(self, window: slice, units: _IdleUnits | None) -> str:
-        zeros, structural, other = (float(typical(part[window])) for part in (self.zeros, self.structural, self.other))
+        zeros, structural, other = (
+            float(rows.median(part[window])) for part in (self.zeros, self.structural, self.other)
+        )
         text = f"{percent(zeros)} of the gradient of its {self.tensor} is exactly zero"
         if np.isfinite(structural):
             rest = f"{percent(other)} masked, underflowed or cancelled" if np.isfinite(other) else "the rest not split"
@@ -241,45 +239,3 @@ def _idle_units(recording: xr.DataTree) -> Mapping[str, _IdleUnits]:
         )
         for name in np.unique(layer)
     }
-
-
-def scale_over_depth(recording: xr.DataTree) -> list[Finding]:
-    """Whether the gradient vanishes or explodes over depth, in the last window of records.
-
-    Slope and total change must both exceed their thresholds. Layers whose gradient is exactly zero have left the scale
-    altogether and are ``bad`` by themselves.
-    """
-    profile = gradient_health.norm_profile(recording)
-    window, steps = rows.last_window(profile.sizes["step"]), profile["step"].values
-    now = {str(name): float(typical(values.values[window])) for name, values in profile.drop_vars("rms").items()}
-    records = plural(len(steps[window]), "record")
-    if now["vanished"] >= 1:
-        return [_vanished(profile, steps, window)]
-    if np.isnan(now["slope"]):
-        reason = f"{WHOLE_RUN}: {plural(profile.sizes['layer'], 'layer')} with a gradient in the last {records}"
-        need = f"a slope needs at least {gradient_health.MIN_LAYERS} layers of one kind with a gradient other than zero"
-        return [not_measured("scale over depth", WHOLE_RUN, reason, need)]
-    low, high = now["slope_low"], now["slope_high"]
-    direction, interval = ("shrinks", (low, high)) if now["slope"] > 0 else ("grows", (-high, -low))
-    reason = (
-        f"gradient rms {direction} towards the input by {number(abs(now['slope']))} decades a layer "
-        f"{between(interval)}, {number(abs(now['total_decades']))} decades over {int(now['n_layers'])} layers; median "
-        f"of the last {records}"
-    )
-    slope = judge("depth_slope", np.abs(profile["slope"].values), steps, window, _RESCALE)
-    total = judge("depth_total", np.abs(profile["total_decades"].values), steps, window, _RESCALE)
-    # Both must fire, so the milder of the two decides.
-    if SEVERITY.index(total.verdict) > SEVERITY.index(slope.verdict):
-        return [replace(conclude(WHOLE_RUN, reason, [total]), value=now["total_decades"])]
-    return [replace(conclude(WHOLE_RUN, reason, [slope]), value=now["slope"], interval=(low, high))]
-
-
-def _vanished(profile: xr.Dataset, steps: Steps, window: slice) -> Finding:
-    count, zero = profile["vanished"].values, profile["rms"].values[window] == 0
-    reason = (
-        f"the gradient is exactly zero, cut off or below the range of its dtype, in {int(typical(count[window]))} of "
-        f"{plural(profile.sizes['layer'], 'layer')} (first {rows.names(profile)[zero.any(axis=0)][0]}); median of the "
-        f"last {plural(len(zero), 'record')}"
-    )
-    beyond = Judgement(THRESHOLDS["depth_total"], np.inf, onset(steps, count > 0), _RESCALE)
-    return conclude(WHOLE_RUN, reason, [beyond])

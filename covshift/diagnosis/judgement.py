@@ -11,11 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from covshift.analysis import rows
 from covshift.diagnosis.finding import SEVERITY, Finding
 from covshift.diagnosis.thresholds import THRESHOLDS, Threshold, Verdict
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
+
+WARM_UP_SHARE = 0.1
+"""Records at the start of a run that no verdict on sizes over time rests on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Judgement:
 def judge(name: str, series: Floats, steps: Steps, window: slice, advice: str) -> Judgement:
     """Judgement of the median of ``series`` (step,) over ``window`` by the threshold called ``name``."""
     threshold = THRESHOLDS[name]
-    value = float(typical(series[window]))
+    value = float(rows.median(series[window]))
     return Judgement(threshold, value, onset(steps, threshold.exceeded(series), np.isfinite(series)), advice)
 
 
@@ -62,20 +66,6 @@ def conclude(layer: str, reason: str, judgements: Sequence[Judgement]) -> Findin
         f"{layer}: {reason}" + ("" if begun is None else f"; since step {begun}"),
         chosen.advice if chosen.verdict != "ok" else "",
     )
-
-
-def typical(values: Floats) -> Floats:
-    """Median over records (the first axis) of what was measured; NaN where nothing was.
-
-    Examples
-    --------
-    >>> typical(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]]))
-    array([ 2., nan])
-    """
-    measured = np.isfinite(values).any(axis=0)
-    median = np.full(values.shape[1:], np.nan)
-    median[measured] = np.nanmedian(np.where(np.isfinite(values), values, np.nan)[:, measured], axis=0)
-    return median
 
 
 def onset(steps: Steps, exceeded: NDArray[np.bool_], measured: NDArray[np.bool_] | None = None) -> int | None:

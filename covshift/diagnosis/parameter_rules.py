@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 
 from covshift.analysis import gradient_health, rows
 from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import Floats, Steps, conclude, judge, typical
+from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Steps, conclude, judge
 from covshift.diagnosis.wording import number, plural
-
-WARM_UP_SHARE = 0.1
-"""Records at the start of a run that no verdict on the update ratio rests on."""
 
 ROOT = "(root)"
 
@@ -62,7 +59,7 @@ def _of_parameter(name: str, ratio: Floats, gradient: NDArray[np.bool_], steps: 
     if judged.value == 0:
         stuck = f"{name} did not move in {records} though it had a gradient"
         return conclude(layer, stuck, [replace(judged, advice=_STUCK)])
-    overall = float(typical(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
+    overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
     reason = f"an update moves {name} by {number(judged.value)} of its length; median of {records}"
     if not judged.threshold.falls_short(judged.value):
         return conclude(layer, reason, [judged])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.analysis.dead_units import DEAD_RATE, dead_units
+from covshift.analysis.unit_profile import unit_profile
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude
 from covshift.diagnosis.thresholds import IDLE_SHARE, THRESHOLDS
@@ -21,7 +22,17 @@ _REVIVE = (
     "a lower learning rate prevents further deaths, at the price of speed; re-initialising revives units, at the price "
     "of a jump; a leaky or linked activation has no dead side, but gives up exact zeros or widens the next layer"
 )
+_UNSTICK = (
+    "a smaller initialisation or learning rate keeps z away from the plateaus; a leaky or unbounded activation has "
+    "none, but gives up the bound on the output"
+)
 _FAMILY_ERROR = 0.05
+
+ALWAYS_ON = 0.01
+"""A unit above zero on all but this share of elements is always on, that is, linear."""
+
+_STUCK_EXAMPLES = 100
+"""Examples below which a constant output may be the data's."""
 
 SILENT_RATE = 0.01
 """Silence counts from where it bounds the firing rate by this, see the threshold ``silent_units``."""
@@ -49,6 +60,9 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
         return [not_measured("units", WHOLE_RUN, reason, need)]
     columns = {name: units[name].values for name in ("layer", "state", "silent_examples", "rate_upper_bound")}
     since = units["since_step"].values if stream == "train" else _since_training(recording, units)
+    profile = unit_profile(recording, stream=stream)
+    stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
+    always = profile["positive_rate"].values > 1 - ALWAYS_ON
     findings = []
     for layer in dict.fromkeys(columns["layer"].tolist()):
         mine = columns["layer"] == layer
@@ -59,6 +73,9 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             dead=int((state == "dead").sum()),
             silent=int((state == "silent").sum()),
             rare=int((state == "rare").sum()),
+            stuck=int(stuck[mine].sum()),
+            always_on=int(always[mine].sum()),
+            revived=int((units["revivals"].values[mine] > 0).sum()),
             examples=int(columns["silent_examples"][mine][quiet].min(initial=np.iinfo(np.int64).max)),
             bound=float(columns["rate_upper_bound"][mine][quiet].max(initial=0.0)),
             since_step=onset_of_share(since[mine][quiet], int(mine.sum())),
@@ -115,6 +132,9 @@ class _Census:
     dead: int
     silent: int
     rare: int
+    stuck: int
+    always_on: int
+    revived: int
     examples: int
     bound: float
     since_step: int | None
@@ -125,14 +145,21 @@ class _Census:
         quiet = (self.dead + self.silent) / self.units
         dead = Judgement(THRESHOLDS["dead_units"], self.dead / self.units, self.since_step, _REVIVE)
         silent = Judgement(THRESHOLDS["silent_units"], quiet, self.since_step, _REVIVE)
+        stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
         if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
-            return conclude(layer, self._words(), [dead, silent])
+            return conclude(layer, self._words(), [dead, silent, stuck])
         needed = math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-DEAD_RATE))
         need = f"{plural(needed, 'example')} without firing would bound the rate by {number(DEAD_RATE)}"
         return not_measured("units", layer, f"{layer}: {self._words()}", need, threshold=silent.threshold)
 
     def _words(self) -> str:
-        rare = f"; {self.rare} fire rarely" if self.rare else ""
+        others = {
+            "stuck at an output that is not 0": self.stuck,
+            "fire rarely": self.rare,
+            "are always on": self.always_on,
+            "revived": self.revived,
+        }
+        rare = "".join(f"; {count} {what}" for what, count in others.items() if count)
         if not self.dead + self.silent:
             return f"none of {plural(self.units, 'unit')} silent{rare}"
         units, examples = plural(self.units, "unit"), plural(self.examples, "example")

@@ -1,35 +1,22 @@
-"""Rules about values: distributions that shift, numbers that are none, linkages that do not link.
-
-A shift is judged after its sampling noise has been taken off; where that noise cannot be known (batch norm in training
-mode) the answer is ``not measured``, not a guess.
-"""
+"""Rules about values: numbers that are none, linkages that do not link."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.analysis import linkage, rows, shift
+from covshift.analysis import linkage, rows
 from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, judge, onset, typical
+from covshift.diagnosis.judgement import Judgement, Steps, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import between, number, percent, plural
+from covshift.diagnosis.wording import percent, plural
 
 Counts = NDArray[np.uint64]
 
-FEWEST_PAIRS = 3
-"""Pairs of histograms in the window below which a shift has no interval, hence no verdict."""
-
 _START_UP = 100
 
-_SHIFTS = (
-    "a shift may be learning itself: set it against the loss; a lower learning rate or a normalisation layer damps "
-    "it, at the price of slower learning or of examples tied together"
-)
 _OVERFLOW = (
     "find the first layer and step that has them; a lower learning rate or gradient clipping keeps values in range, at "
     "the price of slower learning; float32 or bfloat16 widen the range, at the price of memory or precision"
@@ -38,114 +25,6 @@ _NOT_LINKED = (
     "choose members of which one has a derivative at every z (a mirrored ReLU, SELU or SiLU; not tanh or ReLU6); where "
     "z is exactly 0, a bias or standardised input moves it off; both are further parameters or work on the data"
 )
-
-
-def distribution_shift(recording: xr.DataTree) -> list[Finding]:
-    """Whether each layer's distribution still moves from one histogram to the next, in the last window.
-
-    The noise-corrected squared distance, which is unbiased, is averaged over the pairs of the window, and its root
-    reported as an equivalent shift of the mean. Where the bins cannot resolve a layer (mean beyond 8 sd) the squared
-    standardised mean difference stands in, less ``2 / n``, the most that sampling ``n`` independent examples can add.
-    """
-    moved = shift.between_steps(recording)
-    steps, window = moved["step"].values, rows.last_window(moved.sizes["step"])
-    normalised = _normalised_below(recording, moved, window)
-    squares, noise = _squared_shift(moved)
-    ran = np.asarray((rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0))
-    off_centre = np.asarray(moved["off_centre"].values[window].any(axis=0))
-    examples = np.median(moved["n_examples"].values[window], axis=0)
-    findings = []
-    for index, layer in enumerate(rows.names(moved).tolist()):
-        known: NDArray[np.bool_] = np.isfinite(squares[window, index])
-        if normalised[index] and known.any():
-            findings.append(_under_batch_norm(layer))
-        elif known.sum() >= FEWEST_PAIRS:
-            moves = _Moves(squares[:, index], noise[:, index], int(examples[index]), bool(off_centre[index]))
-            findings.append(moves.finding(layer, steps, window))
-        elif ran[index]:
-            findings.append(_too_few_pairs(layer, int(known.sum())))
-    return findings
-
-
-def _squared_shift(moved: xr.Dataset) -> tuple[Floats, Floats]:
-    """Estimates of the squared shift in sd and of their noise, shape (step, layer); off centre from moments."""
-    examples = moved["n_examples"].values.astype(np.float64)
-    of_mean = np.divide(2.0, examples, out=np.full(examples.shape, np.nan), where=examples > 0)
-    off_centre = moved["off_centre"].values
-    squares = np.where(off_centre, moved["smd"].values ** 2 - of_mean, moved["u"].values / shift.CRAMER_OF_SMALL_SHIFT)
-    # A normal's squared Cramer distance carries twice the variance of its mean.
-    return squares, np.where(off_centre, 2 * of_mean, moved["u_noise"].values / shift.CRAMER_OF_SMALL_SHIFT)
-
-
-def _normalised_below(recording: xr.DataTree, moved: xr.Dataset, window: slice) -> NDArray[np.bool_]:
-    """Layers at or after the first batch norm, if the window ran in training mode."""
-    layers = rows.group(recording, "layers")
-    mode = rows.group(recording, "histograms")["mode"].sel(step=moved["step"].values[window])
-    depth = layers["depth"].values
-    norms = depth[np.char.find(rows.names(layers, "module_type"), "BatchNorm") >= 0]
-    if not norms.size or not (mode == schema.Mode.TRAIN).any():
-        return np.zeros(len(depth), dtype=bool)
-    return np.asarray(depth >= norms.min())
-
-
-def _under_batch_norm(layer: str) -> Finding:
-    reason = (
-        f"{layer}: batch norm in training mode, here or before, normalises the example groups together, so the "
-        "sampling noise of its output is not known"
-    )
-    needed = (
-        "record passes over a fixed set of examples, in eval mode, with recorder.evaluation(), and compare them with "
-        'covshift.shift.between_steps(recording, stream="evaluation")'
-    )
-    return not_measured("shift", layer, reason, needed)
-
-
-def _too_few_pairs(layer: str, pairs: int) -> Finding:
-    reason = f"{layer}: {plural(pairs, 'pair')} of histograms with a known noise floor in the last window"
-    need = (
-        f"at least {FEWEST_PAIRS} such pairs: a smaller histograms_every=, batches of 2 examples or more, a known "
-        "example axis, and an output that is no constant"
-    )
-    return not_measured("shift", layer, reason, need)
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """Squared shifts of one layer and their noise over steps, from batches of ``examples``."""
-
-    squares: Floats
-    noise: Floats
-    examples: int
-    off_centre: bool
-
-    def finding(self, layer: str, steps: Steps, window: slice) -> Finding:
-        known: NDArray[np.bool_] = np.isfinite(self.squares[window])
-        mean, noise = self.squares[window][known].mean(), self.noise[window][known].mean()
-        gap = plural(int(np.median(np.diff(steps)[window.start - len(steps) :])), "step")
-        margin = _margin(mean, noise, int(known.sum()))
-        value, low, high = (float(np.sqrt(max(square, 0.0))) for square in (mean, mean - margin, mean + margin))
-        reason = (
-            f"moved by {number(value)} sd {between((low, high))} from one histogram to the next, {gap} apart; mean of "
-            f"{plural(int(known.sum()), 'pair')} with {plural(self.examples, 'example')} a side"
-        )
-        if self.off_centre:
-            reason += ", by moments: its mean lies beyond 8 sd from 0, where bins are too wide"
-        threshold = THRESHOLDS["shift"]
-        exceeded = threshold.exceeded(np.sqrt(np.maximum(self.squares, 0.0)))
-        begun = onset(steps, exceeded, np.isfinite(self.squares))
-        if threshold.verdict(value) != "ok" and low == 0:
-            need = "more pairs or larger batches: sampling alone may explain this"
-            return not_measured("shift", layer, f"{layer}: {reason}", need, threshold=threshold)
-        return conclude(layer, reason, [Judgement(threshold, value, begun, _SHIFTS, (low, high))])
-
-
-def _margin(square: float, noise: float, pairs: int) -> float:
-    """Half-width of the 90 % interval of a mean of noise-corrected squares.
-
-    Without a shift their 95 % point is about ``3 noise / sqrt(pairs)`` (measured for 4 example groups, elements of an
-    example independent or not); a shift adds the variance ``2 square noise`` of the cross term.
-    """
-    return float(np.sqrt((9 * noise**2 + 1.645**2 * 2 * max(square, 0.0) * noise) / pairs))
 
 
 def non_finite(recording: xr.DataTree) -> list[Finding]:
@@ -211,11 +90,11 @@ def linkage_holds(recording: xr.DataTree) -> list[Finding]:
             need = "covshift.linked.audit tells it for the activation by itself; record with preactivation in signals="
             findings.append(not_measured("linkage", layer, reason, need))
             continue
-        atom = float(typical(rates["zero_atom_rate"].values[window, index]))
+        atom = float(rows.median(rates["zero_atom_rate"].values[window, index]))
         records = plural(int(np.isfinite(series[window]).sum()), "record")
         reason = (
-            f"no member has a derivative at {percent(float(typical(series[window])))} of its input z, and z is exactly "
-            f"0 at {percent(atom)}; median of the last {records}"
+            f"no member has a derivative at {percent(float(rows.median(series[window])))} of its input z, and z is "
+            f"exactly 0 at {percent(atom)}; median of the last {records}"
         )
         findings.append(conclude(layer, reason, [judge("linkage", series, steps, window, _NOT_LINKED)]))
     return findings

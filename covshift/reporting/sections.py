@@ -41,7 +41,8 @@ def shift(result: Results) -> list[dict[str, Any]]:
     """One row a layer that was compared, the one that moved most first; records too far off centre do not count."""
     if result.shift is None:
         return []
-    resolved = result.shift.where(~result.shift["off_centre"]).transpose("step", "layer")
+    distances = result.shift[["w1", "noise_floor"]]
+    resolved = distances.where(~result.shift["off_centre"]).transpose("step", "layer")
     w1, floor = resolved["w1"].values, resolved["noise_floor"].values
     steps, entries = result.shift["step"].values, []
     for row, layer in enumerate(rows.names(result.shift).tolist()):

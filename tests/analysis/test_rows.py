@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from covshift.analysis import rows
@@ -153,3 +155,14 @@ def test_the_last_window_is_a_fifth_and_at_least_five_records(records):
     size = window.stop - window.start
     assert window.stop == records
     assert size == min(records, max(5, -(-records // 5)))
+
+
+@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), holes=st.integers(0, 5))
+def test_the_typical_value_is_the_median_of_what_was_measured(values, holes):
+    series = np.array(values + [np.nan] * holes)[:, None]
+    assert rows.median(series) == pytest.approx([np.median(values)])
+
+
+def test_the_typical_value_of_nothing_is_nan():
+    assert np.isnan(rows.median(np.full((3, 2), np.nan))).all()
+    assert np.isnan(rows.median(np.zeros((0, 2)))).all()

@@ -175,7 +175,7 @@ def test_a_missing_group_leaves_its_check_not_measured_and_the_others_standing(p
     assert [(f.layer, f.verdict) for f in missing] == [(WHOLE_RUN, "not measured")]
     assert message in missing[0].reason
     assert diagnosis.worst == "ok"
-    assert diagnosis.sentence.endswith(f"not measured: {check}.")
+    assert f"not measured: {check}" in diagnosis.sentence
 
 
 def test_without_gradients_everything_about_them_is_not_measured(planted):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covshift.diagnosis.finding import Finding, worst
-from covshift.diagnosis.judgement import Judgement, conclude, judge, onset, typical
+from covshift.diagnosis.judgement import Judgement, conclude, judge, onset
 from covshift.diagnosis.rules import RULES
 from covshift.diagnosis.thresholds import THRESHOLDS, Threshold
 
@@ -73,17 +73,6 @@ def test_records_that_were_not_measured_do_not_move_the_onset():
     measured = np.array([True, False, False, False, True, True])
     assert onset(np.arange(6), exceeded) == 4
     assert onset(np.arange(6), exceeded, measured) == 0
-
-
-@given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9), holes=st.integers(0, 5))
-def test_the_typical_value_is_the_median_of_what_was_measured(values, holes):
-    series = np.array(values + [np.nan] * holes)[:, None]
-    assert typical(series) == pytest.approx([np.median(values)])
-
-
-def test_the_typical_value_of_nothing_is_nan():
-    assert np.isnan(typical(np.full((3, 2), np.nan))).all()
-    assert np.isnan(typical(np.zeros((0, 2)))).all()
 
 
 def test_a_series_is_judged_by_the_window_and_dated_by_all_of_it():

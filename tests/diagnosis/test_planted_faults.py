@@ -25,8 +25,13 @@ def test_a_healthy_run_raises_nothing(healthy):
     diagnosis = diagnose(healthy)
     assert flagged(diagnosis) == {}
     assert diagnosis.worst == "ok"
-    assert {finding.verdict for finding in diagnosis.findings} == {"ok"}
-    assert diagnosis.sentence == "Healthy: gradient reaches all 10 layers; no unit is dead."
+    (unknown,) = [finding for finding in diagnosis.findings if finding.verdict != "ok"]
+    assert (unknown.check, unknown.layer, unknown.verdict) == ("operating point", WHOLE_RUN, "not measured")
+    assert unknown.reason == "whole run: at most 7 records in the last half of the run"
+    assert unknown.advice.startswith("at least 40 records there")
+    assert diagnosis.sentence == (
+        "Healthy: gradient reaches all 10 layers; no unit is dead; not measured: operating point."
+    )
 
 
 def kill(step, tensors):
@@ -144,7 +149,12 @@ def test_an_exactly_zero_gradient_is_found_where_it_stops(planted):
     scale = found["scale over depth", WHOLE_RUN]
     assert (scale.verdict, scale.since_step) == ("bad", SINCE)
     assert "in 2 of 5 layers (first act0)" in scale.reason
-    assert diagnosis.sentence.startswith("Unhealthy: gradient does not reach 4 of 10 layers (conv0 since step 60); ")
+    assert diagnosis.sentence.startswith("Unhealthy: gradient does not reach 4 of 10 layers (act1 since step 60); ")
+    # The layer nearest the loss explains all the others, and what they explain in turn.
+    assert [finding.layer for finding in diagnosis.causes] == ["act1"]
+    explained = {(f.check, f.layer): f.explained_by for f in diagnosis.findings if f.explained_by}
+    assert explained["gradient arrives", "conv0"] == "gradient arrives in act1"
+    assert explained["scale over depth", WHOLE_RUN] == "gradient arrives in act1"
     # The zeros of conv1 are not structural, so nothing is said against its activation.
     assert found["gradient zeros", "conv1"].advice.startswith("look after this layer for a mask")
 
@@ -336,3 +346,27 @@ def test_under_batch_norm_in_training_mode_a_shift_is_not_measured(planted, netw
     assert set(verdicts.values()) == {"not measured"}
     assert "batch norm in training mode" in of(diagnosis, "shift", "conv1").reason
     assert "not measured: shift in 8 of 10" in diagnosis.sentence
+
+
+def test_units_stuck_at_a_value_are_counted_among_units(make_recording):
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(6, 200, 4)) + np.array([0, 100, 100, 100])
+    layers = [Layer("act", "ReLU6", 0, 1, 0, 4, activation="ReLU6")]
+    steps = {10 * i: {"act": {"activation": np.clip(v, 0, 6)}} for i, v in enumerate(z)}
+    found = of(diagnose(make_recording(steps, layers=layers)), "units", "act")
+    assert (found.verdict, found.value) == ("bad", 0.75)
+    assert "3 stuck at an output that is not 0" in found.reason
+    assert found.threshold.quantity == "share of units whose output is constant and not 0"
+
+
+def test_units_that_trade_places_are_found_though_the_pooled_distribution_stays(planted):
+    def swap(step, tensors):
+        means = np.array([-2.0, -1.0, 1.0, 2.0]) * (-1) ** (step // 10)
+        tensors["conv2"]["activation"] = tensors["conv2"]["activation"] + means
+
+    found = flagged(diagnose(planted(swap)))
+    shift = found["shift", "conv2"]
+    assert shift.verdict == "watch"
+    assert "units" in shift.threshold.quantity
+    assert shift.value == pytest.approx(np.sqrt((4**2 + 2**2) / 2), rel=0.1)
+    assert "its units by 3.2 sd each" in shift.reason

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from covshift.diagnosis.value_rules import distribution_shift
+from covshift.diagnosis.shift_rules import distribution_shift
 
 
 def clustered(rng, shift, records=6, examples=24, positions=6, correlation=0.3):

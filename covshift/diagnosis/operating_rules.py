@@ -1,0 +1,129 @@
+"""Rules about the operating point: whether a layer has come to rest, and whether its activation still works there."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from covshift.analysis import operating_point, rows
+from covshift.analysis.active_mass import active_mass
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
+from covshift.diagnosis.judgement import Judgement, conclude, judge
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import between, number, percent, plural
+
+_UNSETTLED = (
+    "train on, lower the learning rate towards the end or add a normalisation layer, at the price of time, of slower "
+    "learning or of examples tied together; drift while the loss still falls is learning"
+)
+_FROZEN = (
+    "check that the optimizer holds these parameters, that its learning rate is not 0 and that a gradient arrives; "
+    "nothing, if they are meant to stay"
+)
+_SATURATED = (
+    "a smaller initialisation, a normalisation layer before the activation or an unbounded one keeps z in range; the "
+    "latter gives up the bound on the output"
+)
+
+
+def operating_points(recording: xr.DataTree) -> list[Finding]:
+    """State of each layer's distribution over the last part of the run.
+
+    STABLE is ok, DRIFTING and FROZEN are to watch, UNDETERMINED is not measured.
+    """
+    found = operating_point.stability(recording)
+    ran = np.asarray((rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0))
+    records = found["records"].values
+    if ran.any() and records[ran].max() < operating_point.WINDOW_RECORDS:
+        reason = f"{WHOLE_RUN}: at most {plural(int(records[ran].max()), 'record')} in the last half of the run"
+        need = f"at least {operating_point.WINDOW_RECORDS} records there: a longer run, or a smaller every="
+        return [not_measured("operating point", WHOLE_RUN, reason, need)]
+    columns = {str(name): found[name].values for name in found.data_vars}
+    window = found.attrs["window_start"]
+    return [
+        _of_layer(str(layer), {name: column[index] for name, column in columns.items()}, window)
+        for index, layer in enumerate(rows.names(found))
+        if ran[index]
+    ]
+
+
+def _of_layer(layer: str, point: dict[str, float], window_start: int) -> Finding:
+    state, interval = str(point["state"]), (float(point["location_low"]), float(point["location_high"]))
+    threshold = THRESHOLDS["drift"]
+    if state == "FROZEN":
+        reason = "frozen: its parameters and those before it do not move, or no gradient arrives"
+        return Finding(
+            "operating point", layer, "watch", window_start, 0.0, None, threshold, f"{layer}: {reason}", _FROZEN
+        )
+    parts = _parts(point)
+    reason = "; ".join([*parts, f"{int(point['records'])} records from step {window_start}"])
+    if state == "STABLE":
+        since = f", since step {int(point['settled_step'])}" if point["settled_step"] >= 0 else ""
+        reason = f"stable{since}: {reason}"
+        return conclude(layer, reason, [Judgement(threshold, abs(float(point["location_drift"])), None, "", interval)])
+    if state == "DRIFTING":
+        value = _largest(point)
+        return conclude(layer, f"drifting: {reason}", [Judgement(threshold, value, window_start, _UNSETTLED, interval)])
+    need = "more or less dependent records: a longer run, a larger every=, larger batches"
+    return not_measured("operating point", layer, f"{layer}: undetermined: {reason}", need, threshold=threshold)
+
+
+def _parts(point: dict[str, float]) -> list[str]:
+    """Drift of location, scale, shape and active mass in words, as far as they are known."""
+    parts = []
+    if np.isfinite(point["location_drift"]):
+        interval = between((float(point["location_low"]), float(point["location_high"])))
+        by = "units by" if point["by_units"] else "mean by"
+        parts.append(f"{by} {number(float(point['location_drift']))} sd {interval}")
+    if np.isfinite(point["scale_drift"]):
+        interval = between((float(point["scale_low"]), float(point["scale_high"])))
+        parts.append(f"ln sd by {number(float(point['scale_drift']))} {interval}")
+    if np.isfinite(point["shape_high"]):
+        parts.append(f"distribution by at most {number(float(point['shape_high']))} sd")
+    if np.isfinite(point["active_mass"]):
+        parts.append(f"active mass {percent(float(point['active_mass']))}")
+    return parts
+
+
+def _largest(point: dict[str, float]) -> float:
+    """Largest drift relative to its own margin, in the unit of the threshold on location."""
+    relative = [
+        abs(point["location_drift"]) / operating_point.LOCATION_MARGIN,
+        abs(point["scale_drift"]) / operating_point.SCALE_MARGIN,
+        point["shape_shift"] / operating_point.LOCATION_MARGIN,
+        max(abs(point["mass_low"]), abs(point["mass_high"])) / operating_point.MASS_MARGIN,
+    ]
+    return float(np.nanmax(relative)) * operating_point.LOCATION_MARGIN
+
+
+def saturation(recording: xr.DataTree) -> list[Finding]:
+    """How much of each tanh or sigmoid works where its derivative is nearly zero; nothing where there are none.
+
+    Rectifiers and their kin are judged by the zeros of their gradient.
+    """
+    kind = {str(n): str(k) for n, k in _kinds(recording) if k in ("Tanh", "Sigmoid")}
+    if not kind:
+        return []
+    mass = active_mass(recording).sel(layer=list(kind))
+    steps = mass["step"].values
+    findings = []
+    for index, (layer, activation) in enumerate(kind.items()):
+        series = 1 - mass.values[:, index]
+        known = np.flatnonzero(np.isfinite(series))
+        window = slice(int(known[rows.last_window(len(known))][0]), None) if len(known) else slice(0, 0)
+        if not len(known):
+            reason = f"{layer}: no histogram of its input z was recorded"
+            findings.append(not_measured("saturation", layer, reason, "histograms_every= with preactivation recorded"))
+            continue
+        share = float(rows.median(series[window]))
+        reason = (
+            f"{percent(share)} of its inputs z lie where the derivative of {activation} is below a tenth of its "
+            f"maximum; median of the last {plural(int(np.isfinite(series[window]).sum()), 'histogram')}"
+        )
+        findings.append(conclude(layer, reason, [judge("saturated_share", series, steps, window, _SATURATED)]))
+    return findings
+
+
+def _kinds(recording: xr.DataTree) -> list[tuple[str, str]]:
+    layers = rows.group(recording, "layers")
+    return list(zip(rows.names(layers).tolist(), rows.names(layers, "activation").tolist(), strict=True))

@@ -1,0 +1,72 @@
+"""A diagnosis in a terminal: causes with evidence and advice, what follows from them in a line, what is unknown in one.
+
+It is written to be read at 80 columns: prose wraps, so there are few columns and no row for what another row explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from covshift.diagnosis.finding import WHOLE_RUN, Finding
+from covshift.diagnosis.wording import plural, since
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+SHOWN = 12
+"""Causes shown; there is no use in more at once, and ``to_frame`` has all."""
+
+_STYLE = {"bad": "bold red", "watch": "yellow", "not measured": "dim"}
+
+
+def shown(sentence: str, findings: Sequence[Finding]) -> Group:
+    """What ``rich`` prints of a diagnosis."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in causes[:SHOWN]:
+        table.add_row(Text(finding.verdict, style=_STYLE[finding.verdict]), _cause(finding, findings))
+    if len(causes) > SHOWN:
+        table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further finding')}; --json or to_frame() list all"))
+    for check, unknown in _unknown(findings).items():
+        table.add_row(Text("unknown", style="dim"), _not_measured(check, unknown, findings))
+    return Group(Text(sentence, style="bold"), Text(""), table)
+
+
+def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    text.append(f"{finding.check}, {finding.layer}{since(finding.since_step)}\n", style="bold")
+    text.append(f"{finding.reason}\n")
+    text.append(f"Try: {finding.advice}\n", style="italic")
+    following = [one for one in findings if one.explained_by == f"{finding.check} in {finding.layer}"]
+    if following:
+        checks = dict.fromkeys(one.check for one in following)
+        parts = [f"{check} ({sum(one.check == check for one in following)})" for check in checks]
+        text.append(f"Explains: {', '.join(parts)}\n", style="dim")
+    return text
+
+
+def _unknown(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    unknown: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.verdict == "not measured":
+            unknown.setdefault(finding.check, []).append(finding)
+    return unknown
+
+
+def _not_measured(check: str, unknown: Sequence[Finding], findings: Sequence[Finding]) -> Text:
+    """One line a check: in how many layers, why in the first of them, and what would be needed."""
+    from rich.text import Text
+
+    of = sum(finding.check == check for finding in findings)
+    where = "" if unknown[0].layer == WHOLE_RUN else f" in {len(unknown)} of {plural(of, 'layer')}"
+    return Text(f"{check}{where}. {unknown[0].reason}. Needed: {unknown[0].advice}", style="dim")

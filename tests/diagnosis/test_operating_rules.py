@@ -1,0 +1,63 @@
+"""States of layers and saturated activations as findings, in words that carry the evidence."""
+
+import numpy as np
+import pytest
+
+from covshift.diagnosis.operating_rules import operating_points, saturation
+from covshift.schema import Layer
+
+RECORDS, EXAMPLES, UNITS = 90, 100, 12
+
+
+def run(make_recording, change, *, update=1e-3):
+    draws = np.random.default_rng(0).normal(size=(RECORDS, EXAMPLES, UNITS))
+    steps = {10 * i: {"fc": {"activation": change(z, i / (RECORDS - 1))}} for i, z in enumerate(draws)}
+    row = {"weight_norm": 1.0, "update_norm": update, "gradient_norm": 1.0, "gradient_measured": 1}
+    return make_recording(steps, parameters={step: {"fc.weight": row} for step in steps})
+
+
+def test_a_still_layer_is_ok_with_its_interval_and_since_when(make_recording):
+    (found,) = operating_points(run(make_recording, lambda z, t: z))
+    assert (found.verdict, found.advice) == ("ok", "")
+    assert found.interval[0] < found.value < 0.2
+    assert "fc: stable, since step " in found.reason
+    assert "(90 % interval" in found.reason
+
+
+def test_a_drifting_layer_is_to_watch(make_recording):
+    (found,) = operating_points(run(make_recording, lambda z, t: z + 2 * t))
+    # 2 sd over the run, of which the window of 40 records is 39/89.
+    assert (found.verdict, found.since_step) == ("watch", 500)
+    assert found.value == pytest.approx(2 * 39 / 89, abs=0.15)
+    assert found.reason.startswith("fc: drifting: units by 0.")
+    assert "at the price of" in found.advice
+
+
+def test_a_layer_whose_weights_do_not_move_is_frozen_and_to_watch(make_recording):
+    (found,) = operating_points(run(make_recording, lambda z, t: z, update=0.0))
+    assert (found.verdict, found.since_step) == ("watch", 500)
+    assert found.reason.startswith("fc: frozen")
+
+
+def test_a_wandering_layer_is_not_measured_and_told_what_is_needed(make_recording):
+    walk = np.random.default_rng(1).normal(0, 0.1, RECORDS).cumsum()
+    (found,) = operating_points(run(make_recording, lambda z, t: z + walk[round(t * (RECORDS - 1))]))
+    assert found.verdict in ("watch", "not measured")
+    assert found.advice
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [(1.0, "ok"), (10.0, "watch"), (40.0, "bad")])
+def test_a_tanh_is_judged_by_the_share_of_z_where_it_is_flat(make_recording, scale, verdict):
+    layers = [
+        Layer("fc", "Linear", 0, 1, 0, UNITS),
+        Layer("act", "Tanh", 1, 1, 0, UNITS, activation="Tanh", preactivation_of="fc"),
+        Layer("relu", "ReLU", 2, 1, 0, UNITS, activation="ReLU"),
+    ]
+    rng = np.random.default_rng(2)
+    z = [scale * rng.normal(size=(EXAMPLES, UNITS)) for _ in range(5)]
+    steps = {i: {"fc": {"activation": v}, "act": {"activation": np.tanh(v)}} for i, v in enumerate(z)}
+    (found,) = saturation(make_recording(steps, layers=layers))
+    assert (found.layer, found.verdict) == ("act", verdict)
+    assert found.value == pytest.approx((1 - np.tanh(np.array(z)) ** 2 < 0.1).mean(), abs=0.02)
+    without = make_recording(steps, layers=layers, without=["histograms"])
+    assert [finding.verdict for finding in saturation(without)] == ["not measured"]
