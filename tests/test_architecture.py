@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "models": {"exceptions", "linked"},
     "datasets": {"exceptions"},
     "demo": {"exceptions", "instrument", "recorder", "linked", "models", "datasets"},
-    "cli": {"exceptions", "store", "diagnosis", "reporting", "demo"},
+    "selfcheck": {"exceptions", "grid", "analysis", "diagnosis", "linked", "recorder"},
+    "cli": {"exceptions", "store", "diagnosis", "reporting", "demo", "selfcheck"},
 }
 WITHOUT_TORCH = {"exceptions", "grid", "schema", "store", "analysis", "diagnosis", "plots", "reporting"}
 

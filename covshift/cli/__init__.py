@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from covshift.cli import check, demo, export, info, recover, report
+from covshift.cli import check, demo, export, info, recover, report, selfcheck
 
 app = typer.Typer(
     name="covshift",
@@ -24,6 +24,7 @@ app.command()(check.check)
 app.command()(info.info)
 app.command()(recover.recover)
 app.command()(export.export)
+app.command()(selfcheck.selfcheck)
 
 
 def main() -> None:

@@ -95,8 +95,12 @@ def _broken_numbers(cause: Finding, effect: Finding, order: Order) -> bool:
 
 def _dead_layer(cause: Finding, effect: Finding, order: Order) -> bool:
     """No gradient passes a layer of which every unit is dead."""
-    dead = cause.threshold in (THRESHOLDS["dead_units"], THRESHOLDS["silent_units"]) and cause.value >= _ALL_DEAD
-    return dead and _starved(cause, effect, order)
+    silent = (THRESHOLDS["dead_units"], THRESHOLDS["silent_units"], THRESHOLDS["stuck_units"])
+    if cause.threshold not in silent or cause.value < _ALL_DEAD:
+        return False
+    # A constant input makes constant outputs behind it, and no gradient of the weights it meets.
+    behind = effect.check == "units" and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
+    return behind or _is_low(effect) or _starved(cause, effect, order)
 
 
 def _cut_path(cause: Finding, effect: Finding, order: Order) -> bool:
@@ -113,9 +117,14 @@ def _starved(cause: Finding, effect: Finding, order: Order) -> bool:
     owner = effect.layer if effect.layer in order.depth else _first_below(effect.layer, order)
     if effect.check in ("gradient arrives", "gradient zeros"):
         return order.before(owner, cause.layer)
-    low = effect.threshold is not None and effect.threshold.falls_short(effect.value)
-    still = (effect.check == "operating point" and not _moves(effect)) or (effect.check == "update ratio" and low)
+    still = (effect.check == "operating point" and not _moves(effect)) or _is_low(effect)
     return still and not order.before(cause.layer, owner)
+
+
+def _is_low(finding: Finding) -> bool:
+    """Whether a finding says that updates are too small."""
+    low = finding.threshold is not None and finding.threshold.falls_short(finding.value)
+    return finding.check == "update ratio" and low
 
 
 def _first_below(owner: str, order: Order) -> str:
@@ -147,8 +156,7 @@ def _moves(finding: Finding) -> bool:
 
 def _stuck_parameters(cause: Finding, effect: Finding, order: Order) -> bool:
     """Parameters that do not move leave their layer where it is."""
-    stuck = cause.check == "update ratio" and cause.threshold is not None and cause.threshold.falls_short(cause.value)
-    return stuck and effect.check == "operating point" and not _moves(effect)
+    return _is_low(cause) and effect.check == "operating point" and not _moves(effect)
 
 
 def _steep(cause: Finding, effect: Finding, order: Order) -> bool:

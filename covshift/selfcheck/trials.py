@@ -1,0 +1,129 @@
+"""One trial: train a case, record it, judge it, and set the findings against what was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import nn
+
+from covshift.diagnosis import Diagnosis, diagnose
+from covshift.diagnosis.finding import WHOLE_RUN
+from covshift.recorder import record
+from covshift.selfcheck.nets import Case
+
+STEPS = 120
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was said of one run.
+
+    Attributes
+    ----------
+    kind : {"fault", "control"}
+        What was run.
+    name, dose, seed, held_back : str, str, int, bool
+        Which one; ``dose`` is ``"weak"``, ``"medium"`` or ``"strong"`` and empty for controls.
+    found : bool
+        A finding of an expected check was raised, near the planted layer where it has one, and not on every layer.
+    right_check : bool
+        A finding of an expected check was raised anywhere.
+    bad, watch : list of str
+        Findings of each verdict as ``"check: layer"``.
+    undetermined : float
+        Share of the layers whose operating point could not be told; NaN as None where none was judged.
+    """
+
+    kind: str
+    name: str
+    dose: str
+    seed: int
+    held_back: bool
+    found: bool
+    right_check: bool
+    bad: list[str] = field(default_factory=list)
+    watch: list[str] = field(default_factory=list)
+    undetermined: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as JSON types."""
+        return asdict(self)
+
+
+def recorded(case: Case, *, steps: int = STEPS, update: bool = True) -> xr.DataTree:
+    """The recording of ``steps`` training steps, every one of them recorded with histograms and units.
+
+    With ``update=False`` batches run under the same weights throughout.
+    """
+    optimizer = _optimizer(case)
+    with record(case.model, None, every=1, histograms_every=1, units_every=1) as recorder:
+        for step in range(steps):
+            for hook in case.before:
+                hook(step)
+            loss = case.loss(*case.batch(step))
+            torch.autograd.backward(loss)
+            if case.clip is not None:
+                nn.utils.clip_grad_norm_(case.model.parameters(), case.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = case.learning_rate
+            if update and bool(torch.isfinite(loss)):
+                optimizer.step()
+            else:
+                recorder.step()
+            case.model.zero_grad()
+            with torch.no_grad():
+                for hook in case.after:
+                    hook(step)
+    return recorder.recording
+
+
+def _optimizer(case: Case) -> torch.optim.Optimizer:
+    held = [parameter for name, parameter in case.model.named_parameters() if name not in case.skipped]
+    if case.optimizer == "sgd":
+        return torch.optim.SGD(held, lr=case.learning_rate)
+    return torch.optim.Adam(held, lr=case.learning_rate)
+
+
+def judged(
+    case: Case,
+    *,
+    kind: str,
+    name: str,
+    seed: int,
+    dose: str = "",
+    held_back: bool = False,
+    checks: Iterable[str] = (),
+    planted: str | None = None,
+    update: bool = True,
+) -> Outcome:
+    """Outcome of a case; ``planted`` is the nonlinearity next to which the fault lies, None for the whole run."""
+    diagnosis = diagnose(recorded(case, update=update))
+    flagged = {
+        verdict: [f"{f.check}: {f.layer}" for f in diagnosis.findings if f.verdict == verdict]
+        for verdict in ("bad", "watch")
+    }
+    near, anywhere = _found(diagnosis, frozenset(checks), planted)
+    return Outcome(
+        kind, name, dose, seed, held_back, near, anywhere, flagged["bad"], flagged["watch"], _undetermined(diagnosis)
+    )
+
+
+def _found(diagnosis: Diagnosis, checks: frozenset[str], planted: str | None) -> tuple[bool, bool]:
+    expected = [f for f in diagnosis.causes if f.check in checks]
+    if planted is None:
+        return bool(expected), bool(expected)
+    place = {layer: index for index, layer in enumerate(diagnosis.layers)}
+    here = place[planted]
+    # The linear layer that feeds the activation, the activation itself, and one layer on either side of the two.
+    around = {layer for layer, index in place.items() if here - 2 <= index <= here + 1}
+    named = {f.layer for f in expected if f.layer != WHOLE_RUN}
+    return bool(named & around) and len(named) < len(diagnosis.layers), bool(expected)
+
+
+def _undetermined(diagnosis: Diagnosis) -> float | None:
+    points = [f.verdict for f in diagnosis.findings if f.check == "operating point" and f.layer != WHOLE_RUN]
+    return points.count("not measured") / len(points) if points else None
