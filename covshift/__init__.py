@@ -13,7 +13,7 @@ from covshift.exceptions import CovshiftError, CovshiftWarning, StoreLocked
 
 if TYPE_CHECKING:
     from covshift import datasets, linked, models, plots
-    from covshift.analysis import gradient_health, linkage, shift
+    from covshift.analysis import gradient_health, linkage, operating_point, shift
     from covshift.diagnosis import Diagnosis, Finding, diagnose
     from covshift.instrument.schedule import at_steps, every, first, logarithmic
     from covshift.recorder import Recorder, record
@@ -40,6 +40,7 @@ _PUBLIC = {
     "merge": ("covshift.store.runs", "merge"),
     "models": ("covshift.models", ""),
     "open": ("covshift.store.reader", "open"),
+    "operating_point": ("covshift.analysis.operating_point", ""),
     "plots": ("covshift.plots", ""),
     "record": ("covshift.recorder", "record"),
     "report": ("covshift.reporting", "write_report"),
@@ -65,6 +66,7 @@ __all__ = [
     "merge",
     "models",
     "open",
+    "operating_point",
     "plots",
     "record",
     "report",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from covshift.diagnosis.finding import WHOLE_RUN, Finding
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
+from covshift.diagnosis.thresholds import Verdict
 from covshift.diagnosis.wording import plural, since
 
 if TYPE_CHECKING:
@@ -27,17 +28,28 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
+    causes = _by_severity(findings)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in causes[:SHOWN]:
-        table.add_row(Text(finding.verdict, style=_STYLE[finding.verdict]), _cause(finding, findings))
+    for verdict, finding in causes[:SHOWN]:
+        table.add_row(Text(verdict, style=_STYLE[verdict]), _cause(finding, findings))
     if len(causes) > SHOWN:
-        table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further finding')}; --json or to_frame() list all"))
+        table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further cause')}; to_frame() lists all findings"))
     for check, unknown in _unknown(findings).items():
         table.add_row(Text("unknown", style="dim"), _not_measured(check, unknown, findings))
     return Group(Text(sentence, style="bold"), Text(""), table)
+
+
+def _by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
+    """Causes with the worst verdict of themselves and what they explain, worst first, else in the order of findings."""
+    causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
+    led = [(worst([cause.verdict, *(one.verdict for one in _following(cause, findings))]), cause) for cause in causes]
+    return sorted(led, key=lambda pair: SEVERITY.index(pair[0]))
+
+
+def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.explained_by == f"{cause.check} in {cause.layer}"]
 
 
 def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
@@ -47,7 +59,7 @@ def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
     text.append(f"{finding.check}, {finding.layer}{since(finding.since_step)}\n", style="bold")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
-    following = [one for one in findings if one.explained_by == f"{finding.check} in {finding.layer}"]
+    following = _following(finding, findings)
     if following:
         checks = dict.fromkeys(one.check for one in following)
         parts = [f"{check} ({sum(one.check == check for one in following)})" for check in checks]

@@ -68,7 +68,7 @@ def test_python_dash_m_prints_the_commands():
     assert all(command in done.stdout for command in ("demo", "report", "check"))
 
 
-@pytest.mark.parametrize("command", ["demo", "report", "check"])
+@pytest.mark.parametrize("command", ["demo", "report", "check", "selfcheck"])
 def test_every_command_explains_itself_with_an_example(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -154,7 +154,31 @@ def test_check_passes_a_healthy_run_and_fails_a_sick_one(run, sick):
     healthy = invoke("check", run)
     assert healthy.exit_code == 0, healthy.stdout
     assert "checks not measured" in healthy.stdout
-    assert invoke("check", sick).exit_code == 1
+    assert invoke("check", sick, "--fail-on", "bad").exit_code == 1
+    assert invoke("check", sick, "--fail-on", "watch").exit_code == 1
+    assert invoke("check", sick, "--quiet").exit_code == 1
+
+
+def test_check_turns_an_unmeasured_requirement_into_2_and_a_measured_one_into_nothing(run, sick):
+    assert invoke("check", run, "--require", "units").exit_code == 0
+    # 30 records hold fewer than 40 in their last half.
+    unmeasured = invoke("check", run, "--require", "operating point")
+    assert unmeasured.exit_code == 2
+    assert invoke("check", sick, "--require", "operating point").exit_code == 2
+
+
+def test_check_of_a_recording_without_records_is_2(tmp_path):
+    with covshift.record(nn.Linear(2, 2), tmp_path / "empty"):
+        pass
+    assert invoke("check", tmp_path / "empty.zarr").exit_code == 2
+
+
+def test_check_is_readable_at_80_columns(sick, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = invoke("check", sick).stdout.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert len(lines) <= 60
+    assert "Explains: gradient arrives" in " ".join(" ".join(lines).split())
 
 
 def test_check_cannot_judge_what_it_cannot_read(tmp_path):
