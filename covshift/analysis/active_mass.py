@@ -53,9 +53,7 @@ def active_mass(recording: xr.DataTree, *, stream: str = "train") -> xr.DataArra
         If the recording holds no nonlinearity, or no pre-activation of one.
     """
     z = rows.layer_rows(recording, signal="preactivation", stream=stream)
-    chosen = np.flatnonzero(rows.nonlinear(z))
-    if not len(chosen):
-        raise SignalNotRecorded("recording: no layer is a nonlinearity; record the activation modules too")
+    chosen = rows.nonlinearities(z)
     kind = rows.names(z, "activation")
     exact = np.isin(kind, _EXACT) & (z["structural_measured"].values == 1)
     share = 1 - rows.ratio(z["structural_zero_count"].values.astype(np.float64), z["count"].values.astype(np.float64))

@@ -55,9 +55,7 @@ def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Datas
         If the recording holds no nonlinearity, or no pre-activation of one.
     """
     z = rows.layer_rows(recording, signal="preactivation", stream=stream)
-    chosen = np.flatnonzero(rows.nonlinear(z))
-    if not len(chosen):
-        raise SignalNotRecorded("recording: no layer is a nonlinearity; record the activation modules too")
+    chosen = rows.nonlinearities(z)
     z = z.isel(layer=chosen)
     gradient = _gradient(recording, z, stream)
     elements, atoms, gradient_elements, gradient_zeros = (

@@ -13,28 +13,26 @@ engineer's: inside a band from then on. The rest of the definition is ours; docs
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import gradient_health, inference, rows, shift, weight_path
-from covshift.analysis.active_mass import active_mass
-from covshift.analysis.shift_records import Record, View
+from covshift.analysis import inference, operating_parts, rows
+from covshift.analysis.operating_parts import MASS_MARGIN, Columns
 from covshift.analysis.unit_shift import sum_by_layer, unit_moments
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 Floats = NDArray[np.float64]
-Columns = dict[str, NDArray[Any]]
 
 WINDOW_SHARE, WINDOW_RECORDS = 0.2, 40
 LOCATION_MARGIN = 0.2
 """Drift of location over the window, and bound on the change of shape, in sd."""
 
 SCALE_MARGIN = float(np.log(1.2))
-MASS_MARGIN, LEAST_MASS = 0.05, 0.05
-FROZEN_UPDATE, FROZEN_ZEROS = 1e-6, 0.999
+LEAST_MASS = 0.05
+"""Active mass below which no point is a good one to rest at."""
+
 REFERENCE_SHARE = 0.1
 
 _FEWEST = 2 * inference.BATCHES * inference.RECORDS_PER_BATCH
@@ -139,8 +137,10 @@ def stability(
         by_unit = unit_columns["records"] >= min_records
         columns = {name: np.where(by_unit, unit_columns[name], columns[name]) for name in columns}
     start = int(by_layer.steps[window][0]) if len(by_layer.steps) else 0
-    columns |= _shape(recording, signal, stream, start) | _mass(recording, stream, rows.names(layers), window)
-    columns |= _motion(recording, layers, stream, start)
+    columns |= operating_parts.shape(recording, signal, stream, start) | operating_parts.mass(
+        recording, stream, rows.names(layers), window
+    )
+    columns |= operating_parts.motion(recording, layers, stream, start)
     columns["susceptibility"] = rows.ratio(np.abs(columns["location_drift"]), columns["weight_path"])
     columns["state"] = _states(columns)
     columns["by_units"] = by_unit
@@ -246,67 +246,6 @@ def _first_inside(steps: NDArray[np.int64], outside: NDArray[np.bool_]) -> NDArr
         return np.full(outside.shape[1], -1, dtype=np.int64)
     last_outside = np.where(outside, np.arange(len(steps))[:, None], -1).max(axis=0)
     return np.where(last_outside + 1 < len(steps), steps[np.minimum(last_outside + 1, len(steps) - 1)], -1)
-
-
-def _shape(recording: xr.DataTree, signal: str, stream: str, start: int) -> Columns:
-    blank = np.full(rows.group(recording, "layers", stream=stream).sizes["layer"], np.nan)
-    unknown = {"shape_shift": blank, "shape_low": blank, "shape_high": blank}
-    try:
-        view = View.of(recording, signal, stream)
-    except SignalNotRecorded:
-        return unknown
-    inside = np.flatnonzero(view.steps >= start)
-    fifth = int(np.ceil(len(inside) / 5))
-    if len(inside) < 2:
-        return unknown
-    first, last = (
-        Record.pooled([view.record(int(index)) for index in part], view.grid)
-        for part in (inside[:fifth], inside[-fifth:])
-    )
-    found = shift.distances(first, last, view.grid)
-    usable = (found["noise_known"] == 1) & (found["off_centre"] == 0) & np.isfinite(found["u"])
-    pairs = zip(
-        found["u"] / shift.CRAMER_OF_SMALL_SHIFT, found["u_noise"] / shift.CRAMER_OF_SMALL_SHIFT, usable, strict=True
-    )
-    intervals = np.array([shift.equivalent_interval(*pair[:2], 1) if pair[2] else (np.nan, np.nan) for pair in pairs])
-    return {
-        "shape_shift": np.where(usable, found["equivalent_shift"], np.nan),
-        "shape_low": intervals[:, 0],
-        "shape_high": intervals[:, 1],
-    }
-
-
-def _mass(recording: xr.DataTree, stream: str, names: NDArray[np.str_], window: slice) -> Columns:
-    blank = np.full(len(names), np.nan)
-    try:
-        mass = active_mass(recording, stream=stream).reindex(layer=names).values[window]
-    except SignalNotRecorded:
-        return dict.fromkeys(("active_mass", "mass_low", "mass_high"), blank) | {
-            "mass_verdict": np.full(len(names), "")
-        }
-    # Histograms are rarer than other records: where none gives a mass, there is no record of it.
-    mass = mass[np.isfinite(mass).any(axis=1)]
-    drift = inference.trend(mass)
-    low, high = drift.interval(0.9)
-    typical = rows.median(mass)
-    verdict = inference.equivalence(drift, MASS_MARGIN)
-    return {
-        "active_mass": typical,
-        "mass_low": low,
-        "mass_high": high,
-        "mass_verdict": np.where(np.isfinite(low), verdict, ""),
-    }
-
-
-def _motion(recording: xr.DataTree, layers: xr.Dataset, stream: str, start: int) -> Columns:
-    """Weight path up to each layer's depth, and whether it is frozen."""
-    path, largest = weight_path.upstream(recording, layers, start=start)
-    frozen = largest <= FROZEN_UPDATE
-    try:
-        zeros = gradient_health.zero_rate(recording, stream=stream).sel(step=slice(start, None)).values
-    except SignalNotRecorded:
-        zeros = np.full((1, len(path)), np.nan)
-    return {"weight_path": path, "frozen": frozen | (rows.median(zeros) >= FROZEN_ZEROS)}
 
 
 def _states(columns: Columns) -> NDArray[np.str_]:

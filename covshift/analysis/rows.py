@@ -135,6 +135,20 @@ def nonlinear(layers: xr.Dataset) -> NDArray[np.bool_]:
     return np.asarray(names(layers, "activation") != "")
 
 
+def nonlinearities(layers: xr.Dataset) -> NDArray[np.int64]:
+    """Positions of the nonlinearities on the layer axis.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If there is none.
+    """
+    chosen = np.flatnonzero(nonlinear(layers))
+    if not len(chosen):
+        raise SignalNotRecorded("recording: no layer is a nonlinearity; record the activation modules too")
+    return chosen
+
+
 def moments(recording: xr.DataTree, *, signal: str = "activation", stream: str = "train") -> xr.Dataset:
     """Exact moments of the finite elements of every recorded tensor.
 

@@ -21,18 +21,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import divergence, inference, rows
+from covshift.analysis import divergence, inference, shift_windows
 from covshift.analysis.shift_records import Record, View
+from covshift.analysis.shift_windows import CRAMER_OF_SMALL_SHIFT
 from covshift.analysis.unit_shift import between_units
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import Grid
 
-__all__ = ["between_runs", "between_steps", "between_units", "equivalent_interval"]
+__all__ = ["CRAMER_OF_SMALL_SHIFT", "between_runs", "between_steps", "between_units", "equivalent_interval"]
 
 Floats = NDArray[np.float64]
-
-CRAMER_OF_SMALL_SHIFT = 1 / (2 * math.sqrt(math.pi))
-"""Squared Cramer distance of two normals of standard deviation 1 a small ``d`` apart, divided by ``d ** 2``."""
 
 _UNITS = {
     "w1": "sd of the reference",
@@ -148,10 +146,10 @@ def between_steps(
         compared.append(blank if before is None else distances(before, now, view.grid, same_examples=same_examples))
         # Counted from the end, so that the last pair holds the last record.
         if testing and before is not None and (len(view.steps) - index) % 2:
-            tables.append(_relabelled(before, now, view.grid))
+            tables.append(shift_windows.relabelled(before, now, view.grid))
     columns = {name: np.array([row[name] for row in compared]).reshape(len(compared), -1) for name in blank}
     steps = _dataset(columns, {"step": view.steps, "layer": view.layers})
-    return steps.merge(_windows(tables, view, pairs_per_window if testing else 0))
+    return steps.merge(shift_windows.windows(tables, view, pairs_per_window=pairs_per_window if testing else 0))
 
 
 def between_runs(
@@ -285,55 +283,6 @@ def distances(before: Record, now: Record, grid: Grid, *, same_examples: bool = 
         "off_centre": off_centre.astype(np.float64),
         "n_examples": np.minimum(before.n_examples, now.n_examples),
         "noise_known": known.astype(np.float64),
-    }
-
-
-def _relabelled(before: Record, now: Record, grid: Grid) -> Floats:
-    """Noise-corrected distance of a pair under each relabelling, shape ``(ways, layer)``.
-
-    The scale is the standard deviation of both sides together, which no relabelling changes.
-    """
-    ways = inference.relabellings(before.groups.shape[1])
-    variance = (before.sd**2 + now.sd**2) / 2 + (now.mean - before.mean) ** 2 / 4
-    known = before.noise_known & now.noise_known & (variance > 0)
-    scale = np.sqrt(np.where(known, variance, np.nan))
-    return divergence.relabelled_cramer(before.groups, now.groups, ways, grid).T / scale
-
-
-def _windows(tables: list[Floats], view: View, pairs_per_window: int) -> xr.Dataset:
-    """Tests over disjoint pairs, which end at the last record; where there are too few, one window of NaN."""
-    count = len(tables) // pairs_per_window if pairs_per_window else 0
-    parts = np.array_split(np.arange(len(tables)), count) if count else [np.arange(len(tables))]
-    first = len(view.steps) - 2 * len(tables)
-    rows_of_windows = [_window([tables[pair] for pair in part], len(view.layers)) for part in parts]
-    starts = [view.steps[first + 2 * part[0]] if len(part) else view.steps[0] for part in parts]
-    ends = [view.steps[first + 2 * part[-1] + 1] if len(part) else view.steps[-1] for part in parts]
-    units = {"p": "1", "p_holm": "1", "q": "1", "pooled_shift": "sd of both sides"}
-    columns = {name: np.array([row[name] for row in rows_of_windows]) for name in units}
-    return xr.Dataset(
-        {name: (("window", "layer"), column, {"units": units[name]}) for name, column in columns.items()},
-        coords={
-            "layer": view.layers,
-            "window_start": ("window", starts),
-            "window_end": ("window", ends),
-            "pairs": ("window", [len(part) for part in parts]),
-        },
-    )
-
-
-def _window(tables: list[Floats], layers: int) -> dict[str, Floats]:
-    if not tables:
-        return dict.fromkeys(("p", "p_holm", "q", "pooled_shift"), np.full(layers, np.nan))
-    stacked = np.stack(tables)
-    p = inference.relabelling_p_value(stacked)
-    known = np.isfinite(stacked[:, 0]).sum(axis=0)
-    mean = rows.ratio(np.nan_to_num(stacked[:, 0]).sum(axis=0), known)
-    shift = np.sqrt(np.maximum(mean, 0.0) / CRAMER_OF_SMALL_SHIFT)
-    return {
-        "p": p,
-        "p_holm": inference.holm(p),
-        "q": inference.benjamini_hochberg(p),
-        "pooled_shift": np.where(known >= inference.MIN_PAIRS, shift, np.nan),
     }
 
 

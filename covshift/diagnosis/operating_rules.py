@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from covshift.analysis import operating_point, rows
+from covshift.analysis import operating_parts, operating_point, rows
 from covshift.analysis.active_mass import active_mass
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude, judge
@@ -91,7 +91,7 @@ def _largest(point: dict[str, float]) -> float:
         abs(point["location_drift"]) / operating_point.LOCATION_MARGIN,
         abs(point["scale_drift"]) / operating_point.SCALE_MARGIN,
         point["shape_shift"] / operating_point.LOCATION_MARGIN,
-        max(abs(point["mass_low"]), abs(point["mass_high"])) / operating_point.MASS_MARGIN,
+        max(abs(point["mass_low"]), abs(point["mass_high"])) / operating_parts.MASS_MARGIN,
     ]
     return float(np.nanmax(relative)) * operating_point.LOCATION_MARGIN
 
