@@ -35,16 +35,16 @@ LEAST_MASS = 0.05
 
 REFERENCE_SHARE = 0.1
 
-_FEWEST = 2 * inference.BATCHES * inference.RECORDS_PER_BATCH
-"""Half of a window is tested where directions were chosen on the other half, and must fill the batches."""
+_FEWEST = 4 * inference.BATCHES * inference.RECORDS_PER_BATCH // 3 + 1
+"""Three quarters of a window are tested where directions were chosen on the first, and must fill the batches."""
 
 
 @dataclass(frozen=True)
 class _Series:
     """Location and scale of each layer over some steps, in units of the reference; shape (step, layer).
 
-    ``signed`` says that location is a signed mean over units whose signs were chosen on the first half of the window,
-    so that only the second half tells.
+    ``signed`` says that location is a signed mean over units whose signs were chosen up to the first quarter of the
+    window, so that only the rest of it tells.
     """
 
     steps: NDArray[np.int64]
@@ -79,7 +79,7 @@ def stability(
     share : float, default 0.2
         Share of the records that make the window, in (0, 1].
     min_records : int, default 40
-        Fewest records of a window, at least 32.
+        Fewest records of a window, at least 22.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def stability(
             gradient is zero. ``"UNDETERMINED"``: anything else.
         ``location_drift``, ``location_low``, ``location_high``
             Drift over the window in sd of the reference, with its 90 % interval. By units: mean over units, each in the
-            direction it moved in the first half, tested on the second half and scaled to the whole window.
+            direction it moved into the first quarter, tested on the other three and scaled to the whole window.
         ``scale_drift``, ``scale_low``, ``scale_high``
             Drift of the (mean over units of the) logarithm of the standard deviation.
         ``shape_shift``, ``shape_high``
@@ -179,7 +179,7 @@ def _of_units(recording: xr.DataTree, signal: str, stream: str, *, share: float,
     known = np.isfinite(moved)
     compared = sum_by_layer(known, owner, layers)
     distance = rows.ratio(sum_by_layer(np.nan_to_num(moved) ** 2, owner, layers), compared)
-    signs = _directions(moved[_window(len(moved), share, least)])
+    signs = _directions(moved, _window(len(moved), share, least))
     location = rows.ratio(sum_by_layer(np.nan_to_num(moved) * signs, owner, layers), compared)
     scale = rows.ratio(sum_by_layer(np.nan_to_num(logs), owner, layers), sum_by_layer(np.isfinite(logs), owner, layers))
     return _Series(units["step"].values.astype(np.int64), distance, location, scale, signed=True)
@@ -192,22 +192,30 @@ def _reference(values: Floats) -> Floats:
     return rows.ratio(np.where(known, last, 0.0).sum(axis=0), known.sum(axis=0))
 
 
-def _directions(moved: Floats) -> Floats:
-    """Sign of each unit's net displacement over the first half of a window: its last quarter less its first.
+def _directions(moved: Floats, window: slice) -> Floats:
+    """Sign of each unit's displacement into the first quarter of the window, from as many records before it.
 
-    Single records are mostly sampling noise, hence quarters.
+    Where nothing came before, from the first half of that quarter to its second.
     """
-    half = np.nan_to_num(moved[: len(moved) // 2])
-    if not len(half):
+    known, start = np.nan_to_num(moved), window.start
+    head = known[start : start + _chosen(len(known) - start)]
+    before = known[max(2 * start - len(known), 0) : start]
+    if not len(before):
+        before, head = head[: len(head) // 2], head[len(head) // 2 :]
+    if not len(before) or not len(head):
         return np.ones(moved.shape[1])
-    quarter = max(len(half) // 4, 1)
-    return np.asarray(np.sign(half[-quarter:].mean(axis=0) - half[:quarter].mean(axis=0)))
+    return np.asarray(np.sign(head.mean(axis=0) - before.mean(axis=0)))
+
+
+def _chosen(records: int) -> int:
+    """Records at the head of a window of ``records`` that choose directions and are not tested."""
+    return records // 4
 
 
 def _tests(series: _Series, window: slice, least: int) -> Columns:
     location, scale = series.location[window], series.scale[window]
     records = np.isfinite(location).sum(axis=0)
-    tested = location[len(location) // 2 :] if series.signed else location
+    tested = location[_chosen(len(location)) :] if series.signed else location
     found = {"location": inference.trend(tested), "scale": inference.trend(scale)}
     factor = max(len(location) - 1, 1) / max(len(tested) - 1, 1)
     columns: Columns = {"records": records, "correlation": found["location"].correlation}

@@ -49,8 +49,9 @@ def gradient_arrives(recording: xr.DataTree) -> list[Finding]:
     """Whether any gradient but zero reaches each layer's output, in the last window of records.
 
     A layer that no gradient reaches is ``bad`` where none of the layers before it gets one either (a cut path), else
-    only ``watch``: a branch that the loss does not use looks the same. Of a module with several outputs (an LSTM's
-    sequence and states) those that receive none while another does are taken to be unused.
+    only ``watch``: a branch that the loss does not use looks the same, and so does a single layer at the start. Of a
+    module with several outputs (an LSTM's sequence and states) those that receive none while another does are taken to
+    be unused.
     """
     arrivals = _Arrivals.of(recording)
     return [arrivals.finding(int(layer)) for layer in np.flatnonzero(arrivals.ran)]
@@ -86,6 +87,11 @@ class _Arrivals:
     def due(self) -> NDArray[np.bool_]:
         return np.asarray((self.count > 0) | (self.status == schema.Status.NO_GRADIENT_ARRIVED))
 
+    def _alone(self, layer: int, window: slice) -> bool:
+        """Whether of all layers that were due a gradient this is the only one that never got any."""
+        missing = np.asarray(self.due[window].any(axis=0) & ~self.arrived[window].any(axis=0))
+        return bool(missing[layer] and missing.sum() == 1)
+
     def finding(self, layer: int) -> Finding:
         name, window = self.names[layer], self.window
         reached = np.flatnonzero(self.arrived[window].any(axis=0))
@@ -95,24 +101,29 @@ class _Arrivals:
         if not elements and _module(name) in {_module(self.names[other]) for other in reached}:
             return _no_gradient_due(name, self.status[window, layer], _OTHER_OUTPUT)
         arrived = int(self.arrived[window, layer].sum())
-        branch = not elements and bool((self.depth[reached] < self.depth[layer]).any())
-        reason, advice = _arrival_words(due, arrived, elements, branch=branch)
+        before = bool((self.depth[reached] < self.depth[layer]).any())
+        branch = not elements and (before or self._alone(layer, window))
+        others = "" if not branch else "layers before it" if before else "all other layers"
+        reason, advice = _arrival_words(due, arrived, elements, others)
         begun = onset(self.steps, ~self.arrived[:, layer], self.due[:, layer])
         finding = conclude(name, reason, [Judgement(THRESHOLDS["gradient_missing"], 1 - arrived / due, begun, advice)])
         return replace(finding, verdict="watch") if branch and finding.verdict == "bad" else finding
 
 
-def _arrival_words(records: int, arrived: int, elements: int, *, branch: bool) -> tuple[str, str]:
-    """Reason and advice from the last window: records in which a gradient was due, and in which one arrived."""
+def _arrival_words(records: int, arrived: int, elements: int, others: str) -> tuple[str, str]:
+    """Reason and advice from the last window: records in which a gradient was due, and in which one arrived.
+
+    ``others`` names the layers that receive one although this does not, where that makes it a branch.
+    """
     window = f"the last {plural(records, 'record')}"
     detached = "look for detach(), no_grad or a step without derivative between this layer and the loss"
     if arrived:
         return f"gradient arrived in {arrived} of {window}", detached
     if elements:
         return f"the gradient of its output was exactly zero in all {elements:,} elements of {window}", _CUT_OFF
-    if branch:
+    if others:
         unused = f"nothing, if the loss is not meant to use its output; else {detached}"
-        return f"no gradient arrived in {window}, though layers before it receive one", unused
+        return f"no gradient arrived in {window}, though {others} receive one", unused
     return f"no gradient arrived in {window}", detached
 
 

@@ -192,6 +192,14 @@ def test_a_branch_without_gradient_is_only_watched(planted):
     assert set(found) == {("gradient arrives", "act4")}
 
 
+def test_a_single_first_layer_without_gradient_is_only_watched(planted):
+    recording = planted(without_gradient(["conv0"]), statuses=marked(["conv0"], Status.NO_GRADIENT_ARRIVED))
+    found = flagged(diagnose(recording))
+    assert set(found) == {("gradient arrives", "conv0")}
+    assert found["gradient arrives", "conv0"].verdict == "watch"
+    assert "though all other layers receive one" in found["gradient arrives", "conv0"].reason
+
+
 def test_an_unused_second_output_of_a_module_is_not_missed(make_recording):
     rng = np.random.default_rng(0)
     outputs = {name: {"activation": rng.normal(size=(8, 2))} for name in ("lstm:0", "lstm:1.0", "lstm:1.1")}
