@@ -21,9 +21,9 @@ import torch
 
 from common import simulated_tests
 from covshift.selfcheck.controls import CONTROLS
-from covshift.selfcheck.faults import FAULTS
+from covshift.selfcheck.faults import FAULTS, MOVEMENT
 from covshift.selfcheck.scoring import score
-from covshift.selfcheck.suite import DOSES, Trial
+from covshift.selfcheck.suite import DOSES, NONE, Trial
 from covshift.selfcheck.trials import Outcome
 
 FIRST_SEED = {"development": 0, "held-back": 200}
@@ -31,11 +31,15 @@ FIRST_SEED = {"development": 0, "held-back": 200}
 
 
 def trials(*, held_back: bool, seeds: int, doses: tuple[str, ...]) -> Iterator[Trial]:
-    """Every fault at every dose and every control, seed by seed, so that a cut calibration is an even one."""
+    """Every fault at every dose and every control, seed by seed, so that a cut calibration is an even one.
+
+    Movements come with their twins (dose ``none``): a network that learns moves, and may be found without a fault.
+    """
     first = FIRST_SEED["held-back" if held_back else "development"]
     for seed in range(first, first + seeds):
         for fault in FAULTS:
-            yield from (Trial("fault", fault.name, dose, seed, held_back) for dose in doses)
+            given = (NONE, *doses) if fault.checks == MOVEMENT else doses
+            yield from (Trial("fault", fault.name, dose, seed, held_back) for dose in given)
         yield from (Trial("control", control.name, "", seed, held_back) for control in CONTROLS)
 
 
@@ -84,7 +88,7 @@ def show(records: list[dict[str, Any]]) -> None:
     outcomes = [Outcome(**record) for record in records]
     print(f"\n{'fault':28} {'dose':8} found in its layer, of runs [95 % Wilson interval]")
     for fault in FAULTS:
-        for dose in DOSES:
+        for dose in (NONE, *DOSES):
             mine = [one for one in outcomes if one.name == fault.name and one.dose == dose]
             if mine:
                 print(f"{fault.name:28} {dose:8} {score(mine).recall}")

@@ -11,6 +11,8 @@ from covshift.selfcheck.faults import FAULTS
 from covshift.selfcheck.trials import Outcome, judged
 
 DOSES = ("weak", "medium", "strong")
+NONE = "none"
+"""Dose of a movement's twin: the same network with nothing planted, for how often it would be found anyway."""
 
 QUICK_FAULTS = (
     "dead units",
@@ -51,7 +53,8 @@ class Trial:
         fault = next((one for one in FAULTS if one.name == self.name), None)
         if fault is None:
             raise InvalidArgumentError(f"name={self.name!r}: expected one of {', '.join(f.name for f in FAULTS)}")
-        case = (fault.held_back if self.held_back else fault.build)(self.seed, fault.doses[DOSES.index(self.dose)])
+        dose = 0.0 if self.dose == NONE else fault.doses[DOSES.index(self.dose)]
+        case = (fault.held_back if self.held_back else fault.build)(self.seed, dose)
         place = case.middle if fault.at is None else fault.at
         return judged(
             case,

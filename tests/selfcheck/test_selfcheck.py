@@ -6,7 +6,8 @@ import torch
 from covshift.diagnosis.rules import RULES
 from covshift.exceptions import InvalidArgumentError
 from covshift.selfcheck.controls import CONTROLS
-from covshift.selfcheck.faults import FAULTS
+from covshift.selfcheck.faults import FAULTS, MOVEMENT
+from covshift.selfcheck.nets import mlp
 from covshift.selfcheck.scoring import Share, score
 from covshift.selfcheck.suite import QUICK_CONTROLS, QUICK_FAULTS, Trial, quick
 from covshift.selfcheck.trials import Outcome
@@ -67,6 +68,19 @@ def test_scores_count_runs():
     assert counted.localisation == Share(1, 2)
     assert (counted.false_bad, counted.false_watch) == (Share(1, 3), Share(2, 3))
     assert counted.undetermined == pytest.approx(0.3)
+
+
+def test_a_movement_of_dose_none_plants_nothing():
+    for fault in FAULTS:
+        if fault.checks == MOVEMENT:
+            case, twin = fault.build(3, 0.0), fault.build(3, fault.doses[-1])
+            x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+            for one in (case, twin):
+                for hook in one.before:
+                    hook(9)
+            plain = mlp(3).model(x)
+            assert torch.equal(case.model(x), plain), fault.name
+            assert not torch.allclose(twin.model(x), plain), fault.name
 
 
 def test_a_planted_fault_is_found_and_its_twin_is_silent():
