@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.analysis.dead_units import dead_units
-from covshift.analysis.gradient_scale import growth_over_time, range_risk, trust_ratio
+from covshift.analysis.gradient_scale import clip_factor, growth_over_time, range_risk, trust_ratio
 from covshift.analysis.unit_profile import unit_profile
 
 __all__ = [
+    "clip_factor",
     "dead_units",
     "growth_over_time",
     "norm_profile",

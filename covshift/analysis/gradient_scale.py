@@ -92,6 +92,34 @@ def trust_ratio(recording: xr.DataTree) -> xr.DataArray:
     return ratio.rename("trust_ratio").assign_attrs(units="1").reset_coords(drop=True)
 
 
+def clip_factor(recording: xr.DataTree) -> xr.DataArray:
+    """Share of the gradient's length that was left of it between the backward pass and the optimizer step.
+
+    Parameters
+    ----------
+    recording : DataTree
+        Needs the group ``parameters``.
+
+    Returns
+    -------
+    DataArray
+        Dims ``(step,)``, in [0, 1] where gradients are clipped by their norm, 1 where nothing shortened them: length at
+        the step over length after the backward pass, of all parameters of which both were measured together. NaN where
+        none was.
+
+    Raises
+    ------
+    SignalNotRecorded
+        If no parameters were recorded.
+    """
+    parameters = rows.group(recording, "parameters")
+    before, after = (parameters[name].values for name in ("gradient_norm_preclip", "gradient_norm"))
+    both = np.isfinite(before) & np.isfinite(after)
+    squares = [np.where(both, norm, 0.0) ** 2 for norm in (after, before)]
+    factor = np.sqrt(rows.ratio(squares[0].sum(axis=1), squares[1].sum(axis=1)))
+    return xr.DataArray(factor, {"step": parameters["step"].values}, ("step",), "clip_factor", {"units": "1"})
+
+
 def range_risk(recording: xr.DataTree, *, dtype: str = "float16", stream: str = "train") -> xr.Dataset:
     """How near values and gradients are to the ends of a dtype's range, whether or not it is the one in use.
 

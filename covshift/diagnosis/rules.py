@@ -14,7 +14,7 @@ from covshift.diagnosis.finding import Finding
 from covshift.diagnosis.gradient_rules import gradient_arrives, gradient_zeros
 from covshift.diagnosis.operating_rules import operating_points, saturation
 from covshift.diagnosis.parameter_rules import update_ratio
-from covshift.diagnosis.scale_rules import precision, scale_over_depth, scale_over_time, trust_spread
+from covshift.diagnosis.scale_rules import clipping, precision, scale_over_depth, scale_over_time, trust_spread
 from covshift.diagnosis.shift_rules import distribution_shift
 from covshift.diagnosis.unit_rules import dead_share
 from covshift.diagnosis.value_rules import linkage_holds, non_finite
@@ -30,6 +30,7 @@ RULES: Mapping[str, Rule] = {
     "scale over time": scale_over_time,
     "update ratio": update_ratio,
     "trust ratio": trust_spread,
+    "clipping": clipping,
     "shift": distribution_shift,
     "operating point": operating_points,
     "precision": precision,

@@ -18,6 +18,9 @@ from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import between, number, percent, plural
 
+CLIPPED = 1e-4
+"""Part of its length that a gradient must lose to count as clipped; less is rounding."""
+
 SUSTAINED = 3
 """Records in a row that a growth must last: single spikes are ordinary."""
 
@@ -32,6 +35,10 @@ _GROWS = (
 _SPREAD = (
     "a learning rate per layer (LARS, LAMB) or an adaptive optimizer evens it out, at the price of state and tuning; a "
     "variance-preserving initialisation does so at the start only"
+)
+_CLIPS = (
+    "a higher limit lets gradients tell steps apart again, at the risk of large steps; a lower learning rate does so "
+    "too, at the price of speed; a normalised optimizer makes the limit moot"
 )
 _UNDERFLOWS = (
     "a larger loss scale lifts gradients into range, at the risk of overflow; bfloat16 has the range of float32, at "
@@ -134,6 +141,25 @@ def trust_spread(recording: xr.DataTree) -> list[Finding]:
     return [
         conclude(WHOLE_RUN, reason, [judge("trust_spread", logs[:, most] - logs[:, least], steps, window, _SPREAD)])
     ]
+
+
+def clipping(recording: xr.DataTree) -> list[Finding]:
+    """Whether nearly every gradient is clipped, so that the learning rate is set by the limit."""
+    factor = gradient_health.clip_factor(recording)
+    window, steps, values = rows.last_window(factor.sizes["step"]), factor["step"].values, factor.values
+    known = np.isfinite(values[window])
+    if not known.any():
+        reason = f"{WHOLE_RUN}: no gradient was measured both after the backward pass and at the optimizer step"
+        need = "an engine in which the recorder can tell the two apart, or log what clip_grad_norm_ returns"
+        return [not_measured("clipping", WHOLE_RUN, reason, need)]
+    clipped = np.where(np.isfinite(values), values < 1 - CLIPPED, np.nan)
+    share = float(np.nanmean(clipped[window]))
+    reason = (
+        f"gradients were clipped in {percent(share)} of the last {plural(int(known.sum()), 'record')}, to a median of "
+        f"{percent(min(float(rows.median(values[window])), 1.0))} of their length"
+    )
+    begun = onset(steps, clipped == 1, np.isfinite(values))
+    return [conclude(WHOLE_RUN, reason, [Judgement(THRESHOLDS["clipped_steps"], share, begun, _CLIPS)])]
 
 
 def precision(recording: xr.DataTree) -> list[Finding]:

@@ -209,6 +209,15 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "ours, after You, Gitman & Ginsburg (2017), who scale learning rates by this ratio",
         "adaptive optimizers even it out, so it is never bad",
     ),
+    "clipped_steps": Threshold(
+        "clipping",
+        "share of records in which the gradient was shortened before the optimizer step",
+        0.9,
+        None,
+        "share",
+        "ours",
+        "clipping is meant for exceptions; where it is the rule, the limit sets the step",
+    ),
     "underflow": Threshold(
         "precision",
         "share of nonzero gradient elements that are subnormal in their half-precision dtype",

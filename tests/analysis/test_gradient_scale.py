@@ -73,3 +73,15 @@ def test_overflow_is_the_largest_magnitude_over_the_largest_number(make_recordin
     assert np.isnan(found[1])
     with pytest.raises(InvalidArgumentError, match="dtype='float8'"):
         gradient_health.range_risk(make_recording(steps), dtype="float8")
+
+
+def test_the_clip_factor_is_what_was_left_of_the_whole_gradients_length(make_recording):
+    row = {"weight_norm": 1.0, "gradient_measured": 1}
+    known = {"gradient_norm": 1.5, "gradient_norm_preclip": 3.0}, {"gradient_norm": 2.0, "gradient_norm_preclip": 4.0}
+    rows = {
+        0: {"a": row | known[0], "b": row | known[1], "c": row | {"gradient_norm": 7.0}},
+        1: {"a": row | {"gradient_norm": 1.0}},
+    }
+    found = gradient_health.clip_factor(make_recording(parameters=rows)).values
+    assert found[0] == pytest.approx(0.5)
+    assert np.isnan(found[1])

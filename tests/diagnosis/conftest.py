@@ -35,7 +35,7 @@ def healthy_step(rng: np.random.Generator) -> Tensors:
 
 
 def parameter(update: float = 1e-3, *, gradient: bool = True) -> dict[str, float]:
-    measured = {"gradient_norm": 1.0, "gradient_measured": 1} if gradient else {}
+    measured = {"gradient_norm": 1.0, "gradient_norm_preclip": 1.0, "gradient_measured": 1} if gradient else {}
     return {"weight_norm": 1.0, "update_norm": update, "sampled_share": 1.0} | measured
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covshift.diagnosis.scale_rules import precision, scale_over_time, trust_spread
+from covshift.diagnosis.scale_rules import clipping, precision, scale_over_time, trust_spread
 from covshift.schema import Layer
 
 
@@ -68,3 +68,33 @@ def test_half_precision_is_judged_by_both_ends_of_its_range(make_recording, valu
     (found,) = precision(half(make_recording, value, subnormal))
     assert (found.layer, found.verdict) == ("fc", verdict)
     assert found.reason.startswith(f"fc: in float16, {subnormal} % of its nonzero gradients are subnormal")
+
+
+def clipped(make_recording, after):
+    row = {"weight_norm": 1.0, "gradient_measured": 1}
+    rows = {
+        i: {
+            "a.weight": row | {"gradient_norm": 3 * factor, "gradient_norm_preclip": 3.0},
+            "b.weight": row | {"gradient_norm": 4 * factor, "gradient_norm_preclip": 4.0},
+            "c.weight": row | {"gradient_norm": 9.0},
+        }
+        for i, factor in enumerate(after)
+    }
+    return make_recording(parameters=rows)
+
+
+@pytest.mark.parametrize(
+    ("factors", "verdict", "share"), [([1.0] * 10, "ok", 0.0), ([0.2, 1.0] * 10, "ok", 0.4), ([0.2] * 10, "watch", 1.0)]
+)
+def test_clipping_is_to_watch_where_it_is_the_rule(make_recording, factors, verdict, share):
+    (found,) = clipping(clipped(make_recording, factors))
+    assert (found.verdict, found.value) == (verdict, share)
+    if share == 1.0:
+        assert "to a median of 20 % of their length; since step 0" in found.reason
+
+
+def test_clipping_is_not_measured_where_only_one_norm_is_known(make_recording):
+    row = {"weight_norm": 1.0, "gradient_norm": 1.0, "gradient_measured": 1}
+    (found,) = clipping(make_recording(parameters={0: {"a.weight": row}}))
+    assert found.verdict == "not measured"
+    assert found.advice
