@@ -16,7 +16,7 @@ from torch import nn
 
 from covshift.linked import LinkedReLU, LinkedSELU
 from covshift.selfcheck import nets
-from covshift.selfcheck.nets import Case, cnn, mlp, residual, transformer
+from covshift.selfcheck.nets import Case, cnn, cosine, mlp, residual, transformer
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,6 @@ def _pair(
     make: Callable[..., Case], first: dict[str, object], second: dict[str, object]
 ) -> tuple[Callable[[int], Case], Callable[[int], Case]]:
     return lambda seed: make(seed, **first), lambda seed: make(seed, **second)
-
-
-def cosine(case: Case) -> None:
-    """The learning rate falls to zero along a cosine over 120 steps."""
-    base = case.learning_rate
-
-    def set_rate(step: int) -> None:
-        case.learning_rate = base * (1 + math.cos(math.pi * min(step / 119, 1.0))) / 2
-
-    case.before.append(set_rate)
 
 
 def warm_up(case: Case) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from covshift.linked import Linked, LinkedReLU, LinkedSiLU
-from covshift.selfcheck.nets import Case, cnn, mlp, residual
+from covshift.selfcheck.nets import Case, cnn, cosine, mlp, residual
 
 Plant = Callable[[Case, float], None]
 Build = Callable[[int, float], Case]
@@ -61,6 +61,16 @@ def _planted(make: Callable[[int], Case], plant: Plant) -> Build:
 
 def _on(plant: Plant, *, held_back: Callable[[int], Case] = residual) -> tuple[Build, Build]:
     return _planted(mlp, plant), _planted(held_back, plant)
+
+
+def _settling(plant: Plant, held_back: Callable[[int], Case]) -> tuple[Build, Build]:
+    """Under a learning rate that falls to zero, so that nothing else moves at the end."""
+
+    def settle(case: Case, dose: float) -> None:
+        cosine(case)
+        plant(case, dose)
+
+    return _on(settle, held_back=held_back)
 
 
 def _deep(seed: int) -> Case:
@@ -261,10 +271,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("learning rate too high", _SIZE, (30.0, 100.0, 1000.0), *_on(learning_rate, held_back=cnn), local=False),
     Fault("learning rate too low", _SIZE, (1e-2, 1e-3, 1e-4), *_on(learning_rate), local=False),
     Fault("strangled by clipping", _SIZE, (1e-3, 1e-4, 1e-6), *_on(strangled, held_back=cnn), local=False),
-    Fault("injected shift", MOVEMENT, (0.3, 0.6, 1.5), *_on(injected_shift, held_back=cnn)),
-    Fault("drift of the mean", MOVEMENT, (0.5, 1.0, 3.0), *_on(drift, held_back=_deep)),
-    Fault("drift of the scale", MOVEMENT, (0.3, 0.6, 1.5), *_on(scale_drift, held_back=_deep)),
-    Fault("swapped units", MOVEMENT, (0.5, 1.0, 3.0), *_on(swapped, held_back=cnn)),
+    Fault("injected shift", MOVEMENT, (0.3, 0.6, 1.5), *_settling(injected_shift, cnn)),
+    Fault("drift of the mean", MOVEMENT, (0.5, 1.0, 3.0), *_settling(drift, _deep)),
+    Fault("drift of the scale", MOVEMENT, (0.3, 0.6, 1.5), *_settling(scale_drift, _deep)),
+    Fault("swapped units", MOVEMENT, (0.5, 1.0, 3.0), *_settling(swapped, cnn)),
     Fault("broken numbers", frozenset({"non-finite"}), (1e-4, 1e-2, 1.0), *_on(broken_numbers)),
 )
 """Those that show in a passive record."""

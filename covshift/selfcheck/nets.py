@@ -6,6 +6,7 @@ normal inputs: easy enough to learn in a hundred steps and never quite finished.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -207,6 +208,16 @@ def transformer(seed: int, *, depth: int = 2, width: int = 16) -> Case:
         parts |= {"norm": nn.LayerNorm(width), "mean": _Mean(), "head": nn.Linear(width, CLASSES)}
         model = nn.Sequential(parts)
     return Case(model, ["embed", "head"], [], generator)
+
+
+def cosine(case: Case) -> None:
+    """The learning rate falls to zero along a cosine over 120 steps."""
+    base = case.learning_rate
+
+    def set_rate(step: int) -> None:
+        case.learning_rate = base * (1 + math.cos(math.pi * min(step / 119, 1.0))) / 2
+
+    case.before.append(set_rate)
 
 
 def started(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator) -> nn.Linear | nn.Conv2d:
