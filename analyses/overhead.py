@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common import memory_overhead, step_overhead
+from common import analysis_cost, memory_overhead, step_overhead
 from common.paired import Blocks, interleave, ratio
 from common.workloads import MEMORY_WORKLOADS, STEP_WORKLOADS
 from covshift.grid import VALUES
@@ -157,6 +157,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any
     "kernels": (kernels, show_kernels),
     "steps": (step_overhead.measure, step_overhead.show),
     "memory": (memory_overhead.measure, memory_overhead.show),
+    "analysis": (analysis_cost.measure, analysis_cost.show),
 }
 """What each section measures with, and prints with."""
 
