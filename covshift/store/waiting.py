@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from covshift import schema
+from covshift.exceptions import InvalidArgumentError
+from covshift.schema import Row
 from covshift.store import layout
 from covshift.store.frames import Numbered, Record
 from covshift.store.rows import size_in_bytes
@@ -48,9 +50,25 @@ class Waiting:
         self._entries: dict[str, list[_Entry]] = {path: [] for path in committed}
         self._next = dict(committed)
 
-    def next_number(self, path: str) -> int:
-        """Number of the next row of a group."""
-        return self._next[path]
+    def numbered(self, rows: Sequence[Row]) -> list[Numbered]:
+        """Rows with the numbers they would have in their groups.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a step does not come after its group's last.
+        """
+        last, numbers = dict(self.last_steps), dict(self._next)
+        taken = []
+        for row in rows:
+            if row.step <= last[row.group]:
+                raise InvalidArgumentError(
+                    f"{row.group}: step={row.step}: expected a step after {last[row.group]}, the last one of the group"
+                )
+            last[row.group] = row.step
+            taken.append(Numbered(numbers[row.group], row))
+            numbers[row.group] += 1
+        return taken
 
     def add(self, taken: Sequence[Numbered], record: Record) -> None:
         """Take the rows of a record, which numbers them as their groups go on; ``taken`` themselves are not kept."""

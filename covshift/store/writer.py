@@ -22,18 +22,16 @@ from covshift import schema
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
 from covshift.store import endings, frames, journal
-from covshift.store.frames import Numbered, Record
+from covshift.store.folding import Folding
+from covshift.store.frames import Record
 from covshift.store.journal import Journal
 from covshift.store.opening import Opened, opened_for_writing
 from covshift.store.placement import Placement
-from covshift.store.rows import checked, placed
+from covshift.store.rows import checked
 from covshift.store.waiting import Reason, Waiting
 
 BUFFER_BYTES = 32 * 2**20
 """Rows are folded once they hold this much memory, however few they are."""
-
-RETRY_SECONDS = 10.0
-"""A fold that failed is tried again after this time."""
 
 
 class Writer:
@@ -102,7 +100,7 @@ class Writer:
                 f"flush_records={flush_records}, flush_seconds={flush_seconds}: expected at least 1 and more than 0"
             )
         self._flush_records, self._flush_seconds = flush_records, flush_seconds
-        self._background, self._fsync = background and path is not None, fsync
+        self._fsync = fsync
         self._opened: Opened = opened_for_writing(
             path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
         )
@@ -111,9 +109,8 @@ class Writer:
         self._needs_step = self._opened.resumed
         self._begin()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._failure: str | None = None
-        self._reported = self._closed = False
+        self._folding = Folding(background=background and path is not None)
+        self._closed = False
         self._calls = 0
         self._pid = os.getpid()
         if self.path is not None or self._journal is not None:
@@ -124,7 +121,7 @@ class Writer:
         self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._flush_records)
         hidden = self._opened.hidden
         self._journal = None if hidden is None else Journal(hidden, life=self._archive.life, fsync=self._fsync)
-        self._folded_at, self._retry_at = time.monotonic(), 0.0
+        self._folded_at = time.monotonic()
 
     @property
     def target(self) -> Path | MemoryStore | str:
@@ -226,7 +223,8 @@ class Writer:
         """
         self._demand_open()
         with self._calling():
-            taken = self._numbered([checked(row, self._placement.declared) for row in rows])
+            ordered = self._waiting.numbered([checked(row, self._placement.declared) for row in rows])
+            taken = [self._placement.placed(one) for one in ordered]
             if not taken:
                 return
             payload = frames.rows_payload(taken)
@@ -238,23 +236,6 @@ class Writer:
                 self._fold_soon(reason)
             self._report_failure()
 
-    def _numbered(self, rows: Sequence[Row]) -> list[Numbered]:
-        last = dict(self._waiting.last_steps)
-        numbers: dict[str, int] = {}
-        numbered = []
-        for row in rows:
-            if row.step <= last[row.group]:
-                raise InvalidArgumentError(
-                    f"{row.group}: step={row.step}: expected a step after {last[row.group]}, the last one of the group"
-                )
-            last[row.group] = row.step
-            number = numbers.get(row.group, self._waiting.next_number(row.group))
-            numbers[row.group] = number + 1
-            if self._placement.positions is not None:
-                row = placed(row, self._placement.positions, self._placement.stored.lengths)
-            numbered.append(Numbered(number, row))
-        return numbered
-
     def _acknowledge(self, payload: bytes) -> None:
         if self._journal is None:
             return
@@ -262,38 +243,23 @@ class Writer:
             self._journal.append(self._placement.stored, payload)
 
     def _due(self) -> Reason | None:
-        if self._thread is not None and self._thread.is_alive():
+        if self._folding.is_running:
             if self._waiting.bytes < 2 * BUFFER_BYTES:
                 return None
-            self._thread.join()
-        now = time.monotonic()
-        if now < self._retry_at:
+            self._folding.wait()
+        if not self._folding.may_run:
             return None
         if self._waiting.bytes >= BUFFER_BYTES:
             return Reason.ALL
         if self._waiting.most >= self._flush_records:
             return Reason.MANY
-        return Reason.AGED if now - self._folded_at >= self._flush_seconds else None
+        return Reason.AGED if time.monotonic() - self._folded_at >= self._flush_seconds else None
 
     def _fold_soon(self, reason: Reason) -> None:
         fold = self._fold(reason)
         self._folded_at = time.monotonic()
-        if fold is None:
-            return
-
-        def attempted() -> None:
-            try:
-                fold()
-            except Exception as error:  # noqa: BLE001 - whatever ends a fold, its rows wait on and the user is told
-                self._failure, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
-            else:
-                self._failure, self._reported, self._retry_at = None, False, 0.0
-
-        if self._background:
-            self._thread = threading.Thread(target=attempted, name="covshift fold")
-            self._thread.start()
-        else:
-            attempted()
+        if fold is not None:
+            self._folding.run(fold)
 
     def _fold(self, reason: Reason, *, closed: bool = False) -> Callable[[], None] | None:
         """What folds the rows chosen now; None where there is nothing to do. Rows appended meanwhile are kept out."""
@@ -319,11 +285,11 @@ class Writer:
         return fold
 
     def _report_failure(self) -> None:
-        if self._failure is not None and not self._reported:
-            self._reported = True
+        failure = self._folding.unreported_failure()
+        if failure is not None:
             warnings.warn(
-                f"{self._place}: folding failed ({self._failure}); every record is safe in the journal and folding is "
-                "tried again: make room or mend the disk",
+                f"{self._place}: folding failed ({failure}); every record is safe in the journal and folding is tried "
+                "again: make room or mend the disk",
                 CovshiftWarning,
                 stacklevel=3,
             )
@@ -343,9 +309,7 @@ class Writer:
                 self._fold_now(closed=False)
 
     def _fold_now(self, *, closed: bool) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._folding.wait()
         fold = self._fold(Reason.ALL, closed=closed)
         if fold is None:
             return
@@ -355,7 +319,7 @@ class Writer:
             "or mend the disk, then flush again",
         ):
             fold()
-        self._failure, self._reported, self._retry_at = None, False, 0.0
+        self._folding.forget_failure()
         self._folded_at = time.monotonic()
 
     def close(self) -> None:
@@ -371,6 +335,7 @@ class Writer:
         with self._calling():
             self._fold_now(closed=True)
             self._closed = True
+            self._folding.end()
             self._opened.release()
             endings.dismiss(self)
 

@@ -1,7 +1,7 @@
 """A writer that is meant to be killed: rows that any reader can recompute from their step, and a log of what was taken.
 
-Run as ``python crash_workload.py run.zarr acknowledged.log token background steps start pace``. After every append the step goes to
-the log, so the log never names a step that was not acknowledged.
+Run as ``python crash_workload.py run.zarr acknowledged.log token background steps start pace``. After every append the
+step goes to the log, so the log never names a step that was not acknowledged.
 """
 
 import functools

@@ -254,8 +254,7 @@ for step in range(400):
         refused += 1
         if refused == 20:
             break
-if writer._thread:
-    writer._thread.join()
+writer._folding.wait()
 print("full", refused, taken[-1] if taken else -1, flush=True)
 sys.stdin.readline()
 if place == "file":

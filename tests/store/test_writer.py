@@ -3,7 +3,6 @@ import errno
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -478,8 +477,7 @@ def test_a_fold_that_fails_is_reported_once_loses_no_row_and_the_next_flush_writ
             rows += [counts_row(1), Row("units", 1, {})]
             with pytest.warns(CovshiftWarning, match="No space left on device.*safe in the journal.*tried again"):
                 recording.append(rows[2:])
-                while background and recording._thread.is_alive():
-                    time.sleep(0.01)
+                recording._folding.wait()
                 rows.append(counts_row(2))
                 recording.append(rows[4:])
             rows.append(counts_row(3))
