@@ -34,6 +34,8 @@ class Placement:
             If a name is declared twice by this process, or a known layer has another number of units, a known
             parameter another size, than it was recorded with.
         """
+        if not layers and not parameters:
+            return
         declared = self.declared.grown(layers, parameters)
         known_layers = {layer.name: layer for layer in self.stored.layers}
         known_parameters = {parameter.name: parameter for parameter in self.stored.parameters}
