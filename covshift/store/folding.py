@@ -6,6 +6,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from covshift.store.archive import Archive
+from covshift.store.axes import Axes
+from covshift.store.journal import Journal, remove
+from covshift.store.waiting import Reason, Waiting
+
 RETRY_SECONDS = 10.0
 """A fold that failed is tried again after this time."""
 
@@ -75,3 +80,26 @@ class Folding:
         """Let go of the thread."""
         if self._thread is not None:
             self._thread.shutdown()
+
+
+def fold_of(
+    waiting: Waiting, archive: Archive, journal: Journal | None, *, axes: Axes, reason: Reason, closed: bool
+) -> Callable[[], None] | None:
+    """What folds the rows that ``reason`` chooses now; None where there is nothing to do.
+
+    Rows appended while it runs are none of its business: the journal begins a new segment for them here.
+    """
+    chosen, left = waiting.divided(reason)
+    if not (chosen or closed or archive.is_behind(axes)):
+        return None
+    old = [] if journal is None else journal.rotate()
+
+    def fold() -> None:
+        rows = {path: [entry.numbered.row for entry in entries] for path, entries in chosen.items()}
+        archive.fold(rows, axes, closed=closed)
+        waiting.drop(chosen)
+        if left and journal is not None:
+            journal.carry(axes, [entry.numbered for entry in left])
+        remove(old)
+
+    return fold

@@ -93,11 +93,12 @@ class Journal:
         except OSError:
             self.rotate()
 
-    def rotate(self) -> None:
-        """Let the next record begin a new segment."""
+    def rotate(self) -> list[Path]:
+        """Let the next record begin a new segment; the segments there are now."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        return segments(self._directory)
 
     def carry(self, axes: Axes, rows: Sequence[Numbered]) -> None:
         """Write rows that stay unfolded to a segment of their own, so that the ones they came in can go."""

@@ -7,6 +7,7 @@ that waste never exceeds data.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -49,6 +50,8 @@ class Waiting:
         self._granule = granule
         self._entries: dict[str, list[_Entry]] = {path: [] for path in committed}
         self._next = dict(committed)
+        # Rows are added by the loop and dropped by the thread that folds.
+        self._lock = threading.Lock()
 
     def numbered(self, rows: Sequence[Row]) -> list[Numbered]:
         """Rows with the numbers they would have in their groups.
@@ -72,12 +75,14 @@ class Waiting:
 
     def add(self, taken: Sequence[Numbered], record: Record) -> None:
         """Take the rows of a record, which numbers them as their groups go on; ``taken`` themselves are not kept."""
-        for position, numbered in enumerate(taken):
-            row, size = numbered.row, size_in_bytes(numbered.row)
-            self._entries[row.group].append(_Entry(record, position, size))
-            self._next[row.group] += 1
-            self.last_steps[row.group] = row.step
-            self.bytes += size
+        sizes = [size_in_bytes(numbered.row) for numbered in taken]
+        with self._lock:
+            for position, (numbered, size) in enumerate(zip(taken, sizes, strict=True)):
+                row = numbered.row
+                self._entries[row.group].append(_Entry(record, position, size))
+                self._next[row.group] += 1
+                self.last_steps[row.group] = row.step
+                self.bytes += size
 
     @property
     def count(self) -> int:
@@ -91,9 +96,10 @@ class Waiting:
 
     def divided(self, reason: Reason) -> tuple[dict[str, list[_Entry]], list[_Entry]]:
         """Rows that a fold takes, the first ones of each group, and rows that it leaves."""
-        counts = {path: self._count(path, reason) for path, entries in self._entries.items() if entries}
-        chosen = {path: self._entries[path][:count] for path, count in counts.items() if count}
-        return chosen, [one for path, count in counts.items() for one in self._entries[path][count:]]
+        with self._lock:
+            counts = {path: self._count(path, reason) for path, entries in self._entries.items() if entries}
+            chosen = {path: self._entries[path][:count] for path, count in counts.items() if count}
+            return chosen, [one for path, count in counts.items() for one in self._entries[path][count:]]
 
     def _count(self, path: str, reason: Reason) -> int:
         waiting = len(self._entries[path])
@@ -105,6 +111,7 @@ class Waiting:
 
     def drop(self, chosen: Mapping[str, Sequence[_Entry]]) -> None:
         """Forget rows that were folded."""
-        for path, entries in chosen.items():
-            del self._entries[path][: len(entries)]
-            self.bytes -= sum(entry.bytes for entry in entries)
+        with self._lock:
+            for path, entries in chosen.items():
+                del self._entries[path][: len(entries)]
+                self.bytes -= sum(entry.bytes for entry in entries)

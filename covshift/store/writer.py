@@ -7,7 +7,6 @@ read. Folding (encoding, writing and committing chunks) goes on in a thread of i
 from __future__ import annotations
 
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +20,18 @@ from zarr.storage import MemoryStore
 from covshift import schema
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
-from covshift.store import endings, frames, journal
-from covshift.store.folding import Folding
+from covshift.store import endings, frames
+from covshift.store.folding import Folding, fold_of
 from covshift.store.frames import Record
 from covshift.store.journal import Journal
+from covshift.store.medium import Memory
 from covshift.store.opening import Opened, opened_for_writing
 from covshift.store.placement import Placement
 from covshift.store.rows import checked
 from covshift.store.waiting import Reason, Waiting
+
+MAX_MEMORY = 2**30
+"""Bytes that a recording in memory may take."""
 
 BUFFER_BYTES = 32 * 2**20
 """Rows are folded once they hold this much memory, however few they are."""
@@ -59,6 +62,8 @@ class Writer:
         Bring every record and every fold to the device, so that a power failure loses no acknowledged record either.
     journal_directory : path-like, optional
         Local directory of lock and journal for an fsspec URL; by default one below the system's temporary directory.
+    max_memory : int, default 1 GiB
+        Most bytes a recording in memory may take; rows beyond are left out, with one warning.
 
     Raises
     ------
@@ -94,13 +99,14 @@ class Writer:
         background: bool = True,
         fsync: bool = False,
         journal_directory: str | os.PathLike[str] | None = None,
+        max_memory: int = MAX_MEMORY,
     ) -> None:
         if flush_records < 1 or not flush_seconds > 0:
             raise InvalidArgumentError(
                 f"flush_records={flush_records}, flush_seconds={flush_seconds}: expected at least 1 and more than 0"
             )
         self._flush_records, self._flush_seconds = flush_records, flush_seconds
-        self._fsync = fsync
+        self._fsync, self._max_memory = fsync, max_memory
         self._opened: Opened = opened_for_writing(
             path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
         )
@@ -108,9 +114,8 @@ class Writer:
         self._archive, self._placement = self._opened.archive, Placement(self._opened.axes)
         self._needs_step = self._opened.resumed
         self._begin()
-        self._lock = threading.Lock()
         self._folding = Folding(background=background and path is not None)
-        self._closed = False
+        self._closed = self._has_said_full = False
         self._calls = 0
         self._pid = os.getpid()
         if self.path is not None or self._journal is not None:
@@ -219,22 +224,38 @@ class Writer:
         Warns
         -----
         CovshiftWarning
-            If folding failed, once until it succeeds again. The rows are safe in the journal.
+            If folding failed, once until it succeeds again: the rows are safe in the journal. If a recording in memory
+            is full, once: the rows are left out.
         """
         self._demand_open()
         with self._calling():
             ordered = self._waiting.numbered([checked(row, self._placement.declared) for row in rows])
             taken = [self._placement.placed(one) for one in ordered]
-            if not taken:
+            if not taken or self._is_full():
                 return
             payload = frames.rows_payload(taken)
             self._acknowledge(payload)
-            with self._lock:
-                self._waiting.add(taken, Record(payload))
+            self._waiting.add(taken, Record(payload))
             reason = self._due()
-            if reason is not None:
-                self._fold_soon(reason)
+            fold = None if reason is None else self._fold(reason)
+            if fold is not None:
+                self._folding.run(fold)
             self._report_failure()
+
+    def _is_full(self) -> bool:
+        """Whether a recording in memory may grow no further; says so once."""
+        medium = self._opened.medium
+        if not isinstance(medium, Memory) or medium.bytes + self._waiting.bytes < self._max_memory:
+            return False
+        if not self._has_said_full:
+            self._has_said_full = True
+            warnings.warn(
+                f"the recording in memory has reached {self._max_memory / 1e9:.3g} GB and takes no more: record to a "
+                "disk with path=, or fewer layers, or more rarely",
+                CovshiftWarning,
+                stacklevel=3,
+            )
+        return True
 
     def _acknowledge(self, payload: bytes) -> None:
         if self._journal is None:
@@ -255,34 +276,11 @@ class Writer:
             return Reason.MANY
         return Reason.AGED if time.monotonic() - self._folded_at >= self._flush_seconds else None
 
-    def _fold_soon(self, reason: Reason) -> None:
-        fold = self._fold(reason)
-        self._folded_at = time.monotonic()
-        if fold is not None:
-            self._folding.run(fold)
-
     def _fold(self, reason: Reason, *, closed: bool = False) -> Callable[[], None] | None:
-        """What folds the rows chosen now; None where there is nothing to do. Rows appended meanwhile are kept out."""
-        axes = self._placement.stored
-        with self._lock:
-            chosen, left = self._waiting.divided(reason)
-        if not (chosen or closed or self._archive.is_behind(axes)):
-            return None
-        old: list[Path] = []
-        if self._journal is not None and self._opened.hidden is not None:
-            self._journal.rotate()
-            old = journal.segments(self._opened.hidden)
-
-        def fold() -> None:
-            rows = {path: [entry.numbered.row for entry in entries] for path, entries in chosen.items()}
-            self._archive.fold(rows, axes, closed=closed)
-            with self._lock:
-                self._waiting.drop(chosen)
-            if left and self._journal is not None:
-                self._journal.carry(axes, [entry.numbered for entry in left])
-            journal.remove(old)
-
-        return fold
+        self._folded_at = time.monotonic()
+        return fold_of(
+            self._waiting, self._archive, self._journal, axes=self._placement.stored, reason=reason, closed=closed
+        )
 
     def _report_failure(self) -> None:
         failure = self._folding.unreported_failure()
@@ -313,14 +311,10 @@ class Writer:
         fold = self._fold(Reason.ALL, closed=closed)
         if fold is None:
             return
-        with _in_words(
-            self._place,
-            f"readers keep the last commit and {self._waiting.count} rows wait on: make room "
-            "or mend the disk, then flush again",
-        ):
+        left = f"readers keep the last commit and {self._waiting.count} rows wait on"
+        with _in_words(self._place, f"{left}: make room or mend the disk, then flush again"):
             fold()
         self._folding.forget_failure()
-        self._folded_at = time.monotonic()
 
     def close(self) -> None:
         """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
