@@ -47,6 +47,8 @@ class Axes:
         InvalidArgumentError
             If a name is already taken or a unit count negative.
         """
+        if not layers and not parameters:
+            return self
         for kind, new, known in (("layers", layers, self.layers), ("parameters", parameters, self.parameters)):
             _demand_new(kind, [one.name for one in new], {one.name for one in known})
         for layer in layers:

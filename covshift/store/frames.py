@@ -1,6 +1,6 @@
 """Records as bytes: the frames of a journal, each with its length and checksums, and the rows inside.
 
-A frame is a header (magic, length and CRC-32 of the payload, CRC-32 of the header itself) and a payload. The payload
+A frame is a header (magic, length and CRC-32C of the payload, CRC-32C of the header itself) and a payload. The payload
 is a JSON text that says what follows, then the arrays as they lie in memory. What does not have its checksum is never
 believed; what ends before its length is the mark of a writer killed in the middle.
 """
@@ -11,12 +11,12 @@ import dataclasses
 import json
 import math
 import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ _CRC = struct.Struct("<I")
 _MAGIC = b"CVJ1"
 _HEADER_BYTES = _HEADER.size + _CRC.size
 _ALIGNMENT = 8
+_SMALL = 1024
 _LAYER_FIELDS = tuple(field.name for field in dataclasses.fields(schema.Layer))
 
 
@@ -60,10 +61,10 @@ class AxesFrame:
     life: str
 
 
-def framed(payload: bytes) -> bytes:
-    """The payload with its header."""
-    header = _HEADER.pack(_MAGIC, len(payload), zlib.crc32(payload))
-    return header + _CRC.pack(zlib.crc32(header)) + payload
+def header_of(payload: bytes) -> bytes:
+    """What goes before a payload to make it a frame."""
+    header = _HEADER.pack(_MAGIC, len(payload), google_crc32c.value(payload))
+    return header + _CRC.pack(google_crc32c.value(header))
 
 
 def payloads(data: bytes) -> Iterator[bytes | None]:
@@ -75,13 +76,13 @@ def payloads(data: bytes) -> Iterator[bytes | None]:
     while len(data) - start >= _HEADER_BYTES:
         header, check = data[start : start + _HEADER.size], data[start + _HEADER.size : start + _HEADER_BYTES]
         magic, length, crc = _HEADER.unpack(header)
-        if magic != _MAGIC or _CRC.pack(zlib.crc32(header)) != check:
+        if magic != _MAGIC or _CRC.pack(google_crc32c.value(header)) != check:
             yield None
             return
         payload = data[start + _HEADER_BYTES : start + _HEADER_BYTES + length]
         if len(payload) < length:
             return
-        if zlib.crc32(payload) != crc:
+        if google_crc32c.value(payload) != crc:
             yield None
             return
         yield payload
@@ -100,7 +101,7 @@ def axes_payload(layers: Sequence[schema.Layer], parameters: Sequence[schema.Par
 
 def rows_payload(rows: Sequence[Numbered]) -> bytes:
     """Payload of rows that are acknowledged together."""
-    parts: list[bytes] = []
+    parts: list[Part] = []
     described = []
     for numbered in rows:
         row = numbered.row
@@ -109,24 +110,31 @@ def rows_payload(rows: Sequence[Numbered]) -> bytes:
     return _joined({"rows": described}, parts)
 
 
-def _described(name: str, cells: NDArray[Any] | SparseCounts, parts: list[bytes]) -> tuple[Any, ...]:
+Part: TypeAlias = "bytes | NDArray[Any]"
+
+
+def _described(name: str, cells: NDArray[Any] | SparseCounts, parts: list[Part]) -> tuple[Any, ...]:
     if isinstance(cells, SparseCounts):
-        parts += (_bytes(cells.index), _bytes(cells.counts))
+        _add(cells.index, parts)
+        _add(cells.counts, parts)
         return name, cells.counts.dtype.str, cells.shape, cells.index.dtype.str, len(cells.index)
-    parts.append(_bytes(cells))
+    _add(cells, parts)
     return name, cells.dtype.str, cells.shape
 
 
-def _bytes(array: NDArray[Any]) -> bytes:
-    data = array.tobytes()
-    return data + bytes(-len(data) % _ALIGNMENT)
+def _add(array: NDArray[Any], parts: list[Part]) -> None:
+    """Large arrays that lie in one piece are copied once, when all parts are joined."""
+    parts.append(array if array.nbytes > _SMALL and array.flags.c_contiguous else array.tobytes())
+    if array.nbytes % _ALIGNMENT:
+        parts.append(bytes(-array.nbytes % _ALIGNMENT))
 
 
-def _joined(described: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
+def _joined(described: Mapping[str, Any], parts: Sequence[Part]) -> bytes:
     text = json.dumps(described).encode()
     # Blanks after JSON mean nothing, and arrays begin where the processor likes them.
     text += b" " * (-(len(text) + 4) % _ALIGNMENT)
-    return b"".join((_CRC.pack(len(text)), text, *parts))
+    pieces: list[Any] = [_CRC.pack(len(text)), text, *parts]
+    return b"".join(pieces)
 
 
 def content(payload: bytes) -> AxesFrame | list[Numbered]:

@@ -53,7 +53,7 @@ class Journal:
         if self._descriptor is None:
             self._descriptor, _ = self._opened(axes)
             self._size = os.fstat(self._descriptor).st_size
-        self._write(frames.framed(payload))
+        self._write(payload)
 
     def _opened(self, axes: Axes) -> tuple[int, Path]:
         # The thread that folds opens segments too, to carry rows over.
@@ -62,7 +62,7 @@ class Journal:
             self._next += 1
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         try:
-            _write_once(descriptor, frames.framed(self._axes_payload(axes)))
+            _write_frame(descriptor, self._axes_payload(axes))
         except OSError:
             os.close(descriptor)
             path.unlink(missing_ok=True)
@@ -74,21 +74,16 @@ class Journal:
     def _axes_payload(self, axes: Axes) -> bytes:
         return frames.axes_payload(axes.layers, axes.parameters, self._life)
 
-    def declare(self, axes: Axes) -> None:
-        """Say that the axes have grown; a segment yet to be opened says so by itself."""
-        if self._descriptor is not None:
-            self._write(frames.framed(self._axes_payload(axes)))
-
-    def _write(self, data: bytes) -> None:
+    def _write(self, payload: bytes) -> None:
         assert self._descriptor is not None
         try:
-            _write_once(self._descriptor, data)
+            written = _write_frame(self._descriptor, payload)
             if self._fsync:
                 getattr(os, "fdatasync", os.fsync)(self._descriptor)
         except OSError:
             self._take_back()
             raise
-        self._size += len(data)
+        self._size += written
 
     def _take_back(self) -> None:
         """Cut off what was written in part; where even that fails, nothing more goes behind it."""
@@ -98,17 +93,18 @@ class Journal:
         except OSError:
             self.rotate()
 
-    def rotate(self) -> None:
-        """Let the next record begin a new segment."""
+    def rotate(self) -> list[Path]:
+        """Let the next record begin a new segment; the segments there are now."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        return segments(self._directory)
 
     def carry(self, axes: Axes, rows: Sequence[Numbered]) -> None:
         """Write rows that stay unfolded to a segment of their own, so that the ones they came in can go."""
         descriptor, path = self._opened(axes)
         try:
-            _write_once(descriptor, frames.framed(frames.rows_payload(rows)))
+            _write_frame(descriptor, frames.rows_payload(rows))
             if self._fsync:
                 os.fsync(descriptor)
         except OSError:
@@ -118,12 +114,19 @@ class Journal:
             os.close(descriptor)
 
 
-def _write_once(descriptor: int, data: bytes) -> None:
-    written = os.write(descriptor, data)
-    if written != len(data):
+def _write_frame(descriptor: int, payload: bytes) -> int:
+    """Append a frame with one call of the system; returns its length."""
+    header = frames.header_of(payload)
+    if hasattr(os, "writev"):
+        written = os.writev(descriptor, (header, payload))
+    else:
+        written = os.write(descriptor, header + payload)
+    length = len(header) + len(payload)
+    if written != length:
         # The system took what fitted; the rest says why no more does.
-        os.write(descriptor, memoryview(data)[written:])
-        raise OSError(f"only {written} of {len(data)} bytes were taken")
+        os.write(descriptor, (header + payload)[written:])
+        raise OSError(f"only {written} of {length} bytes were taken")
+    return length
 
 
 def segments(directory: Path) -> list[Path]:

@@ -156,6 +156,11 @@ class Memory:
         for name in [name for name in self._objects if name == key or name.startswith(f"{key}/")]:
             del self._objects[name]
 
+    @property
+    def bytes(self) -> int:
+        """Memory the objects take."""
+        return sum(map(len, self._objects.values()))
+
     def names(self, key: str) -> list[str]:
         """See :class:`Medium`."""
         below = f"{key}/" if key else ""

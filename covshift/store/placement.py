@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
 from covshift.store.axes import Axes
+from covshift.store.frames import Numbered
+from covshift.store.rows import placed
 
 
 class Placement:
@@ -32,6 +34,8 @@ class Placement:
             If a name is declared twice by this process, or a known layer has another number of units, a known
             parameter another size, than it was recorded with.
         """
+        if not layers and not parameters:
+            return
         declared = self.declared.grown(layers, parameters)
         known_layers = {layer.name: layer for layer in self.stored.layers}
         known_parameters = {parameter.name: parameter for parameter in self.stored.parameters}
@@ -45,6 +49,12 @@ class Placement:
         )
         self.declared = declared
         self.positions = self._positions()
+
+    def placed(self, numbered: Numbered) -> Numbered:
+        """A row of the declared axes, on the stored ones."""
+        if self.positions is None:
+            return numbered
+        return Numbered(numbered.number, placed(numbered.row, self.positions, self.stored.lengths))
 
     def _positions(self) -> dict[str, NDArray[np.int64]] | None:
         """Stored position of every declared one, by axis; None where both axes begin alike and nothing has to move."""

@@ -11,10 +11,13 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import xarray as xr
-from zarr.storage import MemoryStore
+from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, MemoryStore
 
 from covshift import schema
 from covshift.exceptions import CovshiftWarning, RecordingDamaged, RecordingError
@@ -94,21 +97,21 @@ def existing(path: Path) -> Path:
 def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
     """The recording in the directory ``path``, and what is wrong with its journal.
 
-    Commit and journal must belong together: a fold in between makes the two disagree, so both are read again.
+    Commit and journal must belong together: a fold in between makes the two disagree, so both are read again. The
+    arrays are then opened as this commit describes them, whatever is committed meanwhile: its rows never change.
     """
     for _ in range(_TRIES):
-        attributes = _whole_root(path)
-        commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
+        document, attributes = _whole_root(path)
         try:
             tail = read_tail(path, attributes)
         except FileNotFoundError:
             continue
-        recording = _opened(path, path)
-        if recording.attrs.get(layout.COMMIT_ATTRIBUTE) == commit == _commit_at(path):
+        if (path / layout.ROOT).read_bytes() == document:
             break
         time.sleep(0.01)
     else:
         raise RecordingError(f"'{path}' was committed to {_TRIES} times while it was opened; open it again")
+    recording = _opened(_CommittedStore(path, document), path)
     problems = [
         f"recording '{path}': {problem}; records behind are missing here: `covshift recover` keeps what is whole"
         for problem in (*tail.damaged, *tail.gaps)
@@ -125,14 +128,31 @@ def read_tail(path: Path, attributes: Mapping[str, Any]) -> journal.Tail:
     return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=life)
 
 
-def _commit_at(path: Path) -> Any:
-    return documents.root_of((path / layout.ROOT).read_bytes()).get("attributes", {}).get(layout.COMMIT_ATTRIBUTE, {})
+class _CommittedStore(LocalStore):
+    """A directory as one commit describes it."""
+
+    def __init__(self, root: Path, document: bytes) -> None:
+        super().__init__(root, read_only=True)
+        self._document = document
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """Itself: there is nothing to write here."""
+        return self
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Bytes of an object; the root's are those of the commit."""
+        if key != layout.ROOT:
+            return await super().get(key, prototype, byte_range)
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(self._document)
 
 
-def _whole_root(path: Path) -> dict[str, Any]:
-    """Attributes of a committed root of a known version, with every array it lists in its place."""
+def _whole_root(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """A committed root of a known version, with every array it lists in its place, and its attributes."""
     try:
-        root = documents.root_of((path / layout.ROOT).read_bytes())
+        document = (path / layout.ROOT).read_bytes()
+        root = documents.root_of(document)
     except (OSError, ValueError) as error:
         raise _damaged(path, f"its {layout.ROOT} cannot be read ({error})") from error
     attributes: dict[str, Any] = root.get("attributes", {})
@@ -145,7 +165,7 @@ def _whole_root(path: Path) -> dict[str, Any]:
     for node in nodes:
         if not (path / node / layout.ROOT).is_file():
             raise _damaged(path, f"'{node}' is missing")
-    return attributes
+    return document, attributes
 
 
 def _damaged(place: object, problem: str) -> RecordingDamaged:

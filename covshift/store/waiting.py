@@ -7,11 +7,14 @@ that waste never exceeds data.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from covshift import schema
+from covshift.exceptions import InvalidArgumentError
+from covshift.schema import Row
 from covshift.store import layout
 from covshift.store.frames import Numbered, Record
 from covshift.store.rows import size_in_bytes
@@ -47,19 +50,39 @@ class Waiting:
         self._granule = granule
         self._entries: dict[str, list[_Entry]] = {path: [] for path in committed}
         self._next = dict(committed)
+        # Rows are added by the loop and dropped by the thread that folds.
+        self._lock = threading.Lock()
 
-    def next_number(self, path: str) -> int:
-        """Number of the next row of a group."""
-        return self._next[path]
+    def numbered(self, rows: Sequence[Row]) -> list[Numbered]:
+        """Rows with the numbers they would have in their groups.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a step does not come after its group's last.
+        """
+        last, numbers = dict(self.last_steps), dict(self._next)
+        taken = []
+        for row in rows:
+            if row.step <= last[row.group]:
+                raise InvalidArgumentError(
+                    f"{row.group}: step={row.step}: expected a step after {last[row.group]}, the last one of the group"
+                )
+            last[row.group] = row.step
+            taken.append(Numbered(numbers[row.group], row))
+            numbers[row.group] += 1
+        return taken
 
     def add(self, taken: Sequence[Numbered], record: Record) -> None:
         """Take the rows of a record, which numbers them as their groups go on; ``taken`` themselves are not kept."""
-        for position, numbered in enumerate(taken):
-            row, size = numbered.row, size_in_bytes(numbered.row)
-            self._entries[row.group].append(_Entry(record, position, size))
-            self._next[row.group] += 1
-            self.last_steps[row.group] = row.step
-            self.bytes += size
+        sizes = [size_in_bytes(numbered.row) for numbered in taken]
+        with self._lock:
+            for position, (numbered, size) in enumerate(zip(taken, sizes, strict=True)):
+                row = numbered.row
+                self._entries[row.group].append(_Entry(record, position, size))
+                self._next[row.group] += 1
+                self.last_steps[row.group] = row.step
+                self.bytes += size
 
     @property
     def count(self) -> int:
@@ -73,9 +96,10 @@ class Waiting:
 
     def divided(self, reason: Reason) -> tuple[dict[str, list[_Entry]], list[_Entry]]:
         """Rows that a fold takes, the first ones of each group, and rows that it leaves."""
-        counts = {path: self._count(path, reason) for path, entries in self._entries.items() if entries}
-        chosen = {path: self._entries[path][:count] for path, count in counts.items() if count}
-        return chosen, [one for path, count in counts.items() for one in self._entries[path][count:]]
+        with self._lock:
+            counts = {path: self._count(path, reason) for path, entries in self._entries.items() if entries}
+            chosen = {path: self._entries[path][:count] for path, count in counts.items() if count}
+            return chosen, [one for path, count in counts.items() for one in self._entries[path][count:]]
 
     def _count(self, path: str, reason: Reason) -> int:
         waiting = len(self._entries[path])
@@ -87,6 +111,7 @@ class Waiting:
 
     def drop(self, chosen: Mapping[str, Sequence[_Entry]]) -> None:
         """Forget rows that were folded."""
-        for path, entries in chosen.items():
-            del self._entries[path][: len(entries)]
-            self.bytes -= sum(entry.bytes for entry in entries)
+        with self._lock:
+            for path, entries in chosen.items():
+                del self._entries[path][: len(entries)]
+                self.bytes -= sum(entry.bytes for entry in entries)

@@ -7,7 +7,6 @@ read. Folding (encoding, writing and committing chunks) goes on in a thread of i
 from __future__ import annotations
 
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,19 +20,21 @@ from zarr.storage import MemoryStore
 from covshift import schema
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
-from covshift.store import endings, frames, journal
-from covshift.store.frames import Numbered, Record
+from covshift.store import endings, frames
+from covshift.store.folding import Folding, fold_of
+from covshift.store.frames import Record
 from covshift.store.journal import Journal
+from covshift.store.medium import Memory
 from covshift.store.opening import Opened, opened_for_writing
 from covshift.store.placement import Placement
-from covshift.store.rows import checked, placed
+from covshift.store.rows import checked
 from covshift.store.waiting import Reason, Waiting
+
+MAX_MEMORY = 2**30
+"""Bytes that a recording in memory may take."""
 
 BUFFER_BYTES = 32 * 2**20
 """Rows are folded once they hold this much memory, however few they are."""
-
-RETRY_SECONDS = 10.0
-"""A fold that failed is tried again after this time."""
 
 
 class Writer:
@@ -61,6 +62,8 @@ class Writer:
         Bring every record and every fold to the device, so that a power failure loses no acknowledged record either.
     journal_directory : path-like, optional
         Local directory of lock and journal for an fsspec URL; by default one below the system's temporary directory.
+    max_memory : int, default 1 GiB
+        Most bytes a recording in memory may take; rows beyond are left out, with one warning.
 
     Raises
     ------
@@ -96,13 +99,14 @@ class Writer:
         background: bool = True,
         fsync: bool = False,
         journal_directory: str | os.PathLike[str] | None = None,
+        max_memory: int = MAX_MEMORY,
     ) -> None:
         if flush_records < 1 or not flush_seconds > 0:
             raise InvalidArgumentError(
                 f"flush_records={flush_records}, flush_seconds={flush_seconds}: expected at least 1 and more than 0"
             )
         self._flush_records, self._flush_seconds = flush_records, flush_seconds
-        self._background, self._fsync = background and path is not None, fsync
+        self._fsync, self._max_memory = fsync, max_memory
         self._opened: Opened = opened_for_writing(
             path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
         )
@@ -110,10 +114,8 @@ class Writer:
         self._archive, self._placement = self._opened.archive, Placement(self._opened.axes)
         self._needs_step = self._opened.resumed
         self._begin()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._failure: str | None = None
-        self._reported = self._closed = False
+        self._folding = Folding(background=background and path is not None)
+        self._closed = self._has_said_full = False
         self._calls = 0
         self._pid = os.getpid()
         if self.path is not None or self._journal is not None:
@@ -124,7 +126,7 @@ class Writer:
         self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._flush_records)
         hidden = self._opened.hidden
         self._journal = None if hidden is None else Journal(hidden, life=self._archive.life, fsync=self._fsync)
-        self._folded_at, self._retry_at = time.monotonic(), 0.0
+        self._folded_at = time.monotonic()
 
     @property
     def target(self) -> Path | MemoryStore | str:
@@ -222,38 +224,38 @@ class Writer:
         Warns
         -----
         CovshiftWarning
-            If folding failed, once until it succeeds again. The rows are safe in the journal.
+            If folding failed, once until it succeeds again: the rows are safe in the journal. If a recording in memory
+            is full, once: the rows are left out.
         """
         self._demand_open()
         with self._calling():
-            taken = self._numbered([checked(row, self._placement.declared) for row in rows])
-            if not taken:
+            ordered = self._waiting.numbered([checked(row, self._placement.declared) for row in rows])
+            taken = [self._placement.placed(one) for one in ordered]
+            if not taken or self._is_full():
                 return
             payload = frames.rows_payload(taken)
             self._acknowledge(payload)
-            with self._lock:
-                self._waiting.add(taken, Record(payload))
+            self._waiting.add(taken, Record(payload))
             reason = self._due()
-            if reason is not None:
-                self._fold_soon(reason)
+            fold = None if reason is None else self._fold(reason)
+            if fold is not None:
+                self._folding.run(fold)
             self._report_failure()
 
-    def _numbered(self, rows: Sequence[Row]) -> list[Numbered]:
-        last = dict(self._waiting.last_steps)
-        numbers: dict[str, int] = {}
-        numbered = []
-        for row in rows:
-            if row.step <= last[row.group]:
-                raise InvalidArgumentError(
-                    f"{row.group}: step={row.step}: expected a step after {last[row.group]}, the last one of the group"
-                )
-            last[row.group] = row.step
-            number = numbers.get(row.group, self._waiting.next_number(row.group))
-            numbers[row.group] = number + 1
-            if self._placement.positions is not None:
-                row = placed(row, self._placement.positions, self._placement.stored.lengths)
-            numbered.append(Numbered(number, row))
-        return numbered
+    def _is_full(self) -> bool:
+        """Whether a recording in memory may grow no further; says so once."""
+        medium = self._opened.medium
+        if not isinstance(medium, Memory) or medium.bytes + self._waiting.bytes < self._max_memory:
+            return False
+        if not self._has_said_full:
+            self._has_said_full = True
+            warnings.warn(
+                f"the recording in memory has reached {self._max_memory / 1e9:.3g} GB and takes no more: record to a "
+                "disk with path=, or fewer layers, or more rarely",
+                CovshiftWarning,
+                stacklevel=3,
+            )
+        return True
 
     def _acknowledge(self, payload: bytes) -> None:
         if self._journal is None:
@@ -262,68 +264,30 @@ class Writer:
             self._journal.append(self._placement.stored, payload)
 
     def _due(self) -> Reason | None:
-        if self._thread is not None and self._thread.is_alive():
+        if self._folding.is_running:
             if self._waiting.bytes < 2 * BUFFER_BYTES:
                 return None
-            self._thread.join()
-        now = time.monotonic()
-        if now < self._retry_at:
+            self._folding.wait()
+        if not self._folding.may_run:
             return None
         if self._waiting.bytes >= BUFFER_BYTES:
             return Reason.ALL
         if self._waiting.most >= self._flush_records:
             return Reason.MANY
-        return Reason.AGED if now - self._folded_at >= self._flush_seconds else None
-
-    def _fold_soon(self, reason: Reason) -> None:
-        fold = self._fold(reason)
-        self._folded_at = time.monotonic()
-        if fold is None:
-            return
-
-        def attempted() -> None:
-            try:
-                fold()
-            except Exception as error:  # noqa: BLE001 - whatever ends a fold, its rows wait on and the user is told
-                self._failure, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
-            else:
-                self._failure, self._reported, self._retry_at = None, False, 0.0
-
-        if self._background:
-            self._thread = threading.Thread(target=attempted, name="covshift fold")
-            self._thread.start()
-        else:
-            attempted()
+        return Reason.AGED if time.monotonic() - self._folded_at >= self._flush_seconds else None
 
     def _fold(self, reason: Reason, *, closed: bool = False) -> Callable[[], None] | None:
-        """What folds the rows chosen now; None where there is nothing to do. Rows appended meanwhile are kept out."""
-        axes = self._placement.stored
-        with self._lock:
-            chosen, left = self._waiting.divided(reason)
-        if not (chosen or closed or self._archive.is_behind(axes)):
-            return None
-        old: list[Path] = []
-        if self._journal is not None and self._opened.hidden is not None:
-            self._journal.rotate()
-            old = journal.segments(self._opened.hidden)
-
-        def fold() -> None:
-            rows = {path: [entry.numbered.row for entry in entries] for path, entries in chosen.items()}
-            self._archive.fold(rows, axes, closed=closed)
-            with self._lock:
-                self._waiting.drop(chosen)
-            if left and self._journal is not None:
-                self._journal.carry(axes, [entry.numbered for entry in left])
-            journal.remove(old)
-
-        return fold
+        self._folded_at = time.monotonic()
+        return fold_of(
+            self._waiting, self._archive, self._journal, axes=self._placement.stored, reason=reason, closed=closed
+        )
 
     def _report_failure(self) -> None:
-        if self._failure is not None and not self._reported:
-            self._reported = True
+        failure = self._folding.unreported_failure()
+        if failure is not None:
             warnings.warn(
-                f"{self._place}: folding failed ({self._failure}); every record is safe in the journal and folding is "
-                "tried again: make room or mend the disk",
+                f"{self._place}: folding failed ({failure}); every record is safe in the journal and folding is tried "
+                "again: make room or mend the disk",
                 CovshiftWarning,
                 stacklevel=3,
             )
@@ -343,20 +307,14 @@ class Writer:
                 self._fold_now(closed=False)
 
     def _fold_now(self, *, closed: bool) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._folding.wait()
         fold = self._fold(Reason.ALL, closed=closed)
         if fold is None:
             return
-        with _in_words(
-            self._place,
-            f"readers keep the last commit and {self._waiting.count} rows wait on: make room "
-            "or mend the disk, then flush again",
-        ):
+        left = f"readers keep the last commit and {self._waiting.count} rows wait on"
+        with _in_words(self._place, f"{left}: make room or mend the disk, then flush again"):
             fold()
-        self._failure, self._reported, self._retry_at = None, False, 0.0
-        self._folded_at = time.monotonic()
+        self._folding.forget_failure()
 
     def close(self) -> None:
         """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
@@ -371,6 +329,7 @@ class Writer:
         with self._calling():
             self._fold_now(closed=True)
             self._closed = True
+            self._folding.end()
             self._opened.release()
             endings.dismiss(self)
 

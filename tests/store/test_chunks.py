@@ -181,3 +181,22 @@ def test_zarr_reads_what_is_written_by_hand_and_its_checksums(tmp_path):
     array = zarr.open_group(writer.path, mode="r")["layers/count"]
     np.testing.assert_array_equal(array[:], [counts(step) for step in range(70)])
     assert array[-1, -1, -1] == counts(69)[-1, -1]
+
+
+def test_opening_shows_one_commit_and_its_journal_whatever_is_committed_while_it_opens(tmp_path, monkeypatch):
+    writer = begin(tmp_path / "run", flush_records=8)
+    for step in range(12):
+        writer.append(rows(step))
+    opened, steps = store.reader._opened, iter(range(12, 100))
+
+    def disturbed(target, place):
+        for _ in range(20):
+            writer.append(rows(next(steps)))
+        return opened(target, place)
+
+    monkeypatch.setattr(store.reader, "_opened", disturbed)
+    recording = store.open(writer.path)
+    assert next(steps) == 32
+    np.testing.assert_array_equal(recording["layers/count"], [counts(step) for step in range(12)])
+    assert recording["histograms"].sizes["step"] == 12
+    writer.close()

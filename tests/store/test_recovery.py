@@ -254,8 +254,7 @@ for step in range(400):
         refused += 1
         if refused == 20:
             break
-if writer._thread:
-    writer._thread.join()
+writer._folding.wait()
 print("full", refused, taken[-1] if taken else -1, flush=True)
 sys.stdin.readline()
 if place == "file":
@@ -334,3 +333,49 @@ def test_the_handler_for_sigterm_leaves_with_the_last_writer_and_a_users_own_is_
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_declaring_nothing_begins_no_segment_and_something_begins_one_that_knows_it(tmp_path):
+    writer = Writer(tmp_path / "run", attrs={}, background=False)
+    for step in range(6):
+        writer.declare_layers([Layer("late", "Linear", 1)] if step == 3 else [])
+        writer.append([Row("layers", step, {})])
+    assert len(segments(writer.path)) == 2
+    assert store.open(writer.path)["layers"].layer.values.tolist() == ["late"]
+    writer.close()
+    assert not segments(writer.path)
+
+
+ON_TMPFS = """
+import subprocess, sys
+folder, python, code, *words = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", folder], check=True)
+process = subprocess.Popen([python, "-c", code, folder + "/run.zarr", *words], stdin=-1, stdout=-1, text=True)
+print(process.stdout.readline(), end="", flush=True)
+subprocess.run(["mount", "-o", "remount,size=50m", folder], check=True)
+print(process.communicate("go\\n")[0], end="", flush=True)
+from covshift import store
+import xarray as xr
+for tree in (store.open(folder + "/run.zarr"), xr.open_datatree(folder + "/run.zarr")):
+    print(*tree["layers"].step.values.tolist())
+    print(*tree["layers/sum"].values[:, 0, 0].astype(int).tolist())
+"""
+
+
+def _may_mount(tmp_path):
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path]
+    return shutil.which("unshare") and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_file_system_refuses_records_and_once_there_is_room_none_is_missing_or_doubled(tmp_path, background):
+    if not _may_mount(tmp_path):
+        pytest.skip("no unprivileged user namespaces here; the file size limit stands for the full disk")
+    words = ["unshare", "-rm", sys.executable, "-c", ON_TMPFS, tmp_path, sys.executable, ON_A_FULL_DISK]
+    words += ["0", "tmpfs", str(background)]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    full, taken, *found = done.stdout.splitlines()
+    assert int(full.split()[1]) == 20
+    assert len(taken.split()) > 20
+    assert found == [taken] * 4

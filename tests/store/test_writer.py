@@ -3,7 +3,6 @@ import errno
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from covshift.schema import Layer, Mode, Parameter, Row, Source, SparseCounts, S
 from covshift.store import Writer, documents, endings, layout, writer
 from covshift.store.archive import Archive
 from covshift.store.axes import Axes
+from covshift.store.description import estimated_bytes
 from covshift.store.medium import Directory
 
 SPARSE = ("value_histogram", "gradient_histogram")
@@ -478,8 +478,7 @@ def test_a_fold_that_fails_is_reported_once_loses_no_row_and_the_next_flush_writ
             rows += [counts_row(1), Row("units", 1, {})]
             with pytest.warns(CovshiftWarning, match="No space left on device.*safe in the journal.*tried again"):
                 recording.append(rows[2:])
-                while background and recording._thread.is_alive():
-                    time.sleep(0.01)
+                recording._folding.wait()
                 rows.append(counts_row(2))
                 recording.append(rows[4:])
             rows.append(counts_row(3))
@@ -621,3 +620,36 @@ def test_what_a_fold_wrote_in_part_is_not_published_by_a_later_fold_that_takes_o
     recording._opened.release()
     endings.dismiss(recording)
     assert_holds(store.open(recording.path), [*rows[:3], *scalars[:2]], {"layer": 1})
+
+
+def test_a_recording_in_memory_takes_no_more_than_it_may_and_says_so_once():
+    recording = Writer(None, attrs={}, max_memory=250_000, flush_records=16)
+    recording.declare_layers([a_layer(f"fc{k}") for k in range(50)])
+    rng = np.random.default_rng(0)
+    with pytest.warns(CovshiftWarning, match="in memory has reached 0.00025 GB.*record to a disk with path=") as warned:
+        for step in range(400):
+            recording.append([Row("layers", step, {"sum": rng.normal(size=(50, 5))})])
+    assert len(warned) == 1
+    recording.close()
+    kept = store.open(recording.target)["layers"].sizes["step"]
+    assert 20 < kept < 200
+
+
+def test_the_estimated_size_of_a_recording_is_near_its_size(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = {"layer": 40, "unit": 2000, "parameter": 40}
+    with Writer(tmp_path / "run", attrs={}) as recording:
+        recording.declare_layers([a_layer(f"fc{k}", unit_count=50) for k in range(40)])
+        recording.declare_parameters([Parameter(f"w{k}", 9, 2) for k in range(40)])
+        for step in range(128):
+            for path in ("layers", "parameters", *(["units"] if step % 8 == 0 else [])):
+                fixed = {dim: len(labels) for dim, labels in schema.group_of(path).labels.items()}
+                cells = {}
+                for variable in schema.group_of(path).variables:
+                    shape = tuple((lengths | fixed)[dim] for dim in variable.dims)
+                    drawn = rng.normal(size=shape) if variable.dtype[0] == "f" else rng.binomial(65536, 0.3, shape)
+                    cells[variable.name] = (drawn % 2 if variable.dtype == "u1" else drawn).astype(variable.dtype)
+                recording.append([Row(path, step, cells)])
+    size = sum(file.stat().st_size for file in recording.path.rglob("*") if file.is_file())
+    counts = {"records": 128, "histograms": 0, "unit_records": 16}
+    assert 0.4 * size < estimated_bytes(layers=40, units=2000, parameters=40, **counts) < 2.5 * size
