@@ -5,6 +5,7 @@ Whatever goes wrong here costs rows and is named in a warning; the training goes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,8 +21,15 @@ from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.rows import Record, arranged, record_of, stored_rows
 from covshift.instrument.scaling import unscaled
+from covshift.instrument.schedule import Schedule
 from covshift.store import reader
+from covshift.store.description import estimated_bytes
 from covshift.store.writer import Writer
+
+MANY, LARGE = 10_000, 1_000_000_000
+"""Records, and bytes that so many of them may take before it is worth a word."""
+
+_logger = logging.getLogger("covshift")
 
 
 class Handover:
@@ -35,6 +43,8 @@ class Handover:
         The recorder's own.
     ranks : Ranks or None
         With whom records are pooled; None for nobody.
+    histograms_every, units_every : Schedule
+        By record; they tell how large the recording will be.
     """
 
     def __init__(
@@ -45,8 +55,11 @@ class Handover:
         meter: ParameterMeter,
         incidents: Incidents,
         ranks: Ranks | None,
+        histograms_every: Schedule,
+        units_every: Schedule,
     ) -> None:
         self._observer, self._meter, self._incidents, self._ranks = observer, meter, incidents, ranks
+        self._histograms_every, self._units_every = histograms_every, units_every
         self._layers: dict[str, schema.Layer] = {}
         self._has_parameters = False
         self.writer = make_writer() if ranks is None or ranks.is_first else None
@@ -95,7 +108,27 @@ class Handover:
             # Not before: the parameters of lazy modules have no size until the first forward pass.
             self.writer.declare_parameters(self._meter.parameters)
             self._has_parameters = True
+            self._estimate_size()
         self.writer.append(stored_rows(arranged(record, list(self._layers.values()))))
+
+    def _estimate_size(self) -> None:
+        """Say so once where the recording will be large."""
+        layers = self._layers.values()
+        size = estimated_bytes(
+            layers=len(layers),
+            units=sum(layer.unit_count for layer in layers),
+            parameters=len(self._meter.parameters),
+            records=MANY,
+            histograms=sum(map(self._histograms_every, range(MANY))),
+            unit_records=sum(map(self._units_every, range(MANY))),
+        )
+        if size > LARGE:
+            _logger.warning(
+                "covshift: %s records of this model take about %.1f GB; fewer layers (layers=), or slower cadences of "
+                "units and histograms (units_every=, histograms_every=), take less",
+                f"{MANY:,}",
+                size / 1e9,
+            )
 
     def give_scalars(self, rows: Sequence[schema.Row]) -> None:
         """Take rows of logged scalars; of several ranks, those of the one that writes."""
@@ -120,7 +153,8 @@ class Handover:
         """Everything written so far, as :func:`covshift.open` reads it."""
         if self.writer is None:
             raise RecordingError('recording: rank 0 holds it, for ranks="merge"; read it there')
-        if flush:
+        if flush and self.writer.path is None:
+            # On disk the journal is read along; a flush would only leave a partly filled chunk behind.
             self.writer.flush()
         return reader.open(self.writer.target)
 
@@ -129,6 +163,6 @@ class Handover:
         if self.writer is None:
             return
         try:
-            self.writer.close()
+            self.writer.close(warnings=self._incidents.messages)
         except RecordingError as error:
             self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")

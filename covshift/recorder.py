@@ -35,7 +35,7 @@ from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings, demand_observable, listed
-from covshift.store.writer import Writer
+from covshift.store.writer import MAX_MEMORY, Writer
 
 RANKS = ("separate", "merge")
 LOSS_REDUCTIONS = ("mean", "sum")
@@ -89,7 +89,13 @@ class Recorder:
         self._ranks = Ranks() if ranks == "merge" and is_distributed() else None
         # Last, so that a refused argument leaves whatever stands at the path as it was.
         self._handover = Handover(
-            make_writer, observer=self._observer, meter=self._meter, incidents=self._incidents, ranks=self._ranks
+            make_writer,
+            observer=self._observer,
+            meter=self._meter,
+            incidents=self._incidents,
+            ranks=self._ranks,
+            histograms_every=histograms_every,
+            units_every=units_every,
         )
         self.path = self._handover.writer.path if self._handover.writer is not None else None
         self._must_be_told_step = resume and self._handover.is_resumed
@@ -342,6 +348,7 @@ def record(
     overwrite: bool = False,
     resume: bool = False,
     start_step: int | None = None,
+    max_memory: int = MAX_MEMORY,
 ) -> Recorder:
     """Record how every layer's activations and gradients are distributed while ``model`` trains.
 
@@ -393,6 +400,8 @@ def record(
         ``/superseded``. It needs ``start_step`` or :meth:`Recorder.load_state_dict`.
     start_step : int, optional
         Optimizer steps already done.
+    max_memory : int, default 1 GiB
+        Bytes that a recording without ``path`` may take; from then on nothing more is recorded, with one warning.
 
     Returns
     -------
@@ -440,7 +449,9 @@ def record(
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
-        return Writer(_path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite, resume=resume)
+        return Writer(
+            _path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory
+        )
 
     return Recorder(
         model,

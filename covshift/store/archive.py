@@ -128,6 +128,11 @@ class Archive:
         for group in behind:
             group.settle()
 
+    def warn(self, messages: Sequence[str]) -> None:
+        """Add messages to the root attribute ``warnings``, each once; published by the next commit."""
+        if messages:
+            self.attrs["warnings"] = list(dict.fromkeys([*self.attrs.get("warnings", []), *messages]))
+
     def commit(self, *, closed: bool) -> None:
         """Publish the groups with the lengths they have by now."""
         stored = [group for group in self._groups.values() if group.exists]

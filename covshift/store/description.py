@@ -115,7 +115,7 @@ def describe(target: str | os.PathLike[str]) -> Description:
         bytes=sum(sizes),
         files=len(sizes),
         dense_bytes=sum(node.to_dataset(inherit=False).nbytes for node in recording.subtree),
-        warnings=[*warned, *_left_behind(path)],
+        warnings=[*attrs.get("warnings", []), *warned, *_left_behind(path)],
     )
 
 

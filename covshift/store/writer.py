@@ -316,8 +316,10 @@ class Writer:
             fold()
         self._folding.forget_failure()
 
-    def close(self) -> None:
+    def close(self, *, warnings: Sequence[str] = ()) -> None:
         """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
+
+        ``warnings`` are kept in the root attribute of that name: what could not be recorded, and why.
 
         Raises
         ------
@@ -327,6 +329,7 @@ class Writer:
         if self._closed or os.getpid() != self._pid:
             return
         with self._calling():
+            self._archive.warn(warnings)
             self._fold_now(closed=True)
             self._closed = True
             self._folding.end()
