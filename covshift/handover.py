@@ -145,6 +145,8 @@ class Handover:
                 self._lose_ranks(error)
                 return
             if given is None:
+                self._ranks.leave()
+                self._ranks = None
                 return
             with self._incidents.guard("record"):
                 self._write(given)

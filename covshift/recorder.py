@@ -7,6 +7,7 @@ hands closed blocks to the writer. It holds the order of events together and lea
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -80,6 +81,7 @@ class Recorder:
         self._log = Log()
         self._records = 0
         self._block: Block | None = None
+        self._opening = threading.Lock()
         self._evaluation: Block | None = None
         self._last_evaluation = -1
         self._parameters: Mapping[str, Any] = {}
@@ -127,10 +129,11 @@ class Recorder:
         self._hooks.remove()
         self._clock.remove()
         self._observer.abandon()
-        self._clock.settle()
         self._active = False
-        if kind is None and self._scale.skipped():
-            self._close_step(skipped=True)
+        with self._incidents.guard("step"):
+            self._clock.settle()
+            if kind is None and self._scale.skipped():
+                self._close_step(skipped=True)
         for block in (self._block, self._evaluation):
             if block is not None:
                 block.close()
@@ -201,8 +204,15 @@ class Recorder:
         ------
         InvalidArgumentError
             If a value is no real number and no tensor of one, or a name cannot name an array.
+        CovshiftError
+            If the recorder is not open.
         """
+        self._demand_active("log()")
         self._log.add(values)
+
+    def _demand_active(self, call: str) -> None:
+        if not self._active:
+            raise CovshiftError(f"{call}: this recorder is not open; call it inside its with")
 
     def step(self) -> None:
         """State by hand that an optimizer step has just been made: for hand-written updates.
@@ -236,6 +246,7 @@ class Recorder:
         InvalidArgumentError
             If a pass was already recorded at this step: one record a step.
         """
+        self._demand_active("evaluation()")
         if self._evaluation is not None or self._last_evaluation == self.step_count:
             raise InvalidArgumentError(
                 f"evaluation(): a pass was already recorded after {self.step_count} steps; record one pass a step"
@@ -272,33 +283,39 @@ class Recorder:
         self._give_scalars()
         if self._paused:
             return None
-        if self._block is None and self._every(self.step_count):
-            if not self._scale.is_known:
-                self._surroundings.warn_of_hidden_scale(self._incidents)
-            self._block = Block(
-                self.step_count,
-                histograms=self._histograms_every(self._records),
-                units=self._units_every(self._records),
-                after_backward=self._after_backward if self._measures_preclip else None,
-            )
+        # Several threads may begin the forward passes of one step.
+        with self._opening:
+            if self._block is None and self._every(self.step_count):
+                self._block = self._new_block()
         return self._block
+
+    def _new_block(self) -> Block:
+        if not self._scale.is_known:
+            self._surroundings.warn_of_hidden_scale(self._incidents)
+        return Block(
+            self.step_count,
+            histograms=self._histograms_every(self._records),
+            units=self._units_every(self._records),
+            after_backward=self._after_backward if self._measures_preclip else None,
+        )
 
     def _after_backward(self) -> None:
         with self._incidents.guard("parameters"):
             self._meter.after_backward(scale=self._scale.in_force)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._block is not None:
-            with self._incidents.guard("parameters"):
-                # Optimizers that divide by the scale themselves are handed it by the scaler.
-                scale = getattr(optimizer, "grad_scale", None)
-                self._meter.before_step(scale=1.0 if scale is None else float(scale))
+        with self._incidents.guard("parameters"):
+            if self._block is not None or (not self._paused and self._every(self.step_count)):
+                # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
+                self._meter.before_step(scale=_own_scale(optimizer), has_gradients=self._block is not None)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         if self._block is not None:
             with self._incidents.guard("parameters"):
-                self._parameters = self._meter.after_step()
-                self._log.note(learning_rate=float(optimizer.param_groups[0]["lr"]))
+                self._parameters = self._meter.after_step(optimizer, scale=_own_scale(optimizer))
+                rate = self._clock.own_group(optimizer).get("lr")
+                if rate is not None:
+                    self._log.note(learning_rate=float(rate))
         if is_boundary:
             self._close_step(skipped=told_to_skip(optimizer))
 
@@ -431,6 +448,7 @@ def record(
     {'step': 3, 'layer': 4, 'signal': 5}
     """
     demand_observable(model)
+    _demand_kinds(path, unit_axis, signals, attrs)
     if isinstance(example_axis, bool) or not isinstance(example_axis, int):
         raise InvalidArgumentError(f"example_axis={example_axis!r}: expected the number of an axis")
     if scaler is not None and not hasattr(scaler, "get_scale"):
@@ -464,6 +482,34 @@ def record(
         start_step=start_step,
         **cadences,
     )
+
+
+def _own_scale(optimizer: torch.optim.Optimizer) -> float:
+    """What the optimizer will divide gradients by: some fused ones are handed the loss scale by the scaler."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+_PROVENANCE = ("ranks", "rank", "loss_reduction", "every", "histograms_every", "units_every", "world_size")
+
+
+def _demand_kinds(path: Any, unit_axis: Any, signals: Any, attrs: Any) -> None:
+    """Demand arguments of the kinds that :func:`record` takes, by name."""
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise InvalidArgumentError(f"path={path!r}: expected a path, or None to record in memory")
+    if isinstance(signals, str) or not (signals is None or isinstance(signals, list | tuple)):
+        raise InvalidArgumentError(f"signals={signals!r}: expected a list of some of {', '.join(schema.SIGNALS)}")
+    axes = unit_axis if unit_axis is not None else {}
+    kinds = isinstance(axes, Mapping) and all(
+        isinstance(name, str) and isinstance(axis, int) and not isinstance(axis, bool) for name, axis in axes.items()
+    )
+    if not kinds:
+        raise InvalidArgumentError(f"unit_axis={unit_axis!r}: expected a mapping from globs on layer names to axes")
+    if attrs is not None and not isinstance(attrs, Mapping):
+        raise InvalidArgumentError(f"attrs={attrs!r}: expected a mapping")
+    taken = [name for name in _PROVENANCE if name in (attrs or {})]
+    if taken:
+        raise InvalidArgumentError(f"attrs: {', '.join(taken)} are noted by the recorder; choose other names")
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:

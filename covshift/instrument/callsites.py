@@ -7,8 +7,9 @@ dictionary look-up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from covshift import schema
@@ -48,7 +49,7 @@ class Module:
 class Observed:
     """One layer of the recording: its description, its place among the layers, and how its tensors are read."""
 
-    __slots__ = ("gradients", "is_described", "key", "layer", "values")
+    __slots__ = ("_blind", "example_axis", "gradients", "is_described", "key", "layer", "values")
 
     def __init__(self, layer: schema.Layer, place: int) -> None:
         self.key = place * SIGNAL_COUNT
@@ -57,13 +58,26 @@ class Observed:
 
     def _describe(self, layer: schema.Layer) -> None:
         self.layer = layer
+        self.example_axis = None if layer.example_axis == schema.UNKNOWN_AXIS else layer.example_axis
         self.values = reading(layer, gradients=False)
         self.gradients = reading(layer, gradients=True)
+        self._blind: Observed | None = None
 
     def describe(self, layer: schema.Layer) -> None:
         """Take the description that the layer's first output has made possible."""
         self._describe(layer)
         self.is_described = True
+
+    def seen_by(self, tensor: torch.Tensor, batch_size: int | None) -> Observed:
+        """The layer as it is for a tensor: without axes where its example axis is not as long as the batch."""
+        axis = self.example_axis
+        if axis is None or batch_size is None or (axis < tensor.ndim and tensor.shape[axis] == batch_size):
+            return self
+        if self._blind is None:
+            unknown = schema.UNKNOWN_AXIS
+            blind = replace(self.layer, unit_axis=unknown, example_axis=unknown, unit_count=0)
+            self._blind = Observed(blind, self.place)
+        return self._blind
 
     @property
     def place(self) -> int:

@@ -43,7 +43,8 @@ class Describer:
         self, forward: Forward, blank: schema.Layer, module: nn.Module, z: torch.Tensor
     ) -> schema.Layer:
         """The layer as reader of ``z``: no units, and examples where the example axis holds the batch."""
-        example_axis = sites.axes(module, z, None)[1]
+        unit_axis, example_axis = sites.axes(module, z, None)
+        example_axis = self._example_axis(forward, module, z, unit_axis, example_axis)
         matches = is_batch(forward, z, example_axis)
         return replace(blank, unit_count=0, example_axis=example_axis if matches else schema.UNKNOWN_AXIS)
 
@@ -61,6 +62,7 @@ class Describer:
     ) -> schema.Layer:
         """Static description of a layer from its first output, at ``path`` of what the module returned."""
         unit_axis, example_axis = sites.axes(module, tensor, _inherited(reads, tensor))
+        example_axis = self._example_axis(forward, module, tensor, unit_axis, example_axis)
         if isinstance(module, nn.RNNBase) and path.startswith("1") and tensor.ndim == 3:
             # The last state is (layers, batch, units), whatever batch_first says of the sequence.
             example_axis = 1
@@ -86,6 +88,16 @@ class Describer:
         if tensor.ndim and example_axis != schema.UNKNOWN_AXIS and not is_batch(forward, tensor, example_axis):
             return self._without_axes(layer, tensor, forward.batch_size or 0)
         return layer
+
+    def _example_axis(
+        self, forward: Forward, module: nn.Module, tensor: torch.Tensor, unit_axis: int, by_type: int
+    ) -> int:
+        """The axis that counts examples in the model's input, unless the module's type says or the shape forbids it."""
+        axis = self._settings.example_axis
+        if axis == 0 or hasattr(module, "batch_first") or not -tensor.ndim <= axis < tensor.ndim:
+            return by_type
+        axis %= tensor.ndim
+        return axis if axis != unit_axis and is_batch(forward, tensor, axis) else by_type
 
     def _without_axes(self, layer: schema.Layer, tensor: torch.Tensor, batch_size: int) -> schema.Layer:
         self._incidents.warn_once(

@@ -73,8 +73,12 @@ class Ranks:
         """
         return None if self._all_have_ended(True) else self._gathered(None)
 
+    def leave(self) -> None:
+        """Let go of the group, after the last message."""
+        dist.destroy_process_group(self._group)
+
     def _all_have_ended(self, ended: bool) -> bool:
-        flag = torch.tensor(int(ended))
+        flag = torch.tensor(int(ended), device="cpu")
         dist.all_reduce(flag, dist.ReduceOp.MIN, group=self._group)
         return bool(flag)
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from covshift import schema
 from covshift.instrument import sites
 from covshift.instrument.forward import Forward, Running
-from covshift.instrument.hooks import unseen
+from covshift.instrument.hooks import transformed, unseen
 from covshift.instrument.structural import ZeroSet, zero_set
 from covshift.summary.table import is_summarizable
 
@@ -114,13 +114,14 @@ class FunctionMode(TorchFunctionMode):
     def __init__(self, forward: Forward, observer: Observer) -> None:
         super().__init__()
         self._forward, self._observer = forward, observer
+        self._has_left = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function as it would have run, and observe its input and output if it is an activation."""
         kwargs = kwargs or {}
-        function = recognised(func, args, kwargs)
+        function = None if self._has_left or transformed() else recognised(func, args, kwargs)
         within = self._forward.stack[-1] if self._forward.stack else None
         if function is None or within is None or not self._observer.follows_functions_in(within.module):
             return func(*args, **kwargs)
@@ -141,10 +142,31 @@ class FunctionMode(TorchFunctionMode):
         return Running(_ELEMENTWISE, call, reads)
 
     def leave(self) -> None:
-        """Take the mode off this thread's stack, where it is still on top."""
-        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        if stack and stack[-1] is self:
-            self.__exit__(None, None, None)
+        """Let functions pass unseen, and take the mode off this thread's stack, whatever lies on top of it.
+
+        Another thread's stack is out of reach; there the mode only does nothing more.
+        """
+        self._has_left = True
+        if self not in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            return
+        above = []
+        while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def is_disturbed(model: nn.Module) -> bool:
+    """Whether a function mode would change what the model computes.
+
+    A stock transformer layer in evaluation mode that nothing is to be learned from takes its fused path, whose bits
+    differ, with gradients enabled too; any mode switches it off.
+    """
+    stock = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+    return any(
+        isinstance(module, stock) and not module.training and not any(p.requires_grad for p in module.parameters())
+        for module in model.modules()
+    )
 
 
 def hidden_functions(model: nn.Module) -> list[str]:

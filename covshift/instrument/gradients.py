@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from covshift.instrument.block import Block, Pass
-from covshift.instrument.hooks import hook_gradient, unseen
+from covshift.instrument.hooks import hook_gradient, transformed, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
@@ -99,7 +99,7 @@ class _Receiver:
     def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
         """Take the first gradient of a forward: a retained graph or a second derivative brings more."""
         row = self._row
-        if self._arrived or row.block.closed:
+        if self._arrived or row.block.closed or transformed():
             return
         try:
             with unseen():

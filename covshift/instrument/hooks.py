@@ -84,13 +84,16 @@ class ModuleHooks:
     def _glimpse(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if id(module) in self._modules and self._watcher.expects(module):
             reference = self._modules[id(module)]
-            if reference() is module and not (is_compiling() or transformed() or inside_backward()):
+            if reference() is module and not (traced() or transformed() or inside_backward()):
                 self._watcher.glimpse(module)
+                if self._follows:
+                    # A step that ended only now, with this forward pass, has let the next one be due.
+                    self._watcher.enter(module, args)
 
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         reference = self._modules.get(id(module))
-        if reference is None or reference() is not module or is_compiling():
+        if reference is None or reference() is not module or traced():
             return
         if transformed():
             self._watcher.pass_over(module)
@@ -101,7 +104,7 @@ class ModuleHooks:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         reference = self._modules.get(id(module))
-        if reference is None or reference() is not module or is_compiling() or transformed():
+        if reference is None or reference() is not module or traced() or transformed():
             return
         if inside_backward():
             self._watcher.recomputed(module, output)
@@ -112,6 +115,11 @@ class ModuleHooks:
 def transformed() -> bool:
     """Whether torch.func is at work (vmap, grad, jvp), whose tensors are wrappers without numbers of their own."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def traced() -> bool:
+    """Whether torch.compile, torch.jit.trace or an export follows the call, and would take up what a hook computes."""
+    return is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def inside_backward() -> bool:

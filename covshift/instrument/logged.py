@@ -74,15 +74,16 @@ class Log:
         return [schema.Row("scalars", step.number, values)]
 
 
+LONGEST_NAME = 200  # a file system allows 255 for the name of a directory
 _NAME = re.compile(r"[A-Za-z][\w.+ -]*", re.ASCII)
 
 
 def _loggable(name: str, value: Any) -> Scalar:
     """``value`` as it is kept until its row is written."""
-    if not _NAME.fullmatch(name) or name in ("step", "wall_time", "zarr.json"):
+    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME or name in ("step", "wall_time", "zarr.json"):
         raise InvalidArgumentError(
             f"log({name!r}): expected a name of letters, digits, '_', '.', '+', '-' and blanks that begins with a "
-            "letter, other than step and wall_time"
+            f"letter, of {LONGEST_NAME} characters at most, other than step and wall_time"
         )
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         # A copy, read when the row is written: no synchronisation now, no graph kept.

@@ -30,7 +30,7 @@ from covshift.instrument.block import (
 from covshift.instrument.callsites import Call, CallSites, Module, Observed, reading
 from covshift.instrument.describing import Describer, Settings
 from covshift.instrument.forward import Forward, Running, Seen
-from covshift.instrument.functional import Function, FunctionMode
+from covshift.instrument.functional import Function, FunctionMode, is_disturbed
 from covshift.instrument.gradients import Gradients, Row
 from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
@@ -99,7 +99,11 @@ class Observer:
 
     @property
     def layers(self) -> list[schema.Layer]:
-        """Descriptions of the layers observed so far."""
+        """Descriptions of the layers observed so far; whoever reads them may rely on their staying as they are."""
+        for one in self.observed:
+            if not one.is_described:
+                # Its output failed or was of a kind that is not summarised: it has no axes, now and later.
+                one.describe(one.layer)
         return [one.layer for one in self.observed]
 
     @property
@@ -128,8 +132,7 @@ class Observer:
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
             if local.forward is not None and self._settings.functional and local.forward.grad_enabled:
-                local.functions = FunctionMode(local.forward, self)
-                local.functions.__enter__()  # type: ignore[no-untyped-call]
+                self._see_functions(local.forward)
         local.depth += 1
         forward = local.forward
         if forward is not None:
@@ -138,6 +141,19 @@ class Observer:
                     self._follow(forward, module, args)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
                 self._incidents.failed(self._modules[id(module)].name, error)
+
+    def _see_functions(self, forward: Forward) -> None:
+        root = self._root()
+        if root is None or is_disturbed(root):
+            self._incidents.warn_once(
+                "functions",
+                "model",
+                "functional=True would change the outputs of transformer layers that are frozen and in evaluation "
+                "mode; functions are not recorded while there are any",
+            )
+            return
+        self._local.functions = FunctionMode(forward, self)
+        self._local.functions.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Observe the output of a call; ``output`` is None where the call raised."""
@@ -213,10 +229,18 @@ class Observer:
         root = self._root()
         block.begin()
         forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
-        inputs = [(path, leaf) for path, leaf in sites.leaves(args) if is_summarizable(leaf)]
+        leaves = list(sites.leaves(args))
+        inputs = [(path, leaf) for path, leaf in leaves if is_summarizable(leaf)]
         axis = self._settings.example_axis
-        if inputs and -inputs[0][1].ndim <= axis < inputs[0][1].ndim:
-            forward.batch_size = inputs[0][1].shape[axis]
+        if leaves and -leaves[0][1].ndim <= axis < leaves[0][1].ndim:
+            forward.batch_size = leaves[0][1].shape[axis]
+        elif leaves and axis:
+            self._incidents.warn_once(
+                "axis",
+                sites.INPUT,
+                f"example_axis={axis}: the model's input {tuple(leaves[0][1].shape)} has no such axis; examples are "
+                "taken from each layer's own axis, unchecked",
+            )
         if module is root and self._wants[INPUT] and self._modules[id(module)].is_observed:
             for path, tensor in inputs:
                 layer = self._layer(sites.INPUT if path == "0" else f"{sites.INPUT}:{path}")
@@ -329,14 +353,14 @@ class Observer:
         if not layer.is_described:
             self._describe(forward, layer, running, path, tensor, function)
         rows, key = forward.rows, layer.key + ACTIVATION
+        seen = layer.seen_by(tensor, forward.batch_size)
         if self._wants[ACTIVATION]:
-            row = rows.table.add(key, tensor, layer.values)
-            known = layer.layer.example_axis != schema.UNKNOWN_AXIS
-            rows.set_status(key, Status.OK if known else Status.AXIS_UNKNOWN)
+            row = rows.table.add(key, tensor, seen.values)
+            rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
             forward.remember(tensor, layer, row)
         if self._wants[ACTIVATION_GRAD]:
-            place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, layer.gradients, True, layer.layer.name)
-            self._ask_for_gradient(forward, place, module, tensor, layer.values)
+            place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, seen.gradients, True, layer.layer.name)
+            self._ask_for_gradient(forward, place, module, tensor, seen.values)
 
     def _describe(
         self,

@@ -7,12 +7,14 @@ backward pass, before the user may clip them, and at the optimizer step.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
@@ -40,17 +42,20 @@ class ParameterMeter:
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
         if updates not in UPDATES:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
-        self._slots = _slots(model)
+        self._model = weakref.ref(model)
+        self._names = [name for name, _ in model.named_parameters()]
         self._updates = updates
+        self._found: list[torch.Tensor] | None = None
         self._before: Before | None = None
         self._preclip: Array | None = None
         self._row: dict[str, Array] = {}
+        self._has_gradients = True
 
     @property
     def parameters(self) -> list[schema.Parameter]:
         """Static descriptions, in the order of the arrays."""
-        found = zip(self._slots, self._present(), strict=True)
-        return [schema.Parameter(name, p.numel(), p.ndim) for (name, _, _), p in found]
+        found = zip(self._names, self._present(), strict=True)
+        return [schema.Parameter(name, p.numel(), p.ndim) for name, p in found]
 
     @property
     def sharded(self) -> Array:
@@ -58,51 +63,65 @@ class ParameterMeter:
         return np.array([hasattr(p, "to_local") for p in self._present()], dtype=bool)
 
     def _present(self) -> list[torch.Tensor]:
-        """The parameters now in place, which may be others than at the start."""
-        return [module._parameters[attribute] for _, module, attribute in self._slots]  # type: ignore[misc]
+        """The parameters that bear the names in this step; an empty tensor where none does, or none with values yet."""
+        if self._found is None:
+            model = self._model()
+            now = {} if model is None else dict(model.named_parameters())
+            self._found = [_NOTHING if name not in now or is_lazy(now[name]) else now[name] for name in self._names]
+        return self._found
 
     @torch.no_grad()
     def after_backward(self, *, scale: float = 1.0) -> None:
         """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
-        self._preclip = self._gradients(scale)["gradient_norm"]
+        self._preclip = self._gradients(self._present(), scale)["gradient_norm"]
 
     @torch.no_grad()
-    def before_step(self, *, scale: float = 1.0) -> None:
+    def before_step(self, *, scale: float = 1.0, has_gradients: bool = True) -> None:
         """Measure weights and gradients, and keep what the update will be measured against.
 
-        ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them.
+        ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
+        the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found.
         """
-        weights = Tensors([_local(p) for p in self._present()])
-        self._row = {"weight_norm": np.sqrt(weights.norms().squares), **self._gradients(scale)}
+        present = self._present()
+        weights = Tensors([_local(p) for p in present])
+        self._has_gradients = has_gradients
+        self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
+        if has_gradients:
+            self._row |= self._gradients(present, scale)
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
     @torch.no_grad()
-    def after_step(self) -> Mapping[str, Array]:
+    def after_step(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> Mapping[str, Array]:
         """The arrays of one ``parameters`` row, after :meth:`before_step` and the update; none without the former.
 
-        An optimizer that runs the model itself (LBFGS) is told of only once its first update is over.
+        Updates are those of the parameters that ``optimizer`` holds; others, which it did not touch, are not measured.
         """
         if not self._row:
             return {}
-        unknown = np.full(len(self._slots), np.nan)
+        present = self._present()
+        if not self._has_gradients:
+            self._row |= self._gradients(present, scale)
+        unknown = np.full(len(self._names), np.nan)
         preclip = unknown if self._preclip is None else self._preclip
         row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}
         if self._before is not None:
-            weights = Tensors([_local(p) for p in self._present()])
+            weights = Tensors([_local(p) for p in present])
             share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
             changes = weights.squared_changes(self._before)
-            row["update_norm"] = np.sqrt(changes / np.where(share > 0, share, 1))
-            row["sampled_share"] = share
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            is_held = np.array([id(p) in held for p in present], dtype=bool)
+            row["update_norm"] = np.where(is_held, np.sqrt(changes / np.where(share > 0, share, 1)), np.nan)
+            row["sampled_share"] = np.where(is_held, share, np.nan)
         self.forget()
         return row
 
     def forget(self) -> None:
         """Drop what was measured for a step that ends without an update."""
-        self._row, self._before, self._preclip = {}, None, None
+        self._row, self._before, self._preclip, self._found = {}, None, None, None
 
-    def _gradients(self, scale: float) -> dict[str, Array]:
-        gradients = [p.grad for p in self._present()]
+    def _gradients(self, present: list[torch.Tensor], scale: float) -> dict[str, Array]:
+        gradients = [p.grad for p in present]
         measured = np.array([gradient is not None for gradient in gradients], dtype=bool)
         found = Tensors([_local(gradient) for gradient in gradients if gradient is not None]).norms()
         return {
@@ -118,11 +137,11 @@ class ParameterMeter:
         return np.where(is_sampled, -(-sizes // SAMPLE_SIZE), 1)
 
 
-def _slots(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """Name, owner and attribute of every parameter, in the order of ``named_parameters``."""
-    owners = dict(model.named_modules())
-    slots = ((name, *name.rpartition(".")[::2]) for name, _ in model.named_parameters())
-    return [(name, owners[path], attribute) for name, path, attribute in slots]
+_NOTHING = torch.empty(0, device="cpu")
+
+
+def _known(values: Array, present: list[torch.Tensor]) -> Array:
+    return np.where([p is _NOTHING for p in present], np.nan, values)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,12 +47,20 @@ class LossScale:
 
     def begin(self) -> None:
         """A forward pass begins, whose loss will be scaled."""
-        if self._scaler is not None:
-            self._begun = self._scaler.get_scale()
+        self._begun = self._now()
 
     def skipped(self) -> bool:
         """Whether the scaler skipped a step since the last forward pass began."""
-        return self._scaler is not None and self._scaler.get_scale() < self._begun
+        return self._now() < self._begun
+
+    def _now(self) -> float:
+        """The scaler's own word, NaN without one."""
+        if self._scaler is None:
+            return math.nan
+        scale = float(self._scaler.get_scale())
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scaler.get_scale() gave {scale}: expected a number above 0")
+        return scale
 
     def end(self) -> None:
         """The step has ended: that the scale falls later tells nothing more of it."""

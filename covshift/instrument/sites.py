@@ -200,7 +200,7 @@ def _matches(entry: Selection, name: str, module: nn.Module) -> bool:
         return entry.search(name) is not None
     if isinstance(entry, type):
         return isinstance(module, entry)
-    if callable(entry):
+    if callable(entry) and not isinstance(entry, nn.Module):
         return bool(entry(name, module))
     raise InvalidArgumentError(f"layers={entry!r}: expected a glob, a compiled regex, a module class or a predicate")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ class StepClock:
         after: Callable[[torch.optim.Optimizer, bool], None],
         end: Callable[[], None],
     ) -> None:
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._model = weakref.ref(model)
+        self._parameters: set[int] = set()
         self._incidents = incidents
         self._before, self._after, self._end = before, after, end
         self._forwards = 0
@@ -54,6 +56,9 @@ class StepClock:
 
     def install(self) -> None:
         """Start listening to optimizers."""
+        model = self._model()
+        # Now, not before: loading weights may have put others in place.
+        self._parameters = set() if model is None else {id(parameter) for parameter in model.parameters()}
         self._handles = [
             register_optimizer_step_pre_hook(self._on_before),
             register_optimizer_step_post_hook(self._on_after),
@@ -85,8 +90,13 @@ class StepClock:
         """Whether a forward pass was seen since the last step ended."""
         return self._forwards > 0
 
+    def own_group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's first group that has a parameter of the model."""
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        return next((group for group in groups if any(id(p) in self._parameters for p in group["params"])), {})
+
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
+        return bool(self.own_group(optimizer))
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._is_ours(optimizer) and not inside_backward():

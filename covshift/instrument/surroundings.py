@@ -9,6 +9,7 @@ from covshift.exceptions import UnsupportedModelError
 from covshift.instrument import sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.functional import hidden_functions
+from covshift.instrument.hooks import unseen
 from covshift.instrument.incidents import Incidents
 from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
@@ -27,7 +28,7 @@ class Surroundings:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.opaque = sites.compiled(model)
         self._hidden = [] if settings.functional else hidden_functions(model)
-        self._device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        self._device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
         self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
 
     def warn(self, incidents: Incidents) -> None:
@@ -59,10 +60,14 @@ class Surroundings:
 
     def prepare(self) -> None:
         """Load or compile the kernels now: the first recorded step is not slower for them."""
+        with unseen():
+            self._prepare()
+
+    def _prepare(self) -> None:
         for dtype in self._dtypes & set(FORMS):
             prepare(dtype)
         if torch.float32 in self._dtypes:
-            Tensors([torch.ones(1)]).norms()
+            Tensors([torch.ones(1, device="cpu")]).norms()
 
 
 def demand_observable(model: object) -> None:

@@ -247,7 +247,7 @@ def _compiled(double: bool) -> Any:
     if walk is None:
         return None
     compiled, start = sum(walk.stats.cache_misses.values()), time.perf_counter()
-    one = torch.ones(1, dtype=torch.float64 if double else torch.float32)
+    one = torch.ones(1, dtype=torch.float64 if double else torch.float32, device="cpu")
     plan = plan_walk(one.shape, one.stride(), one.dtype, None, None, 1)
     like = _DOUBLE if double else _SINGLE
     walk(one.data_ptr(), plan, _NO_BINS, _NO_COUNTS, *_NO_UNITS, np.empty((1, len(COLUMNS))), 0, *like)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import covshift
-from covshift.exceptions import CovshiftWarning, InvalidArgumentError
+from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError
 from covshift.instrument.schedule import Schedule
 from covshift.schema import Status
 
@@ -65,9 +65,10 @@ def test_all_evaluations_of_one_lbfgs_step_are_one_record():
     assert layers["count"].sel(step=0, layer="0", signal="activation") == 8 * 5 * evaluations
 
 
-def test_lbfgs_measures_no_update_of_a_step_whose_forward_came_after_it_began():
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.LBFGS])
+def test_an_optimizer_that_runs_the_model_in_a_closure_has_its_parameters_measured(make):
     model = perceptron()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
+    optimizer = make(model.parameters(), lr=0.1)
     x = torch.randn(8, 6)
 
     def closure():
@@ -76,9 +77,69 @@ def test_lbfgs_measures_no_update_of_a_step_whose_forward_came_after_it_began():
         loss.backward()
         return loss
 
+    before = [p.detach().clone() for p in model.parameters()]
     with covshift.record(model, every=1) as recorder:
         optimizer.step(closure)
-    assert "parameters" not in recorder.recording.children
+    after = [p.detach().clone() for p in model.parameters()]
+    row = recorder.recording["parameters"].to_dataset().sel(step=0)
+    changes = [(new - old).double().norm().item() for new, old in zip(after, before, strict=True)]
+    np.testing.assert_allclose(row["update_norm"], changes, rtol=1e-6)
+    np.testing.assert_allclose(row["weight_norm"], [p.double().norm().item() for p in before], rtol=1e-6)
+    np.testing.assert_allclose(
+        row["gradient_norm"], [p.grad.double().norm().item() for p in model.parameters()], rtol=1e-6
+    )
+
+
+def test_of_two_optimizers_the_first_ends_the_step_and_the_updates_of_the_other_are_not_measured():
+    model = TwoHalves()
+    with covshift.record(model, every=1) as recorder:
+        train_halves(model, 1, recorder)
+    updates = recorder.recording["parameters"].to_dataset()["update_norm"].sel(step=0)
+    assert (updates.sel(parameter=["encoder.weight", "encoder.bias"]) > 0).all()
+    assert updates.sel(parameter=["decoder.1.weight", "decoder.1.bias"]).isnull().all()
+
+
+def test_a_module_put_in_anothers_place_is_the_one_that_is_measured():
+    model = perceptron()
+    with pytest.warns(CovshiftWarning, match="called 2"), covshift.record(model, every=1) as recorder:
+        model[2] = nn.Linear(5, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with torch.no_grad():
+            model[2].weight.fill_(3.0)
+        model(torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+    norms = recorder.recording["parameters"].to_dataset()["weight_norm"].sel(step=0)
+    assert float(norms.sel(parameter="2.weight")) == pytest.approx(np.sqrt(90))
+
+
+def test_an_optimizer_that_steps_inside_backward_loses_nothing_of_steps_recorded_now_and_then():
+    model = perceptron()
+    optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    with covshift.record(model, every=3) as recorder:
+        for _ in range(4):
+            model(torch.randn(4, 6)).square().mean().backward()
+    layers = recorder.recording["layers"].to_dataset()
+    assert layers.step.values.tolist() == [0, 3]
+    assert (layers["count"].sel(layer="(input)", signal="input") == 24).all()
+    assert (layers["status"].sel(layer="1", signal="preactivation") == Status.UNDER_PRODUCER).all()
+
+
+def test_a_traced_model_is_traced_as_without_a_recorder():
+    model = perceptron().eval()
+    with pytest.warns(DeprecationWarning, match="trace"), covshift.record(model, every=1):
+        traced = torch.jit.trace(model, torch.randn(2, 6))
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("call", ["log", "evaluation"])
+def test_what_would_not_be_recorded_is_refused_outside_the_with(call):
+    with covshift.record(perceptron(), every=1) as recorder:
+        pass
+    with pytest.raises(CovshiftError, match=rf"{call}\(\): this recorder is not open; call it inside its with"):
+        recorder.log(loss=1.0) if call == "log" else recorder.evaluation().__enter__()
 
 
 def test_a_parameter_that_was_replaced_is_measured_where_it_now_is():
@@ -117,6 +178,12 @@ def test_stock_transformer_layers_with_functional_activations_are_named_with_the
         ({"scaler": 3.0}, r"scaler=3.0: expected a torch.amp.GradScaler"),
         ({"ranks": "all"}, r"ranks='all': expected one of separate, merge"),
         ({"loss_reduction": "max"}, r"loss_reduction='max': expected one of mean, sum"),
+        ({"signals": "activation"}, r"signals='activation': expected a list of some of input"),
+        ({"unit_axis": {"0": "1"}}, r"unit_axis=.*: expected a mapping from globs on layer names to axes"),
+        ({"path": b"run"}, r"path=b'run': expected a path"),
+        ({"attrs": [1]}, r"attrs=\[1\]: expected a mapping"),
+        ({"attrs": {"rank": 7}}, r"attrs: rank are noted by the recorder"),
+        ({"layers": nn.Linear(1, 1)}, r"layers=Linear.*: expected a glob, a compiled regex, a module class"),
         ({"max_layers": 0}, r"max_layers=0: expected a whole number from 1"),
         ({"max_layers": 2}, r"max_layers=2: 4 modules are to be observed; .*layers= .*max_layers=4"),
     ],

@@ -1,13 +1,17 @@
 """Activations that are functions: recorded on request under the module that calls them, else stated invisible."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+import covshift
+from covshift.exceptions import CovshiftWarning
 from covshift.schema import Status
 
 FUNCTIONS = {
@@ -225,3 +229,39 @@ def test_a_copy_records_no_functions(record):
         copy.deepcopy(model)(torch.randn(16, 6)).sum().backward()
         recorder.step()
     assert functional(recorder.recording) == []
+
+
+def test_a_frozen_transformer_in_evaluation_mode_keeps_its_bits_and_functions_are_left_out(batch):
+    """Its fused path is taken with gradients enabled, too, and any function mode would switch it off."""
+    outputs = []
+    for functional in (False, True):
+        torch.manual_seed(0)
+        encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1, enable_nested_tensor=False
+        )
+        model = nn.Sequential(encoder.eval().requires_grad_(False), nn.Linear(8, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CovshiftWarning)
+            with covshift.record(model, every=1, functional=functional) as recorder:
+                outputs.append(model(torch.ones(3, 4, 8)))
+        assert any("functional=True would change" in message for message in recorder.warnings) is functional
+    assert torch.equal(*outputs)
+
+
+def test_a_mode_that_the_user_leaves_on_top_does_not_keep_the_recorders_own_there():
+    class Entered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.mode = nn.Linear(4, 4), TorchFunctionMode()
+
+        def forward(self, x):
+            self.mode.__enter__()
+            return F.relu(self.inner(x))
+
+    model = Entered()
+    with covshift.record(model, every=1, functional=True) as recorder:
+        model(torch.ones(2, 4)).sum().backward()
+        assert torch.overrides._get_current_function_mode_stack() == [model.mode]
+        model.mode.__exit__(None, None, None)
+        recorder.step()
+    assert "(root):relu" in recorder.recording["layers"].layer.values
