@@ -8,8 +8,10 @@ docs/decisions/global-hooks.md.
 
 from __future__ import annotations
 
+import threading
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +67,7 @@ class ModuleHooks:
     # A value returned from a hook replaces the module's input or output, so these return nothing.
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         reference = self._modules.get(id(module))
-        if reference is None or reference() is not module or is_compiling():
+        if reference is None or reference() is not module or is_compiling() or hidden_from(self._watcher):
             return
         if transformed():
             self._watcher.pass_over(module)
@@ -78,10 +80,34 @@ class ModuleHooks:
         reference = self._modules.get(id(module))
         if reference is None or reference() is not module or is_compiling() or transformed():
             return
+        if hidden_from(self._watcher):
+            return
         if inside_backward():
             self._watcher.recomputed(module, output)
         else:
             self._watcher.leave(module, output)
+
+
+class _Audience(threading.local):
+    only: object | None = None
+
+
+_audience = _Audience()
+
+
+@contextmanager
+def shown_only_to(watcher: object) -> Iterator[None]:
+    """Tell nobody but ``watcher`` of what this thread's models do inside the ``with``: they are being probed."""
+    before, _audience.only = _audience.only, watcher
+    try:
+        yield
+    finally:
+        _audience.only = before
+
+
+def hidden_from(watcher: object) -> bool:
+    """Whether what this thread's models do now is no business of ``watcher``."""
+    return _audience.only is not None and _audience.only is not watcher
 
 
 def transformed() -> bool:

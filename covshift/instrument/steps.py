@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from covshift.instrument.hooks import inside_backward
+from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
 
 
@@ -86,6 +86,8 @@ class StepClock:
         return self._forwards > 0
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
+        if hidden_from(self):
+            return False
         return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
