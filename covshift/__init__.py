@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from covshift.exceptions import CovshiftError, CovshiftWarning
 
 if TYPE_CHECKING:
-    from covshift import datasets, linked, models, plots
+    from covshift import datasets, linked, models, plots, probe
     from covshift.analysis import gradient_health, linkage, shift
     from covshift.diagnosis import Diagnosis, Finding, diagnose
     from covshift.instrument.schedule import at_steps, every, first, logarithmic
@@ -39,6 +39,7 @@ _PUBLIC = {
     "models": ("covshift.models", ""),
     "open": ("covshift.store.reader", "open"),
     "plots": ("covshift.plots", ""),
+    "probe": ("covshift.probe", ""),
     "record": ("covshift.recorder", "record"),
     "report": ("covshift.reporting", "write_report"),
     "shift": ("covshift.analysis.shift", ""),
@@ -62,6 +63,7 @@ __all__ = [
     "models",
     "open",
     "plots",
+    "probe",
     "record",
     "report",
     "shift",

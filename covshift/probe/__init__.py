@@ -1,1 +1,7 @@
 """Active measurements: they run the model themselves, on a batch of their own, and leave everything as it was."""
+
+from covshift.probe.gradient_shift import gradient_ics
+from covshift.probe.landscape import loss_landscape
+from covshift.probe.zero_causes import zeros
+
+__all__ = ["gradient_ics", "loss_landscape", "zeros"]
