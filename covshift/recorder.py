@@ -35,6 +35,7 @@ from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings, demand_observable, listed
+from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import Writer
 
 RANKS = ("separate", "merge")
@@ -64,7 +65,9 @@ class Recorder:
         updates: str,
         scaler: Scaler | None,
         ranks: str,
+        probe: FixedBatch | None,
     ) -> None:
+        self._probe = probe
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._observer = Observer(model, settings, self._incidents, self._open_block)
@@ -206,10 +209,14 @@ class Recorder:
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
+        if self._probe is not None and self._probe.block is not None:
+            return self._probe.block
         if self._evaluation is not None:
             return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
             return None
+        if self._probe is not None:
+            self._probe.remember_autocast()
         if self._scale.skipped():
             self._close_step(skipped=True)
         self._scale.begin()
@@ -232,7 +239,18 @@ class Recorder:
         with self._incidents.guard("parameters"):
             self._meter.after_backward(scale=self._scale.in_force)
 
+    def _run_probe(self) -> None:
+        if self._probe is None or not self._probe.is_due(self.step_count):
+            return
+        block = None
+        with self._incidents.guard("probe"):
+            block = None if self._paused else self._probe.run(self.step_count, self._observer)
+        self._handover.give(block, {}, scale=1.0)
+
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.step_count == 0:
+            # Only now have the layers been described by a training pass, in the precision it runs in.
+            self._run_probe()
         if self._block is not None:
             with self._incidents.guard("parameters"):
                 # Optimizers that divide by the scale themselves are handed it by the scaler.
@@ -263,6 +281,7 @@ class Recorder:
         self._parameters = {}
         self.step_count += 1
         self._clock.closed()
+        self._run_probe()
 
     def _give_scalars(self) -> None:
         """Hand over what was logged for the step just closed; its time to log is over."""
@@ -284,6 +303,9 @@ def record(
     updates: str = "sampled",
     functional: bool = False,
     scaler: Scaler | None = None,
+    probe: Any = None,
+    probe_every: int | Schedule = schedules.PROBES,
+    probe_mode: str = "eval",
     ranks: str = "separate",
     loss_reduction: str = "mean",
     max_layers: int = 2000,
@@ -321,6 +343,15 @@ def record(
     scaler : GradScaler, optional
         The scaler that multiplies the loss: gradients are recorded unscaled, and steps that it skips are counted and
         recorded as skipped.
+    probe : tensor, mapping, tuple, or (inputs, loss), optional
+        A fixed batch on which the model is run beside its training, in the precision of training, and recorded under
+        ``probe/``: the same examples at every record. A tuple is passed as positional arguments, a mapping as
+        keywords; a callable at the end of a tuple is the loss of the output, with which gradients are recorded, too.
+        Everything is put back, and the training stays bit-identical; see :mod:`covshift.probe.state`.
+    probe_every : int or Schedule, default every(100)
+        Numbers of steps done at which to run the probe. Step 0 runs just before the first update.
+    probe_mode : {"eval", "train"}
+        Training flags while the probe runs; buffers are put back in both.
     ranks : {"separate", "merge"}
         What to do with the ranks of ``torch.distributed``, all of which must call this: "separate" gives each a
         recording of its own, ``name.rank00003.zarr``, without any communication; "merge" pools them exactly at the end
@@ -347,7 +378,8 @@ def record(
     RecordingExists
         If there is a recording at ``path`` and ``overwrite`` is False.
     UnsupportedModelError
-        If ``model`` is no ``torch.nn.Module`` or is a ScriptModule, which cannot be hooked.
+        If ``model`` is no ``torch.nn.Module`` or is a ScriptModule, which cannot be hooked; ProbeUnsupported if it
+        cannot be probed although ``probe`` was given.
     InvalidArgumentError
         If another argument cannot be used; the message names it.
 
@@ -380,12 +412,19 @@ def record(
         if value not in known:
             raise InvalidArgumentError(f"{key}={value!r}: expected one of {', '.join(known)}")
     provenance |= {"ranks": ranks, "rank": rank(), "loss_reduction": loss_reduction}
+    fixed = None
+    if probe is not None:
+        due = schedules.as_schedule(probe_every, name="probe_every")
+        fixed = FixedBatch(model, probe, every=due, mode=probe_mode, functional=functional)
+        provenance |= fixed.description
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
         return Writer(_path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite)
 
-    return Recorder(model, make_writer, settings=settings, updates=updates, scaler=scaler, ranks=ranks, **cadences)
+    return Recorder(
+        model, make_writer, settings=settings, updates=updates, scaler=scaler, ranks=ranks, probe=fixed, **cadences
+    )
 
 
 def _known_signals(signals: tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
