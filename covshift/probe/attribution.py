@@ -168,7 +168,8 @@ def _row(call: _Call, later: _Call | None) -> dict[str, Any]:
     parts["movement"] = parts["upstream"] + parts["own"] + parts["interaction"]
     by_unit = z.movedim(call.unit_axis, 0).flatten(1)
     sd = by_unit.std(dim=1, correction=0)
-    varies = sd > 0
+    # The sd of a constant may be a rounding error above 0.
+    varies = by_unit.amin(dim=1) != by_unit.amax(dim=1)
     numbers = {f"{part}_rms": _rms(value, call.unit_axis, sd, varies) for part, value in parts.items()}
     total = numbers["upstream_rms"] + numbers["own_rms"]
     numbers["upstream_share"] = numbers["upstream_rms"] / total if total else math.nan
