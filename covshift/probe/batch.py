@@ -42,7 +42,7 @@ class Batch:
         """What the model makes of the inputs."""
         if isinstance(self.inputs, Mapping):
             return model(**self.inputs)
-        if isinstance(self.inputs, tuple | list):
+        if is_several(self.inputs):
             return model(*self.inputs)
         return model(self.inputs)
 
@@ -66,6 +66,11 @@ class Batch:
         return loss.reshape(())
 
 
+def is_several(value: object) -> bool:
+    """Whether a value is a tuple or list of things; a packed sequence, though a tuple, is one."""
+    return isinstance(value, tuple | list) and not isinstance(value, nn.utils.rnn.PackedSequence)
+
+
 def as_batch(model: nn.Module, batch: Any, *, name: str = "batch") -> Batch:
     """A batch as training loops have it: ``(inputs, *targets)``, or a mapping or tensor of inputs alone.
 
@@ -74,7 +79,7 @@ def as_batch(model: nn.Module, batch: Any, *, name: str = "batch") -> Batch:
     InvalidArgumentError
         See :func:`checked`.
     """
-    if isinstance(batch, Sequence) and not isinstance(batch, str) and batch:
+    if is_several(batch) and batch:
         return checked(model, Batch(batch[0], tuple(batch[1:])), name=name)
     return checked(model, Batch(batch), name=name)
 

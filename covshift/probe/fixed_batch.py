@@ -13,7 +13,7 @@ from torch import nn
 from covshift.exceptions import InvalidArgumentError, UnsupportedModelError
 from covshift.instrument.block import Block
 from covshift.instrument.schedule import Schedule
-from covshift.probe.batch import Batch, checked, gradients_of
+from covshift.probe.batch import Batch, checked, gradients_of, is_several
 from covshift.probe.state import MODES, visiting
 
 STREAM = "probe"
@@ -135,7 +135,7 @@ def _parted(probe: Any) -> tuple[Any, Callable[..., torch.Tensor] | None]:
             f"probe={type(probe).__name__}: expected a tensor, a tuple or mapping of inputs, or (inputs, loss) with a "
             "callable loss(output)"
         )
-    if not isinstance(probe, tuple | list) or not probe or isinstance(probe[-1], torch.Tensor | Mapping):
+    if not is_several(probe) or not probe or isinstance(probe[-1], torch.Tensor | Mapping):
         return probe, None
     if not callable(probe[-1]):
         return probe, None

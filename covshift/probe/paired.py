@@ -40,6 +40,7 @@ def paired_movement(
     after: State | None = None,
     mode: str = "eval",
     layers: sites.Selection | list[sites.Selection] | None = None,
+    example_axis: int = 0,
     level: float = 0.95,
     resamples: int = 999,
 ) -> xr.Dataset:
@@ -52,6 +53,8 @@ def paired_movement(
         batch depend on one another, and intervals over examples are only approximate.
     layers : None, str, re.Pattern, type, callable, or list of these
         Modules without children to compare, as for :func:`covshift.record`; None for all.
+    example_axis : int, default 0
+        Axis of the model's first input that counts examples.
     level : float, default 0.95
         Of the percentile bootstrap intervals.
     resamples : int, default 999
@@ -88,8 +91,7 @@ def paired_movement(
         raise InvalidArgumentError(f"level={level!r}: expected a number between 0 and 1")
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
         raise InvalidArgumentError(f"resamples={resamples!r}: expected a whole number from 1")
-    inputs = [tensor for _, tensor in sites.leaves(given.inputs) if tensor.ndim]
-    examples = inputs[0].shape[0] if inputs else 0
+    examples = _examples(given.inputs, example_axis)
     with visiting(model, mode=mode, graph=False, tensors=given.tensors) as visit, parameters_put_back(model):
         states = TwoStates(model, before, after)
         passes = []
@@ -107,6 +109,13 @@ def paired_movement(
         )
     weights = _resampled(examples, resamples)
     return _dataset({name: _Layer(first[name], second[name], weights, level) for name in common})
+
+
+def _examples(inputs: Any, axis: int) -> int:
+    shapes = [tuple(tensor.shape) for _, tensor in sites.leaves(inputs)]
+    if not shapes or not -len(shapes[0]) <= axis < len(shapes[0]):
+        raise InvalidArgumentError(f"example_axis={axis!r}: the first input has shape {shapes[0] if shapes else ()}")
+    return int(shapes[0][axis])
 
 
 @contextmanager

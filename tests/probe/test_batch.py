@@ -101,3 +101,18 @@ def test_inputs_may_be_keywords_several_or_alone(probe, form):
     found = probe(net, lambda output: output.square().sum(), batch)
     expected = probe(net, lambda output: output.square().sum(), (2 * X,))
     assert found.equals(expected)
+
+
+def test_a_packed_sequence_is_one_input():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.act, self.head = nn.GRU(3, 4), nn.Tanh(), nn.Linear(4, 2)
+
+        def forward(self, packed):
+            return self.head(self.act(self.rnn(packed)[1][-1]))
+
+    packed = nn.utils.rnn.pack_sequence([torch.randn(4, 3), torch.randn(2, 3)])
+    result = zeros(Last(), F.cross_entropy, (packed, torch.tensor([0, 1])))
+    assert int(result["count"][0]) == 8
+    assert zeros(Last(), lambda output: output.sum(), packed).status.item() == "split"

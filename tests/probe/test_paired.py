@@ -135,6 +135,7 @@ def test_the_model_is_left_as_it_was_and_its_outputs_move(build, batch, train, p
     [
         ({"level": 1.0}, r"level=1.0: expected a number between 0 and 1"),
         ({"resamples": 0}, r"resamples=0: expected a whole number from 1"),
+        ({"example_axis": 2}, r"example_axis=2: the first input has shape \(5, 3\)"),
         ({"layers": "head"}, r"layers='head': matches no module"),
     ],
 )
@@ -150,3 +151,16 @@ def test_a_model_whose_outputs_have_no_example_axis_is_named():
         InvalidArgumentError, match=r"no chosen layer has an output with 5 examples on its example axis"
     ):
         paired_movement(model, torch.randn(5, 3), before={})
+
+
+def test_examples_may_lie_on_another_axis():
+    model = nn.GRU(3, 4)
+    before = two_states(model)
+    x = torch.randn(6, 10, 3)
+    result = paired_movement(model, x, before=before, example_axis=1)
+    first = nn.GRU(3, 4, batch_first=True)
+    first.load_state_dict(model.state_dict())
+    other = paired_movement(first, x.transpose(0, 1), before=before)
+    np.testing.assert_allclose(result.mean_shift, other.mean_shift, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(result.standard_error, other.standard_error, rtol=1e-5)
+    assert result.sizes["layer"] == 1

@@ -167,6 +167,26 @@ def test_compiled_models_are_visited_eagerly_and_unwrapped(build, batch):
     nested = nn.Sequential(torch.compile(model, backend=refuse))
     with visiting(nested, mode="eval") as visit:
         visit.model(x)
+    model.compile(backend=refuse)
+    with visiting(model, mode="eval") as visit:
+        visit.model(x)
+
+
+def test_a_visit_does_not_make_a_compiled_model_compile_again(build, batch):
+    model = build("recurrent").head
+    x, graphs = torch.randn(4, 7), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=count)
+    compiled(x)
+    assert len(graphs) == 1
+    with visiting(compiled, mode="train") as visit:
+        visit.model(x)
+    compiled(x)
+    assert len(graphs) == 1
 
 
 def test_a_distributed_wrapper_is_looked_through(build, tmp_path):
