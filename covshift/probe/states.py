@@ -15,7 +15,7 @@ State = Mapping[str, Any]
 
 
 class TwoStates:
-    """The states before and after, copied, so that loading one into the model leaves the other alone.
+    """The states before and after, of which loading one into the model leaves the other alone.
 
     Parameters
     ----------
@@ -42,7 +42,8 @@ class TwoStates:
             )
         if after is not None and _holder(model, after, "after") is not self._holder:
             raise InvalidArgumentError("before and after: one is of the wrapped model, the other of the one inside")
-        self.before, self.after = _copied(before), _copied(self._holder.state_dict() if after is None else after)
+        # Only the later one may be the model's own tensors, into which the earlier one is about to be written.
+        self.before, self.after = before, _copied(self._holder.state_dict() if after is None else after)
 
     def load(self, state: State) -> None:
         """Write a state into the model's parameters and (set aside) buffers."""

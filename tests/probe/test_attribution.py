@@ -219,3 +219,18 @@ def test_batches_that_cannot_be_used_are_named(batch):
     model = nn.Linear(3, 4)
     with pytest.raises(InvalidArgumentError, match="batch: a tensor"):
         shift_attribution(model, batch, before=copy.deepcopy(model.state_dict()))
+
+
+def test_the_two_passes_draw_the_same_dropout_masks(build, batch):
+    model = build()
+    result = shift_attribution(model, batch(model), before=copy.deepcopy(model.state_dict()), mode="train")
+    assert (result.movement_rms == 0).all()
+
+
+def test_the_later_state_may_be_the_models_own_tensors():
+    model = nn.Sequential(nn.Linear(3, 4))
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(5, 3)
+    model[0].weight.data += 1
+    result = shift_attribution(model, x, before=before, after=model.state_dict())
+    assert result.equals(shift_attribution(model, x, before=before))
+    assert float(result.own_rms[0]) > 0

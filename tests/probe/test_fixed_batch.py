@@ -206,6 +206,21 @@ def test_another_recorder_of_the_same_model_sees_no_probe(build, train):
     assert (other.recording["layers"].example_count.sel(signal="activation", layer="0") == 16).all()
 
 
+def test_two_optimizers_of_one_step_are_one_probe(build, batch):
+    model = build()
+    halves = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:5], model[5:])]
+    with record(model, probe=held_out(model)[0], probe_every=1) as recorder:
+        for _ in range(2):
+            x, y = batch(model)
+            F.cross_entropy(model(x), y).backward()
+            for optimizer in halves:
+                optimizer.step()
+    steps = recorder.recording["probe/layers"].step.values.tolist()
+    assert steps == sorted(set(steps))
+    assert steps[0] == 0
+    assert not [message for message in recorder.warnings if "failed" in message]
+
+
 def test_a_pause_pauses_the_probe(build, train):
     model = build()
     with record(model, probe=held_out(model)[0], probe_every=1) as recorder:
