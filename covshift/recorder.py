@@ -107,6 +107,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._run_probe()
         self._hooks.remove()
         self._clock.remove()
         self._observer.abandon()
@@ -215,13 +217,14 @@ class Recorder:
             return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
             return None
-        if self._probe is not None:
-            self._probe.remember_autocast()
         if self._scale.skipped():
             self._close_step(skipped=True)
         self._scale.begin()
         self._clock.forward()
         self._give_scalars()
+        if self._probe is not None:
+            self._probe.remember_autocast()
+            self._run_probe()
         if self._paused:
             return None
         if self._block is None and self._every(self.step_count):
@@ -248,9 +251,6 @@ class Recorder:
         self._handover.give(block, {}, scale=1.0)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.step_count == 0:
-            # Only now have the layers been described by a training pass, in the precision it runs in.
-            self._run_probe()
         if self._block is not None:
             with self._incidents.guard("parameters"):
                 # Optimizers that divide by the scale themselves are handed it by the scaler.
@@ -281,7 +281,6 @@ class Recorder:
         self._parameters = {}
         self.step_count += 1
         self._clock.closed()
-        self._run_probe()
 
     def _give_scalars(self) -> None:
         """Hand over what was logged for the step just closed; its time to log is over."""
@@ -349,7 +348,7 @@ def record(
         keywords; a callable at the end of a tuple is the loss of the output, with which gradients are recorded, too.
         Everything is put back, and the training stays bit-identical; see :mod:`covshift.probe.state`.
     probe_every : int or Schedule, default every(100)
-        Numbers of steps done at which to run the probe. Step 0 runs just before the first update.
+        Numbers of steps done at which to run the probe: when the next training pass begins, or the ``with`` ends.
     probe_mode : {"eval", "train"}
         Training flags while the probe runs; buffers are put back in both.
     ranks : {"separate", "merge"}

@@ -111,6 +111,8 @@ class FixedBatch:
         self.block = block = Block(step, stream=STREAM)
         try:
             with ExitStack() as stack:
+                # The recorder's hooks work without the user's function modes (a default device); the model needs them.
+                stack.enter_context(torch._C._EnableTorchFunction())
                 for kind, dtype in self._autocast:
                     stack.enter_context(torch.autocast(kind, dtype=dtype))
                 tensors = self._batch.tensors

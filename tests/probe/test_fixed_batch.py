@@ -206,19 +206,56 @@ def test_another_recorder_of_the_same_model_sees_no_probe(build, train):
     assert (other.recording["layers"].example_count.sel(signal="activation", layer="0") == 16).all()
 
 
-def test_two_optimizers_of_one_step_are_one_probe(build, batch):
+def test_a_probe_waits_for_every_optimizer_of_a_step(build, batch):
     model = build()
+    x, _ = held_out(model)
     halves = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:5], model[5:])]
-    with record(model, probe=held_out(model)[0], probe_every=1) as recorder:
+    expected = []
+    with record(model, probe=x, probe_every=1) as recorder:
         for _ in range(2):
-            x, y = batch(model)
-            F.cross_entropy(model(x), y).backward()
+            inputs, y = batch(model)
+            F.cross_entropy(model(inputs), y).backward()
             for optimizer in halves:
                 optimizer.step()
-    steps = recorder.recording["probe/layers"].step.values.tolist()
-    assert steps == sorted(set(steps))
-    assert steps[0] == 0
-    assert not [message for message in recorder.warnings if "failed" in message]
+                optimizer.zero_grad()
+            with recorder.pause():
+                expected.append(activations(model, x, mode="eval", names=["9"])["9"].sum().item())
+    rows = recorder.recording["probe/layers"].to_dataset().sel(signal="activation", layer="9")
+    assert rows.step.values.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(rows["sum"][1:], expected, rtol=1e-6)
+
+
+def test_a_probe_sees_the_running_statistics_of_the_steps_done(build, train):
+    model = build()
+    x, _ = held_out(model)
+    fresh = activations(model, x, mode="eval", names=["1"])["1"]
+    with record(model, probe=x, probe_every=1) as recorder:
+        train(model)
+    row = recorder.recording["probe/layers"].sel(step=0, layer="1", signal="activation")
+    assert float(row.m2) == pytest.approx(float((fresh - fresh.mean()).square().sum()), rel=1e-6)
+
+
+def test_a_model_that_relies_on_a_default_device_is_probed_under_it(build):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3, 3)
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(torch.ones(1).device.type)
+            return self.lin(x)
+
+    model, x = Positions(), torch.ones(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(model, probe=x, probe_every=1):
+        with torch.device("meta"):
+            model.seen.clear()
+            loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+    # The probe of step 0, the training pass, and the probe at the end, where the default device is the CPU again.
+    assert model.seen == ["meta", "meta", "cpu"]
 
 
 def test_a_pause_pauses_the_probe(build, train):
@@ -228,7 +265,7 @@ def test_a_pause_pauses_the_probe(build, train):
         with recorder.pause():
             train(model)
         train(model)
-    assert recorder.recording["probe/layers"].step.values.tolist() == [0, 1, 3]
+    assert recorder.recording["probe/layers"].step.values.tolist() == [0, 2, 3]
 
 
 def test_a_probe_that_fails_later_costs_its_row_and_not_the_training(build, train):
@@ -246,7 +283,7 @@ def test_a_probe_that_fails_later_costs_its_row_and_not_the_training(build, trai
         train(model)
         failing = True
         train(model)
-    assert recorder.recording["probe/layers"].step.values.tolist() == [0, 1]
+    assert recorder.recording["probe/layers"].step.values.tolist() == [0]
     assert recorder.step_count == 2
 
 
