@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from covshift.exceptions import CovshiftError, CovshiftWarning, StoreLocked
 
 if TYPE_CHECKING:
-    from covshift import datasets, linked, models, plots
+    from covshift import datasets, linked, models, plots, probe
     from covshift.analysis import gradient_health, linkage, operating_point, shift
     from covshift.diagnosis import Diagnosis, Finding, diagnose
     from covshift.instrument.schedule import at_steps, every, first, logarithmic
@@ -42,6 +42,7 @@ _PUBLIC = {
     "open": ("covshift.store.reader", "open"),
     "operating_point": ("covshift.analysis.operating_point", ""),
     "plots": ("covshift.plots", ""),
+    "probe": ("covshift.probe", ""),
     "record": ("covshift.recorder", "record"),
     "report": ("covshift.reporting", "write_report"),
     "shift": ("covshift.analysis.shift", ""),
@@ -68,6 +69,7 @@ __all__ = [
     "open",
     "operating_point",
     "plots",
+    "probe",
     "record",
     "report",
     "shift",

@@ -18,6 +18,10 @@ class UnsupportedModelError(CovshiftError, TypeError):
     """A model, or one of its layers, is of a kind that the requested operation cannot handle."""
 
 
+class ProbeUnsupported(UnsupportedModelError):  # noqa: N818 - a name fixed by the public contract
+    """A model that cannot be run beside its own training without disturbing it or other ranks."""
+
+
 class RecordingError(CovshiftError):
     """A recording cannot be read or written as asked."""
 

@@ -36,6 +36,7 @@ from covshift.instrument.schedule import Schedule
 from covshift.instrument.sites import Selection
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings, demand_observable, listed
+from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import MAX_MEMORY, Writer
 
 RANKS = ("separate", "merge")
@@ -67,7 +68,9 @@ class Recorder:
         ranks: str,
         resume: bool,
         start_step: int | None,
+        probe: FixedBatch | None,
     ) -> None:
+        self._probe = probe
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._clock = StepClock(
@@ -126,6 +129,8 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._run_probe()
         self._hooks.remove()
         self._clock.remove()
         self._observer.abandon()
@@ -272,6 +277,8 @@ class Recorder:
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
+        if self._probe is not None and self._probe.block is not None:
+            return self._probe.block
         if self._evaluation is not None:
             return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
@@ -281,6 +288,9 @@ class Recorder:
         self._scale.begin()
         self._clock.forward()
         self._give_scalars()
+        if self._probe is not None:
+            self._probe.remember_autocast()
+            self._run_probe()
         if self._paused:
             return None
         # Several threads may begin the forward passes of one step.
@@ -302,6 +312,16 @@ class Recorder:
     def _after_backward(self) -> None:
         with self._incidents.guard("parameters"):
             self._meter.after_backward(scale=self._scale.in_force)
+
+    def _run_probe(self) -> None:
+        if self._probe is None or not self._probe.is_due(self.step_count):
+            return
+        block = None
+        with self._incidents.guard("probe"):
+            self._hooks.follow(not self._paused)
+            block = None if self._paused else self._probe.run(self.step_count, self._observer)
+        self._attend()
+        self._handover.give(block, {}, scale=1.0)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         with self._incidents.guard("parameters"):
@@ -357,6 +377,9 @@ def record(
     updates: str = "sampled",
     functional: bool = False,
     scaler: Scaler | None = None,
+    probe: Any = None,
+    probe_every: int | Schedule = schedules.PROBES,
+    probe_mode: str = "eval",
     ranks: str = "separate",
     loss_reduction: str = "mean",
     max_layers: int = 2000,
@@ -397,6 +420,15 @@ def record(
     scaler : GradScaler, optional
         The scaler that multiplies the loss: gradients are recorded unscaled, and steps that it skips are counted and
         recorded as skipped.
+    probe : tensor, mapping, tuple, or (inputs, loss), optional
+        A fixed batch on which the model is run beside its training, in the precision of training, and recorded under
+        ``probe/``: the same examples at every record. A tuple is passed as positional arguments, a mapping as
+        keywords; a callable at the end of a tuple is the loss of the output, with which gradients are recorded, too.
+        Everything is put back, and the training stays bit-identical; see :mod:`covshift.probe.state`.
+    probe_every : int or Schedule, default every(100)
+        Numbers of steps done at which to run the probe: when the next training pass begins, or the ``with`` ends.
+    probe_mode : {"eval", "train"}
+        Training flags while the probe runs; buffers are put back in both.
     ranks : {"separate", "merge"}
         What to do with the ranks of ``torch.distributed``, all of which must call this: "separate" gives each a
         recording of its own, ``name.rank00003.zarr``, without any communication; "merge" pools them exactly at the end
@@ -430,7 +462,8 @@ def record(
     RecordingExists
         If there is a recording at ``path`` and ``overwrite`` is False.
     UnsupportedModelError
-        If ``model`` is no ``torch.nn.Module`` or is a ScriptModule, which cannot be hooked.
+        If ``model`` is no ``torch.nn.Module`` or is a ScriptModule, which cannot be hooked; ProbeUnsupported if it
+        cannot be probed although ``probe`` was given.
     InvalidArgumentError
         If another argument cannot be used; the message names it.
 
@@ -464,6 +497,11 @@ def record(
         if value not in known:
             raise InvalidArgumentError(f"{key}={value!r}: expected one of {', '.join(known)}")
     provenance |= {"ranks": ranks, "rank": rank(), "loss_reduction": loss_reduction}
+    fixed = None
+    if probe is not None:
+        due = schedules.as_schedule(probe_every, name="probe_every")
+        fixed = FixedBatch(model, probe, every=due, mode=probe_mode, functional=functional)
+        provenance |= fixed.description
     provenance |= {"run_name": name or _stem(path), **(attrs or {})}
 
     def make_writer() -> Writer:
@@ -480,6 +518,7 @@ def record(
         ranks=ranks,
         resume=resume,
         start_step=start_step,
+        probe=fixed,
         **cadences,
     )
 

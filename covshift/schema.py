@@ -6,8 +6,8 @@ any file format.
 
 A recording is an ``xarray.DataTree``. Every group has a cadence and therefore a ``step`` dimension of its own.
 Training rows live at the root (``layers``, ``histograms``, ``units``, ``parameters``, ``scalars``); rows recorded
-while the model was merely evaluated live under ``evaluation/`` with the same groups, so that ``step`` stays unique
-and strictly increasing in each group and the two never mix.
+while the model was merely evaluated live under ``evaluation/``, those of a probe under ``probe/``, with the same
+groups, so that ``step`` stays unique and strictly increasing in each group and they never mix.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ VALUE_SIGNALS = ("input", "preactivation", "activation")
 GRADIENT_SIGNALS = ("activation_grad", "preactivation_grad")
 UNIT_SIGNALS = ("activation", "activation_grad")
 
-STREAMS = ("", "evaluation")
-"""Where rows come from: training at the root, evaluation passes under their own group."""
-
 
 class Status(IntEnum):
     """Why a row holds the numbers it holds, or none."""
@@ -62,6 +59,10 @@ class Source(IntEnum):
     EVALUATION = 1
     PROBE = 2
     A_A = 3
+
+
+STREAMS: Mapping[str, Source] = {"": Source.TRAIN, "evaluation": Source.EVALUATION, "probe": Source.PROBE}
+"""Where rows come from: training at the root, evaluation passes and probes under groups of their own."""
 
 
 class Mode(IntEnum):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
-STREAM_PATHS = {"train": "", "evaluation": "evaluation/"}
+STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
 """Names of the two streams of rows, and where their groups stand in the tree."""
 
 PRODUCER_SIGNAL = {"preactivation": "activation", "preactivation_grad": "activation_grad"}

@@ -66,7 +66,7 @@ class Block:
     step : int
         Optimizer steps done before this one.
     stream : str
-        "" for training, "evaluation" for an evaluation pass.
+        "" for training, "evaluation" for an evaluation pass, "probe" for a probe.
     histograms, units : bool
         Whether this record is due for the slower cadences.
     closed : bool

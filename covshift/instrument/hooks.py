@@ -8,8 +8,10 @@ docs/decisions/global-hooks.md.
 
 from __future__ import annotations
 
+import threading
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -95,6 +97,9 @@ class ModuleHooks:
         reference = self._modules.get(id(module))
         if reference is None or reference() is not module or traced():
             return
+        # Looked at here first: a call of hidden_from at every module costs more than all of the above.
+        if _audience.only is not None and hidden_from(self._watcher):
+            return
         if transformed():
             self._watcher.pass_over(module)
         elif inside_backward():
@@ -106,10 +111,35 @@ class ModuleHooks:
         reference = self._modules.get(id(module))
         if reference is None or reference() is not module or traced() or transformed():
             return
+        if _audience.only is not None and hidden_from(self._watcher):
+            return
         if inside_backward():
             self._watcher.recomputed(module, output)
         else:
             self._watcher.leave(module, output)
+
+
+class _Audience(threading.local):
+    only: object | None = None
+
+
+_audience = _Audience()
+
+
+@contextmanager
+def shown_only_to(watcher: object) -> Iterator[None]:
+    """Tell nobody but ``watcher`` of what this thread's models do inside the ``with``: they are being probed."""
+    before, _audience.only = _audience.only, watcher
+    try:
+        yield
+    finally:
+        _audience.only = before
+
+
+def hidden_from(watcher: object) -> bool:
+    """Whether what this thread's models do now is no business of ``watcher``."""
+    only = _audience.only
+    return only is not None and only is not watcher
 
 
 def transformed() -> bool:

@@ -21,7 +21,7 @@ from covshift.instrument.block import (
     Block,
     Pass,
 )
-from covshift.schema import Mode, Source, SparseCounts
+from covshift.schema import Mode, SparseCounts
 from covshift.summary import numbers
 from covshift.summary.summary import Histogram, UnitSummary
 from covshift.summary.table import Pooled
@@ -123,7 +123,7 @@ def stored_rows(record: Record) -> list[schema.Row]:
         parts["histograms"] = histogram_arrays(step.pooled.histograms, len(layers))
     if record.units:
         parts["units"] = unit_arrays(step.pooled.units, layers)
-    source = Source.EVALUATION if record.stream else Source.TRAIN
+    source = schema.STREAMS[record.stream]
     rows = [
         schema.Row(f"{record.stream}/{name}".lstrip("/"), record.step, arrays, source, record.mode)
         for name, arrays in parts.items()

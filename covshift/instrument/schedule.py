@@ -100,3 +100,5 @@ def _positive(name: str, n: int) -> None:
 DEFAULT = every(10)
 SLOW = first(10) | every(10)
 """Cadence of histograms and units, counted in records: bytes are dominated by them."""
+PROBES = every(100)
+"""Cadence of probes, in steps done: each costs a forward pass."""

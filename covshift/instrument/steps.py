@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from covshift.instrument.hooks import inside_backward
+from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
 
 
@@ -96,7 +96,7 @@ class StepClock:
         return next((group for group in groups if any(id(p) in self._parameters for p in group["params"])), {})
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        return bool(self.own_group(optimizer))
+        return not hidden_from(self) and bool(self.own_group(optimizer))
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._is_ours(optimizer) and not inside_backward():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import BaseTorchFunctionMode
 
 import covshift
 from covshift.exceptions import CovshiftWarning
@@ -252,7 +252,7 @@ def test_a_mode_that_the_user_leaves_on_top_does_not_keep_the_recorders_own_ther
     class Entered(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.mode = nn.Linear(4, 4), TorchFunctionMode()
+            self.inner, self.mode = nn.Linear(4, 4), BaseTorchFunctionMode()
 
         def forward(self, x):
             self.mode.__enter__()
@@ -260,8 +260,11 @@ def test_a_mode_that_the_user_leaves_on_top_does_not_keep_the_recorders_own_ther
 
     model = Entered()
     with covshift.record(model, every=1, functional=True) as recorder:
-        model(torch.ones(2, 4)).sum().backward()
-        assert torch.overrides._get_current_function_mode_stack() == [model.mode]
-        model.mode.__exit__(None, None, None)
+        try:
+            model(torch.ones(2, 4)).sum().backward()
+            left = torch.overrides._get_current_function_mode_stack()
+        finally:
+            model.mode.__exit__(None, None, None)
         recorder.step()
+    assert left == [model.mode]
     assert "(root):relu" in recorder.recording["layers"].layer.values

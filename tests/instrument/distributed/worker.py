@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import covshift
 
-FOLDER, CASE = Path(sys.argv[1]), sys.argv[2]
 STEPS = 3
 
 
@@ -54,22 +53,22 @@ def watch(net, seen):
     return net.register_forward_hook(forward)
 
 
-def main():
+def main(folder, case):
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=20))
     rank = dist.get_rank()
     net = model()
     first = net[0]
-    whole = {"plain": lambda m: m, "fsdp": fully_shard}.get(CASE.split("-")[0], DistributedDataParallel)(net)
+    whole = {"plain": lambda m: m, "fsdp": fully_shard}.get(case.split("-")[0], DistributedDataParallel)(net)
     optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
-    ranks = "separate" if CASE.endswith("separate") else "merge"
-    record = nullcontext() if CASE.endswith("bare") else covshift.record(whole, FOLDER / "run", every=1, ranks=ranks)
+    ranks = "separate" if case.endswith("separate") else "merge"
+    record = nullcontext() if case.endswith("bare") else covshift.record(whole, folder / "run", every=1, ranks=ranks)
     seen = {"activation": [], "activation_grad": []}
-    steps = STEPS - rank % 2 if CASE == "plain-fewer" else STEPS
+    steps = STEPS - rank % 2 if case == "plain-fewer" else STEPS
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with record:
             handle = watch(first, seen)
-            if CASE == "plain-death":
+            if case == "plain-death":
                 train(whole, optimizer, rank, 1)
                 if rank == 1:
                     os._exit(0)
@@ -79,12 +78,12 @@ def main():
             handle.remove()
     messages = [str(one.message) for one in caught if issubclass(one.category, covshift.CovshiftWarning)]
     weights = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in whole.named_parameters()}
-    torch.save({"seen": seen, "warnings": messages, "weights": weights}, FOLDER / f"rank{rank}.pt")
-    if CASE != "plain-death":
+    torch.save({"seen": seen, "warnings": messages, "weights": weights}, folder / f"rank{rank}.pt")
+    if case != "plain-death":
         dist.barrier()
     # Without gloo's own teardown, which once hung in a run that recorded nothing.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2])
