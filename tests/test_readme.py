@@ -46,7 +46,7 @@ def test_every_covshift_command_of_the_readme_parses():
     assert lines
     command = get_command(app)
     for line in lines:
-        name, *words = shlex.split(line.replace("[RUN.zarr ...]", ""))[1:]
+        name, *words = shlex.split(line.replace("[RUN.zarr ...]", ""), comments=True)[1:]
         subcommand = command.commands[name]
         subcommand.make_context(name, words, resilient_parsing=False).close()
 
