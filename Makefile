@@ -22,7 +22,7 @@ demo: $(STAMP)  ## train four 50-layer nets on digits, record them, write a repo
 	$(BIN)/python -m covshift demo $(if $(OUT),--out $(OUT))
 
 test: $(STAMP)  ## tests and doctests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

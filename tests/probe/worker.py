@@ -15,10 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import covshift
 
-FOLDER, CASE = Path(sys.argv[1]), sys.argv[2]
 
-
-def main():
+def main(folder, case):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
@@ -30,8 +28,8 @@ def main():
     probe = (examples, lambda output: output.square().mean())
     record = (
         nullcontext()
-        if CASE == "bare"
-        else covshift.record(whole, FOLDER / "run", every=1, ranks=CASE, probe=probe, probe_every=2, probe_mode="train")
+        if case == "bare"
+        else covshift.record(whole, folder / "run", every=1, ranks=case, probe=probe, probe_every=2, probe_mode="train")
     )
     outputs = {}
     with record:
@@ -41,11 +39,11 @@ def main():
             whole(torch.randn(6, 5, generator=generator)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    torch.save({"outputs": outputs, "state": whole.state_dict()}, FOLDER / f"rank{rank}.pt")
+    torch.save({"outputs": outputs, "state": whole.state_dict()}, folder / f"rank{rank}.pt")
     dist.barrier()
     # Without gloo's own teardown, which once hung in a run that recorded nothing.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), sys.argv[2])
