@@ -14,9 +14,10 @@ from covshift.exceptions import CovshiftError, CovshiftWarning, StoreLocked
 if TYPE_CHECKING:
     from covshift import datasets, linked, models, plots, probe
     from covshift.analysis import gradient_health, linkage, operating_point, shift
+    from covshift.attach import record
     from covshift.diagnosis import Diagnosis, Finding, diagnose
     from covshift.instrument.schedule import at_steps, every, first, logarithmic
-    from covshift.recorder import Recorder, record
+    from covshift.recorder import Recorder
     from covshift.reporting import write_report as report
     from covshift.store.reader import open  # noqa: A004 - the public name, as in xarray and zarr
     from covshift.store.runs import merge
@@ -43,7 +44,7 @@ _PUBLIC = {
     "operating_point": ("covshift.analysis.operating_point", ""),
     "plots": ("covshift.plots", ""),
     "probe": ("covshift.probe", ""),
-    "record": ("covshift.recorder", "record"),
+    "record": ("covshift.attach", "record"),
     "report": ("covshift.reporting", "write_report"),
     "shift": ("covshift.analysis.shift", ""),
 }

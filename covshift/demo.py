@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from covshift import linked
+from covshift.attach import record
 from covshift.datasets import ImageSplit, digits
 from covshift.exceptions import CovshiftError, InvalidArgumentError
 from covshift.instrument.schedule import every, first
 from covshift.models import depth_net
-from covshift.recorder import record
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "probe": {"exceptions", "grid", "schema", "summary", "instrument"},
     "handover": {"exceptions", "schema", "instrument", "store"},
     "recorder": {"exceptions", "schema", "summary", "instrument", "store", "probe", "handover"},
+    "attach": {"recorder", "exceptions", "schema", "summary", "instrument", "store", "probe", "handover"},
     "analysis": {"exceptions", "grid", "schema"},
     "diagnosis": {"exceptions", "schema", "analysis"},
     "plots": {"exceptions", "grid", "schema", "analysis", "diagnosis"},
@@ -29,8 +30,8 @@ MAY_IMPORT = {
     "linked": {"exceptions"},
     "models": {"exceptions", "linked"},
     "datasets": {"exceptions"},
-    "demo": {"exceptions", "instrument", "recorder", "linked", "models", "datasets"},
-    "selfcheck": {"exceptions", "grid", "analysis", "diagnosis", "linked", "recorder"},
+    "demo": {"exceptions", "instrument", "attach", "linked", "models", "datasets"},
+    "selfcheck": {"exceptions", "grid", "analysis", "diagnosis", "linked", "attach"},
     "cli": {"exceptions", "store", "diagnosis", "reporting", "demo", "selfcheck"},
 }
 WITHOUT_TORCH = {"exceptions", "grid", "schema", "store", "analysis", "diagnosis", "plots", "reporting"}

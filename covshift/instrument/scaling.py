@@ -33,6 +33,12 @@ def told_to_skip(optimizer: torch.optim.Optimizer) -> bool:
     return found is not None and bool(found)
 
 
+def handed_scale(optimizer: torch.optim.Optimizer) -> float:
+    """What the optimizer will divide gradients by: some fused ones are handed the loss scale by the scaler."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
 class LossScale:
     """The scale of the loss, step by step."""
 

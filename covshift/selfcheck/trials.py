@@ -10,9 +10,9 @@ import torch
 import xarray as xr
 from torch import nn
 
+from covshift.attach import record
 from covshift.diagnosis import Diagnosis, diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
-from covshift.recorder import record
 from covshift.selfcheck.nets import Case
 
 STEPS = 120
