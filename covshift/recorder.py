@@ -138,10 +138,21 @@ class Recorder:
         self._log.end()
         self._give_scalars()
         if kind is None:
+            self._name_unseen_steps()
             self._handover.wait_for_ranks()
         self._handover.close()
         if kind is None and self._records and not self._surroundings.opaque and not self._incidents.any_failed:
             self._name_never_called()
+
+    def _name_unseen_steps(self) -> None:
+        """A loop of which no step was seen has recorded nothing, and should not end in silence."""
+        if self._clock.forwards_of_step > 1 and not self._clock.any_seen and not self._records:
+            self._incidents.warn_once(
+                "no step",
+                "model",
+                f"{self._clock.forwards_of_step} forward passes, but no optimizer step of the model was seen, so "
+                "nothing was recorded: for hand-written updates call recorder.step() after each",
+            )
 
     def _name_never_called(self) -> None:
         if self._observer.never_called:
@@ -323,7 +334,9 @@ class Recorder:
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         if self._block is not None:
             with self._incidents.guard("parameters"):
-                self._parameters = self._meter.after_step(optimizer, scale=handed_scale(optimizer))
+                self._parameters = self._meter.after_step(
+                    optimizer, left_to_others=self._clock.left_to_others(optimizer), scale=handed_scale(optimizer)
+                )
                 rate = self._clock.own_group(optimizer).get("lr")
                 if rate is not None:
                     self._log.note(learning_rate=float(rate))

@@ -7,8 +7,9 @@ apart, so that the figures are those of a long run:
 * Of later records every tenth carries histograms and numbers of units. Blocks of ``every=1`` are multiples of 20 steps
   and hold their share; of ``every=10`` it falls into one block of five, so there the mean of the ratios is judged,
   not the median, over a multiple of five rounds.
-* The store is written every 64 records, or with the first record after 60 s, which among other arms' blocks comes more
-  often than in a run of its own. Writing is timed apart and charged at the rate it has in a run of its own.
+* The store acknowledges each record at once and folds 64 of them into its arrays in a thread beside the loop. A block
+  ends when that thread has nothing left to do, so that its processor time is the block's own; blocks in which a fold
+  falls are dearer than others, so the mean of the ratios is judged for every recording arm.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,55 +28,12 @@ import covshift
 from common import rivals
 from common.paired import Block, Blocks, Ratio, interleave, ratio
 from common.workloads import PAUSED, RECORDED_EVERY_STEP, RECORDED_EVERY_TENTH, STEP_WORKLOADS, Trainer, Workload
-from covshift.store.writer import Writer
 
 BLOCK_SECONDS = 0.3
 """Least length of a block."""
 
-FLUSH_RECORDS, FLUSH_SECONDS = 64, 60.0
-"""The writer's defaults: it writes whenever this many records wait, or the last write is so long ago."""
-
 RECORDED = {RECORDED_EVERY_STEP: 1, RECORDED_EVERY_TENTH: 10}
 """Recording arms, with their cadence."""
-
-
-@dataclass
-class Flushes:
-    """Processor and wall seconds of each write of the store, of all recording arms."""
-
-    seconds: list[tuple[float, float]] = field(default_factory=list)
-
-    def since(self, count: int) -> tuple[float, float]:
-        """Processor and wall seconds of all writes after the first ``count``."""
-        cpu, wall = np.sum(self.seconds[count:], axis=0) if self.seconds[count:] else (0.0, 0.0)
-        return float(cpu), float(wall)
-
-    def typical(self) -> tuple[float, float]:
-        """Median processor and wall seconds of a write; the first of a recording, which makes its arrays, is longer."""
-        cpu, wall = np.median(self.seconds, axis=0)
-        return float(cpu), float(wall)
-
-
-@contextmanager
-def timed_flushes() -> Iterator[Flushes]:
-    """Time every write of a recording inside the ``with``."""
-    flushes, flush = Flushes(), Writer.flush
-
-    def timed(self: Writer) -> None:
-        cpu, wall = time.process_time(), time.perf_counter()
-        flush(self)
-        flushes.seconds.append((time.process_time() - cpu, time.perf_counter() - wall))
-
-    Writer.flush = timed  # type: ignore[method-assign]
-    try:
-        yield flushes
-    finally:
-        Writer.flush = flush  # type: ignore[method-assign]
-
-
-def flushes_per_step(every: int, *, step_seconds: float) -> float:
-    """Writes of the store per training step in a run of its own."""
-    return max(1 / (FLUSH_RECORDS * every), min(step_seconds / FLUSH_SECONDS, 1 / every))
 
 
 def block_steps(step_seconds: float) -> int:
@@ -96,25 +53,21 @@ def measure_workload(workload: Workload, *, rounds: int) -> dict[str, Any]:
     step_seconds = _step_seconds(bare)
     steps = block_steps(step_seconds)
     others, skipped = rivals.available()
-    with timed_flushes() as flushes, tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         arms: dict[str, Block] = {"bare": lambda: bare.steps(steps)}
         recorders = {
             name: stack.enter_context(_Recorded(workload.make(), Path(folder) / f"every{every}", every))
             for name, every in RECORDED.items()
         }
         paused = stack.enter_context(_Recorded(workload.make(), Path(folder) / "paused", 1))
-        arms |= {name: _recording_block(recorded, steps, flushes) for name, recorded in recorders.items()}
+        arms |= {name: _recording_block(recorded, steps) for name, recorded in recorders.items()}
         arms[PAUSED] = lambda: paused.paused(steps)
         arms |= {name: _rival_block(rival, workload.make(), steps, stack) for name, rival in others.items()}
         blocks = interleave(arms, rounds=rounds, sparse=others)
-        recorders[RECORDED_EVERY_STEP].write()
-    for name, every in RECORDED.items():
-        blocks[name] = _charged(blocks[name], flushes, steps * flushes_per_step(every, step_seconds=step_seconds))
     return {
         "title": workload.title,
         "steps": steps,
         "rounds": rounds,
-        "flush_cpu_ms": flushes.typical()[0] * 1e3,
         "rows": {name: _row(name, blocks, workload, steps) for name in arms},
         "skipped": skipped,
     }
@@ -150,9 +103,11 @@ class _Recorded:
             self._trainer.steps(steps)
         self._deaf()
 
-    def write(self) -> None:
-        """Write what waits, so that at least one write was timed."""
-        _ = self._recorder.recording
+    def settle(self) -> None:
+        """Wait until no fold is under way."""
+        writer = self._recorder._handover.writer
+        if writer is not None:
+            writer._folding.wait()
 
     # Global hooks would also slow the other arms' blocks.
     def _listen(self) -> None:
@@ -164,11 +119,10 @@ class _Recorded:
         self._recorder._clock.remove()
 
 
-def _recording_block(recorded: _Recorded, steps: int, flushes: Flushes) -> Block:
-    def block() -> tuple[float, float]:
-        before = len(flushes.seconds)
+def _recording_block(recorded: _Recorded, steps: int) -> Block:
+    def block() -> None:
         recorded.recorded(steps)
-        return flushes.since(before)
+        recorded.settle()
 
     return block
 
@@ -188,13 +142,8 @@ def _step_seconds(trainer: Trainer) -> float:
     return float(np.median(taken))
 
 
-def _charged(blocks: Blocks, flushes: Flushes, count: float) -> Blocks:
-    cpu, wall = flushes.typical()
-    return replace(blocks, cpu=blocks.cpu + cpu * count, wall=blocks.wall + wall * count)
-
-
 def _row(name: str, blocks: dict[str, Blocks], workload: Workload, steps: int) -> dict[str, Any]:
-    statistic = np.mean if name == RECORDED_EVERY_TENTH else np.median
+    statistic = np.mean if name in RECORDED else np.median
     own, bare = blocks[name], blocks["bare"]
     cpu, wall = (ratio(a, b, statistic=statistic) for a, b in ((own.cpu, bare.cpu), (own.wall, bare.wall)))
     target = workload.targets.get(name)
@@ -211,19 +160,16 @@ def show(result: dict[str, Any]) -> None:
     """Print the section."""
     print(
         "\nA training step, one core; all layers, signals and summaries, parameters and a store on disk on. Ratio to "
-        "bare training, median over\ninterleaved rounds (mean for every=10, whose richer records fall into few blocks) "
-        "[90 % bootstrap interval]. First ten records not\ncounted; writes of the store charged at the rate of a run "
-        "of its own. A target is met when processor time's upper end is below it."
+        "bare training, median over\ninterleaved rounds (mean for recording arms, whose richer records and folds fall "
+        "into few blocks) [90 % bootstrap interval]. First ten\nrecords not counted; folds of the store counted where "
+        "they fall. A target is met when processor time's upper end is below it."
     )
     for table in result.values():
         _show_table(table)
 
 
 def _show_table(table: dict[str, Any]) -> None:
-    print(
-        f"\n{table['title']}: {table['rounds']} rounds of {table['steps']} steps (rivals: every third round); a write "
-        f"of the store takes {table['flush_cpu_ms']:.0f} ms"
-    )
+    print(f"\n{table['title']}: {table['rounds']} rounds of {table['steps']} steps (rivals: every third round)")
     print(f"{'':26} {'CPU ms a step':>14} {'CPU time':>24} {'wall time':>24} {'target':>7}")
     for name, row in table["rows"].items():
         cpu, wall = Ratio(**row["cpu"]), Ratio(**row["wall"])

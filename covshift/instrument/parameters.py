@@ -8,7 +8,7 @@ backward pass, before the user may clip them, and at the optimizer step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -92,14 +92,18 @@ class ParameterMeter:
             self._before = weights.kept(self._steps(weights.sizes))
 
     @torch.no_grad()
-    def after_step(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> Mapping[str, Array]:
+    def after_step(
+        self, optimizer: torch.optim.Optimizer, *, left_to_others: Set[int] | None = frozenset(), scale: float = 1.0
+    ) -> Mapping[str, Array]:
         """The arrays of one ``parameters`` row, after :meth:`before_step` and the update; none without the former.
 
-        Updates are those of the parameters that ``optimizer`` holds; others, which it did not touch, are not measured.
+        Updates of parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not
+        yet known) are not measured: their turn comes after the record has ended.
         """
         if not self._row:
             return {}
         present = self._present()
+        known, others = left_to_others is not None, left_to_others or frozenset()
         if not self._has_gradients:
             self._row |= self._gradients(present, scale)
         unknown = np.full(len(self._names), np.nan)
@@ -110,9 +114,9 @@ class ParameterMeter:
             share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
             changes = weights.squared_changes(self._before)
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            is_held = np.array([id(p) in held for p in present], dtype=bool)
-            row["update_norm"] = np.where(is_held, np.sqrt(changes / np.where(share > 0, share, 1)), np.nan)
-            row["sampled_share"] = np.where(is_held, share, np.nan)
+            is_over = np.array([id(p) in held or (known and id(p) not in others) for p in present], dtype=bool)
+            row["update_norm"] = np.where(is_over, np.sqrt(changes / np.where(share > 0, share, 1)), np.nan)
+            row["sampled_share"] = np.where(is_over, share, np.nan)
         self.forget()
         return row
 

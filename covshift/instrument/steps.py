@@ -52,6 +52,7 @@ class StepClock:
         self._forwards = 0
         self._stepped: set[int] = set()
         self._owed = False
+        self._held: dict[int, set[int]] = {}
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
@@ -86,9 +87,29 @@ class StepClock:
         self._forwards = 0
 
     @property
+    def forwards_of_step(self) -> int:
+        """Forward passes of the step now open."""
+        return self._forwards
+
+    @property
+    def any_seen(self) -> bool:
+        """Whether any optimizer of the model has stepped."""
+        return bool(self._held or self._stepped)
+
+    @property
     def has_begun(self) -> bool:
         """Whether a forward pass was seen since the last step ended."""
         return self._forwards > 0
+
+    def left_to_others(self, optimizer: torch.optim.Optimizer) -> set[int] | None:
+        """Identities of parameters that other optimizers of the model update; None before any step was over."""
+        held = self._held.pop(id(optimizer), None)
+        if held is None and not self._held:
+            return None
+        others = set().union(*self._held.values())
+        if held is not None:
+            self._held[id(optimizer)] = held
+        return others
 
     def own_group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's first group that has a parameter of the model."""
@@ -109,6 +130,7 @@ class StepClock:
             self._owed = self._owed or self.has_begun
         else:
             self._after(optimizer, self._is_boundary(optimizer))
+            self._held[id(optimizer)] = {id(p) for group in optimizer.param_groups for p in group["params"]}
 
     def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer's step ends a step of the record.

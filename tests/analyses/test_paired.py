@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.paired import interleave, ratio
-from common.step_overhead import block_steps, flushes_per_step
+from common.step_overhead import block_steps
 
 
 @pytest.fixture
@@ -47,19 +47,6 @@ def test_what_a_block_accounts_for_elsewhere_is_left_out():
     blocks = interleave({"bare": lambda: (1000.0, 2000.0)}, rounds=1)
     assert blocks["bare"].cpu[0] == pytest.approx(-1000, abs=1)
     assert blocks["bare"].wall[0] == pytest.approx(-2000, abs=1)
-
-
-@pytest.mark.parametrize(
-    ("every", "step_seconds", "expected"),
-    [
-        (1, 0.01, 1 / 64),  # 64 records wait after 0.64 s
-        (10, 0.01, 1 / 640),
-        (1, 2.0, 1 / 30),  # 30 records wait when 60 s have passed
-        (10, 30.0, 1 / 10),  # every record finds the last write more than 60 s ago
-    ],
-)
-def test_the_store_is_written_by_number_or_by_time_whichever_comes_first(every, step_seconds, expected):
-    assert flushes_per_step(every, step_seconds=step_seconds) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("step_seconds", "steps"), [(0.5, 20), (0.0101, 40), (0.001, 300)])

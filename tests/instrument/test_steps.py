@@ -93,10 +93,23 @@ def test_an_optimizer_that_runs_the_model_in_a_closure_has_its_parameters_measur
 def test_of_two_optimizers_the_first_ends_the_step_and_the_updates_of_the_other_are_not_measured():
     model = TwoHalves()
     with covshift.record(model, every=1) as recorder:
-        train_halves(model, 1, recorder)
-    updates = recorder.recording["parameters"].to_dataset()["update_norm"].sel(step=0)
+        train_halves(model, 3, recorder)
+    updates = recorder.recording["parameters"].to_dataset()["update_norm"]
     assert (updates.sel(parameter=["encoder.weight", "encoder.bias"]) > 0).all()
     assert updates.sel(parameter=["decoder.1.weight", "decoder.1.bias"]).isnull().all()
+
+
+def test_a_parameter_that_no_optimizer_holds_does_not_move_once_it_is_known_that_none_does():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(3):
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    updates = recorder.recording["parameters"].to_dataset()["update_norm"]
+    assert np.isnan(updates.sel(parameter="2.weight").values[0])
+    assert updates.sel(parameter="2.weight").values[1:].tolist() == [0.0, 0.0]
 
 
 def test_a_module_put_in_anothers_place_is_the_one_that_is_measured():
