@@ -18,7 +18,7 @@ def check(
     run: Annotated[Path, typer.Argument(help="A recording.", show_default=False)],
     fail_on: Annotated[Level, typer.Option(help="Exit with 1 on any finding at or above this level.")] = "bad",
     require: Annotated[
-        list[str] | None, typer.Option(help="Exit with 2 if this check was not measured; may be repeated.")
+        list[str] | None, typer.Option(help="Exit with 2 if this check was measured in no layer; may be repeated.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,

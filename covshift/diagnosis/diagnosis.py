@@ -100,6 +100,10 @@ class Diagnosis:
         """Findings to watch or worse that no other finding explains."""
         return tuple(f for f in self.findings if f.verdict in ("watch", "bad") and not f.explained_by)
 
+    def __str__(self) -> str:
+        """The sentence, and each cause on a line of its own."""
+        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}, {f.layer}: {f.reason}" for f in self.causes)])
+
     def __rich__(self) -> Group:
         return terminal.shown(self.sentence, self.findings)
 

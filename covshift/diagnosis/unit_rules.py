@@ -56,7 +56,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     units = dead_units(recording, stream=stream, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
     if not units.sizes["unit"]:
         reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
-        need = "activation modules (not functions) in the model, with a known unit axis; unit_axis= states it"
+        need = "activation modules, or functions with functional=True, of a known unit axis (unit_axis= states it)"
         return [not_measured("units", WHOLE_RUN, reason, need)]
     columns = {name: units[name].values for name in ("layer", "state", "silent_examples", "rate_upper_bound")}
     since = units["since_step"].values if stream == "train" else _since_training(recording, units)

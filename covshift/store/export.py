@@ -48,7 +48,9 @@ def export_netcdf(recording: xr.DataTree, out: str | os.PathLike[str], *, overwr
             plain.to_netcdf(partial, engine="netcdf4", encoding={path: one for path, one in encoding.items() if one})
         except (ImportError, ModuleNotFoundError, ValueError) as error:
             if "netCDF4" in str(error) or isinstance(error, ImportError):
-                raise RecordingError(f"netCDF export needs the package netCDF4 ({error}): install it") from error
+                raise RecordingError(
+                    f'netCDF export needs the package netCDF4 ({error}): pip install "covshift[netcdf]"'
+                ) from error
             raise
 
     return _written(Path(out), write, overwrite=overwrite)

@@ -110,3 +110,13 @@ def test_every_layer_of_a_recording_has_its_place(make_recording, network_layers
     assert order.producer["act3"] == "conv3"
     assert order.feeds("conv3", "act3")
     assert not order.feeds("conv2", "act3")
+
+
+def test_printed_it_is_the_sentence_and_the_causes():
+    from covshift.diagnosis import Diagnosis, Finding
+
+    unmeasured = {"since_step": None, "value": 0.75, "interval": None, "threshold": None, "advice": "a smaller step"}
+    dead = Finding("dead units", "fc", "bad", reason="3 of 4 silent", **unmeasured)
+    after = Finding("gradient zeros", "up", "watch", reason="all zero", explained_by="fc", **unmeasured)
+    lines = str(Diagnosis((dead, after), ("fc", "up"))).splitlines()
+    assert lines[1:] == ["bad: dead units, fc: 3 of 4 silent"]
