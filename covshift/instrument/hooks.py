@@ -1,4 +1,4 @@
-"""The only code that registers or removes hooks.
+"""Hooks on modules and tensors of a recorded run; those on optimizers are the step clock's, and a probe has its own.
 
 Two process-global module hooks, filtered by module identity, and ``Tensor.register_hook``. No full backward hooks:
 they change the bits of training and break in-place operations. No per-module hooks: they switch off the fused

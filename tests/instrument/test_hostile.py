@@ -1,0 +1,131 @@
+"""Models, scalers and calls that once cost rows, a closed recording or the process."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import covshift
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def train(model, steps=2):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        model(torch.randn(5, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class FailsOnce(nn.ReLU):
+    fails = True
+
+    def forward(self, x):
+        if self.fails:
+            raise ArithmeticError("planted")
+        return super().forward(x)
+
+
+def test_an_activation_whose_first_call_failed_costs_no_later_record():
+    model = nn.Sequential(nn.Linear(4, 8), FailsOnce(), nn.Linear(8, 1))
+    with covshift.record(model, every=1) as recorder:
+        with pytest.raises(ArithmeticError):
+            model(torch.randn(5, 4))
+        recorder.step()
+        model[1].fails = False
+        train(model)
+    assert recorder.warnings == []
+    assert recorder.recording["layers"].step.values.tolist() == [0, 1, 2]
+
+
+def test_a_scaler_that_fails_at_the_end_leaves_a_closed_recording(tmp_path):
+    class Scaler:
+        broken = False
+
+        def get_scale(self):
+            if self.broken:
+                raise ArithmeticError("planted")
+            return 2.0
+
+    scaler, model = Scaler(), perceptron()
+    with pytest.warns(CovshiftWarning, match="ArithmeticError: planted"):
+        with covshift.record(model, tmp_path / "a", every=1, scaler=scaler) as recorder:
+            train(model)
+            scaler.broken = True
+        with covshift.record(model, tmp_path / "a", overwrite=True):
+            pass
+    assert recorder.step_count == 2
+
+
+def test_a_name_that_no_file_system_takes_is_refused_when_it_is_logged():
+    with (
+        covshift.record(perceptron()) as recorder,
+        pytest.raises(InvalidArgumentError, match="of 200 characters at most"),
+    ):
+        recorder.log(**{"a" * 201: 1.0})
+
+
+def test_weights_put_in_place_after_record_was_called_are_followed():
+    model = perceptron()
+    recorder = covshift.record(model, every=1)
+    model.load_state_dict(perceptron().state_dict(), assign=True)
+    with recorder:
+        train(model)
+    assert recorder.step_count == 2
+
+
+def test_a_default_device_that_is_not_the_cpu_does_not_reach_the_kernels():
+    code = (
+        "import torch, covshift\n"
+        "torch.set_default_device('meta')\n"
+        "with covshift.record(torch.nn.Linear(4, 1, device='cpu'), every=1): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_loop_of_which_no_step_was_seen_does_not_end_in_silence():
+    model = perceptron()
+    with (
+        pytest.warns(CovshiftWarning, match=r"3 forward passes, but no optimizer step .* call recorder\.step\(\)"),
+        covshift.record(model, every=1),
+    ):
+        for _ in range(3):
+            model(torch.randn(5, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("how", ["function", "in place", "replaced"])
+def test_compiled_parts_run_as_before_while_functions_are_recorded(how):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.part = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            self.doubled = torch.compile(lambda x: torch.relu(x) * 2, backend="eager")
+            if how == "in place":
+                self.part.compile(backend="eager")
+            elif how == "replaced":
+                self.part = torch.compile(self.part, backend="eager")
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return self.doubled(x) if how == "function" else self.part(x)
+
+    outputs = []
+    for functional in (False, True):
+        model = Mixed()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with covshift.record(model, every=2, functional=functional):
+                torch.manual_seed(1)
+                train(model, 4)
+            outputs.append(model(torch.ones(2, 4)))
+    assert torch.equal(*outputs)
