@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xarray as xr
@@ -32,6 +32,13 @@ from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings, listed
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import Writer
+
+
+class Unfinished(NamedTuple):
+    """A step that has ended, whose record may still await the updates of other optimizers; no block, nothing recorded."""
+
+    block: Block | None
+    scale: float
 
 
 class Recorder:
@@ -78,7 +85,7 @@ class Recorder:
         self._opening = threading.Lock()
         self._evaluation: Block | None = None
         self._last_evaluation = -1
-        self._parameters: Mapping[str, Any] = {}
+        self._unfinished: Unfinished | None = None
         self._paused = self._active = self._entered = False
         self.step_count = 0
         self._measures_preclip = Block.can_tell_end_of_backward() and not is_distributed()
@@ -120,6 +127,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._finish()
         if kind is None:
             self._run_probe()
         self._hooks.remove()
@@ -130,6 +138,7 @@ class Recorder:
             self._clock.settle()
             if kind is None and self._scale.skipped():
                 self._close_step(skipped=True)
+            self._finish()
         for block in (self._block, self._evaluation):
             if block is not None:
                 block.close()
@@ -167,8 +176,11 @@ class Recorder:
     def recording(self) -> xr.DataTree:
         """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads.
 
-        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it.
+        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read between
+        the steps of several optimizers, it holds the step without the updates that are still to come.
         """
+        if self._ranks is None:
+            self._finish()
         return self._handover.snapshot(flush=self._active)
 
     @property
@@ -229,10 +241,12 @@ class Recorder:
         self._clock.settle()
         if self._clock.has_begun:
             self._close_step(skipped=self._scale.skipped())
+        self._finish()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Record nothing inside the ``with``; steps are still counted."""
+        self._finish()
         paused, self._paused = self._paused, True
         self._attend()
         try:
@@ -289,6 +303,7 @@ class Recorder:
             self._close_step(skipped=True)
         self._scale.begin()
         self._clock.forward()
+        self._finish()
         self._give_scalars()
         if self._probe is not None:
             self._probe.remember_autocast()
@@ -325,25 +340,31 @@ class Recorder:
         self._attend()
         self._handover.give(block, {}, scale=1.0)
 
-    def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> None:
+        if self._unfinished is not None and (runs_model or not self._clock.continues(optimizer)):
+            self._finish()
         with self._incidents.guard("parameters"):
-            if self._block is not None or (not self._paused and self._every(self.step_count)):
+            if self._unfinished is not None:
+                self._meter.before_next(optimizer, scale=handed_scale(optimizer))
+            elif self._block is not None or (not self._paused and self._every(self.step_count)):
                 # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
                 self._meter.before_step(scale=handed_scale(optimizer), has_gradients=self._block is not None)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
-        if self._block is not None:
-            with self._incidents.guard("parameters"):
-                self._parameters = self._meter.after_step(
-                    optimizer, left_to_others=self._clock.left_to_others(optimizer), scale=handed_scale(optimizer)
-                )
-                rate = self._clock.own_group(optimizer).get("lr")
-                if rate is not None:
-                    self._log.note(learning_rate=float(rate))
+        with self._incidents.guard("parameters"):
+            if self._block is not None or self._unfinished is not None:
+                others = self._clock.left_to_others(optimizer)
+                self._meter.after_step(optimizer, left_to_others=others, scale=handed_scale(optimizer))
+            rate = self._clock.own_group(optimizer).get("lr") if self._block is not None else None
+            if rate is not None:
+                self._log.note(learning_rate=float(rate))
         if is_boundary:
             self._close_step(skipped=told_to_skip(optimizer))
+        elif self._meter.is_complete:
+            self._finish()
 
     def _close_step(self, *, skipped: bool = False) -> None:
+        self._finish()
         self._give_scalars()
         block, self._block = self._block, None
         if self._scale.is_known:
@@ -353,13 +374,22 @@ class Recorder:
             block.close()
             self._records += 1
         if block is not None or (self._ranks is not None and self._every(self.step_count)):
-            self._handover.give(block, self._parameters, scale=self._scale.in_force)
-        self._meter.forget()
+            self._unfinished = Unfinished(block, self._scale.in_force)
+        else:
+            self._meter.forget()
         self._scale.end()
-        self._parameters = {}
         self.step_count += 1
         self._clock.closed()
         self._attend()
+        if self._meter.is_complete:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Hand over the step that has ended; what other optimizers have not updated by now, they leave as it is."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            self._handover.give(unfinished.block, self._meter.row(), scale=unfinished.scale)
+            self._meter.forget()
 
     def _give_scalars(self) -> None:
         """Hand over what was logged for the step just closed; its time to log is over."""
