@@ -213,11 +213,12 @@ class Recorder:
         self._log.begin_at(step)
         self._must_be_told_step = False
 
-    def log(self, **values: float | torch.Tensor) -> None:
-        """Keep scalars of a step: loss, accuracy, learning rate.
+    def log(self, values: Mapping[str, float | torch.Tensor] | None = None, /, **more: float | torch.Tensor) -> None:
+        """Keep scalars of a step: loss, accuracy, learning rate; by keyword, or in a mapping: ``{"val/loss": 0.1}``.
 
         Before the optimizer step they belong to the step now open, after it and before the next forward pass to the
-        step just closed. Of several values for one name in one step the last stays.
+        step just closed. Of several values for one name in one step the last stays. A slash in a name is stored as a
+        dot, for in a recording it would begin a group: ``val/loss`` is read as ``val.loss``.
 
         Raises
         ------
@@ -227,7 +228,7 @@ class Recorder:
             If the recorder is not open.
         """
         self._demand_active("log()")
-        self._log.add(values)
+        self._log.add({**(values or {}), **more})
 
     def _demand_active(self, call: str) -> None:
         if not self._active:
@@ -262,15 +263,21 @@ class Recorder:
         All batches of the pass merge into one record of the ``evaluation/`` groups, at the number of steps done so far,
         whatever the schedule. Outside of it, forward passes under ``no_grad`` are not recorded.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If a pass was already recorded at this step: one record a step.
+        There is one such record a step: a further pass at the same step, over other data perhaps, is not recorded, with
+        one warning; a pass inside a pass is part of the outer one.
         """
         self._demand_active("evaluation()")
-        if self._evaluation is not None or self._last_evaluation == self.step_count:
-            raise InvalidArgumentError(
-                f"evaluation(): a pass was already recorded after {self.step_count} steps; record one pass a step"
+        self._finish()
+        if self._evaluation is not None:
+            yield
+            return
+        is_first = self._last_evaluation != self.step_count
+        if not is_first:
+            self._incidents.warn_once(
+                "evaluation",
+                "model",
+                f"evaluation(): a pass was already recorded after {self.step_count} steps; this one is not recorded, "
+                "nor are other second passes at one step",
             )
         self._evaluation = block = Block(self.step_count, stream="evaluation")
         self._attend()
@@ -280,9 +287,8 @@ class Recorder:
             self._evaluation = None
             block.close()
             self._attend()
-        if block.passes:
+        if is_first and (block.passes or self._ranks is not None):
             self._last_evaluation = self.step_count
-        if block.passes or self._ranks is not None:
             self._handover.give(block if block.passes else None, {}, scale=1.0)
 
     def _attend(self) -> None:

@@ -197,7 +197,12 @@ def test_an_optimizer_inside_backward_beside_one_outside_makes_one_step_and_no_u
     model = Halves()
     inside = torch.optim.SGD([model.encoder.weight], lr=0.1)
     outside = torch.optim.SGD([p for p in model.parameters() if p is not model.encoder.weight], lr=0.1)
-    handle = model.encoder.weight.register_post_accumulate_grad_hook(lambda p: (inside.step(), inside.zero_grad()))
+
+    def update(parameter):
+        inside.step()
+        inside.zero_grad()
+
+    handle = model.encoder.weight.register_post_accumulate_grad_hook(update)
     with covshift.record(model, every=1) as recorder:
         for _ in range(3):
             backward(model)
