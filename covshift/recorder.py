@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class Recorder:
     step_count : int
         Optimizer steps done so far, which is also the number of the step now open.
     path : Path or None
-        Where the recording lies; None in memory.
+        Where the recording lies, once the recorder is entered; None in memory.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Recorder:
         model: nn.Module,
         make_writer: Callable[[], Writer],
         *,
+        path: Path | None,
         every: Schedule,
         histograms_every: Schedule,
         units_every: Schedule,
@@ -90,7 +92,6 @@ class Recorder:
         self.step_count = 0
         self._measures_preclip = Block.can_tell_end_of_backward() and not is_distributed()
         self._ranks = Ranks() if ranks == "merge" and is_distributed() else None
-        # Last, so that a refused argument leaves whatever stands at the path as it was.
         self._handover = Handover(
             make_writer,
             observer=self._observer,
@@ -100,16 +101,25 @@ class Recorder:
             histograms_every=histograms_every,
             units_every=units_every,
         )
-        self.path = self._handover.writer.path if self._handover.writer is not None else None
-        self._must_be_told_step = resume and self._handover.is_resumed
+        self.path = path
+        self._must_be_told_step = resume
         if start_step is not None:
             self.load_state_dict({"step": start_step})
 
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
-        if self._must_be_told_step:
+        self._handover.open()
+        try:
+            self._begin()
+        except BaseException:
             self._handover.close()
+            raise
+        self._entered = self._active = True
+        return self
+
+    def _begin(self) -> None:
+        if self._must_be_told_step and self._handover.is_resumed:
             raise InvalidArgumentError(
                 f"resume=True: '{self.path}' is continued, but from which step? Give start_step=, the optimizer steps "
                 "already done, or call recorder.load_state_dict(state) with the recorder.state_dict() of your "
@@ -121,8 +131,6 @@ class Recorder:
         self._attend()
         self._hooks.install()
         self._clock.install()
-        self._entered = self._active = True
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -83,8 +83,7 @@ def opened_for_writing(
     hidden: str | os.PathLike[str] | None,
 ) -> Opened:
     """See :class:`covshift.store.writer.Writer`, which has these arguments."""
-    if overwrite and resume:
-        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+    _demand_one_way(overwrite=overwrite, resume=resume)
     described = _root_attributes(attrs)
     if path is None:
         memory = Memory()
@@ -108,6 +107,44 @@ def opened_for_writing(
         opened.release()
         raise
     return opened
+
+
+def _demand_one_way(*, overwrite: bool, resume: bool) -> None:
+    if overwrite and resume:
+        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+
+
+def demand_writable(
+    path: str | os.PathLike[str] | None, *, attrs: Mapping[str, Any], overwrite: bool, resume: bool
+) -> Path | None:
+    """Raise what a writer of these arguments would raise now, without touching anything.
+
+    Returns
+    -------
+    Path or None
+        Where the recording will lie; None in memory and at a URL.
+    """
+    _demand_one_way(overwrite=overwrite, resume=resume)
+    _root_attributes(attrs)
+    if path is None:
+        return None
+    goes_on = overwrite or resume
+    if is_url(path):
+        url = _recording_url(os.fspath(path))
+        if not goes_on and Remote(url).get(layout.ROOT):
+            raise _exists(url)
+        return None
+    place = layout.recording_path(path)
+    _demand_free(place)
+    if not goes_on and Directory(place, fsync=False).get(layout.ROOT):
+        raise _exists(place)
+    return place
+
+
+def _exists(place: Path | str) -> RecordingExists:
+    return RecordingExists(
+        f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another path"
+    )
 
 
 def _claimed(
@@ -147,10 +184,7 @@ def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bo
     stands = bool(medium.get(layout.ROOT))
     if stands and not (overwrite or resume):
         lock.release()
-        raise RecordingExists(
-            f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose "
-            "another path"
-        )
+        raise _exists(place)
     return stands
 
 
