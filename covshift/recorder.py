@@ -23,14 +23,14 @@ from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import Ranks, is_distributed
 from covshift.instrument.hooks import ModuleHooks
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.steps import StepClock
-from covshift.instrument.surroundings import Surroundings, listed
+from covshift.instrument.surroundings import Surroundings
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import Writer
 

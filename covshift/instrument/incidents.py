@@ -77,3 +77,8 @@ def users_line() -> FrameType:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
         frame = frame.f_back
     return frame
+
+
+def listed(names: list[str]) -> str:
+    """Up to ten names, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
