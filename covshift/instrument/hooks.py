@@ -152,6 +152,11 @@ def traced() -> bool:
     return is_compiling() or torch._C._get_tracing_state() is not None
 
 
+def faked() -> bool:
+    """Whether tensors are made without numbers (FakeTensorMode), to learn shapes."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
 def inside_backward() -> bool:
     """Whether a backward pass is running in this thread: what runs now recomputes, or updates as gradients arrive."""
     return torch._C._current_graph_task_id() != -1
@@ -179,7 +184,8 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     """Have ``receiver`` called with the gradient of ``tensor``.
 
     A receiver that held the tensor would keep it alive for ever. A hook on a view that is later modified in place never
-    fires; where the view covers its whole base, the base's gradient stands in.
+    fires; where the view covers its whole base, the base's gradient stands in. Of a view that nothing has modified the
+    hook does fire, unless nothing used it.
 
     To ``handles`` are added those of hooks on leaf tensors, which outlive the graph and must be removed; others go with
     it.
@@ -188,12 +194,25 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     if tensor.is_leaf:
         handles.append(handle)
     base = tensor._base
-    if base is None or not base.requires_grad or base.numel() != tensor.numel():
+    if base is None or type(base) is not torch.Tensor or not base.requires_grad or base.numel() != tensor.numel():
         return
 
+    counter, version = version_counter(base), base._version
+
     def through_base(gradient: torch.Tensor | None) -> None:
-        receiver.receive(gradient, Status.VIA_BASE)
+        if counter._version != version:
+            receiver.receive(gradient, Status.VIA_BASE)
 
     handle = base.register_hook(through_base)  # type: ignore[no-untyped-call]
     if base.is_leaf:
         handles.append(handle)
+
+
+_EMPTY = torch.empty(0, device="cpu")
+
+
+def version_counter(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor that counts the in-place modifications of ``tensor``, too, and does not keep it alive."""
+    counter = tensor.detach()
+    counter.data = _EMPTY
+    return counter

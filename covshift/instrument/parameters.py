@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from covshift import schema
@@ -96,7 +97,7 @@ class ParameterMeter:
         if self._found is None:
             model = self._model()
             now = {} if model is None else dict(model.named_parameters())
-            self._found = [_NOTHING if name not in now or is_lazy(now[name]) else now[name] for name in self._names]
+            self._found = [now[name] if name in now and _has_values(now[name]) else _NOTHING for name in self._names]
         return self._found
 
     @torch.no_grad()
@@ -195,6 +196,10 @@ class ParameterMeter:
 
 
 _NOTHING = torch.empty(0, device="cpu")
+
+
+def _has_values(parameter: torch.Tensor) -> bool:
+    return not (is_lazy(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta)
 
 
 def _known(values: Array, present: list[torch.Tensor]) -> Array:
