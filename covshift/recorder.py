@@ -22,6 +22,7 @@ from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import Ranks, is_distributed
 from covshift.instrument.hooks import ModuleHooks
+from covshift.instrument.identity import unobserved
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
@@ -90,8 +91,10 @@ class Recorder:
             meter=self._meter,
             incidents=self._incidents,
             ranks=self._ranks,
+            every=every,
             histograms_every=histograms_every,
             units_every=units_every,
+            unobserved=unobserved(model, settings),
         )
         self.path = self._handover.writer.path if self._handover.writer is not None else None
         self._must_be_told_step = resume and self._handover.is_resumed

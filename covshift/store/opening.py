@@ -31,6 +31,7 @@ from covshift.exceptions import (
 from covshift.store import documents, journal, layout
 from covshift.store.archive import Archive, now
 from covshift.store.axes import Axes
+from covshift.store.identity import demand_same_model
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory, Medium, Memory, Remote
 
@@ -46,7 +47,8 @@ _FIXED_ATTRIBUTES = (
 )
 
 
-_OWN = ("run_id", "created")
+_OWN = ("run_id", "created", layout.MODEL_ATTRIBUTE)
+"""Attributes that every process has of its own, or that a resume has compared."""
 
 
 @dataclass
@@ -196,10 +198,15 @@ def _take_up(opened: Opened) -> None:
     ------
     RecordingDamaged
         If the commit record cannot be read, or rows are missing between it and the journal. Nothing is deleted.
+    ResumeMismatch
+        If it was recorded of another model. Nothing is changed.
     """
     given = opened.archive.attrs
     archive, axes = loaded(opened.medium, opened.target)
     assert opened.hidden is not None
+    stored, came = (attrs.get(layout.MODEL_ATTRIBUTE) for attrs in (archive.attrs, given))
+    if stored and came:
+        demand_same_model(stored, came, place=opened.target)
     tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
     if tail.gaps:
         raise RecordingDamaged(
