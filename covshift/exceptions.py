@@ -34,6 +34,10 @@ class StoreLocked(RecordingError):  # noqa: N818 - reads like its siblings
     """Another process is writing the recording; the message names its pid and host."""
 
 
+class ResumeMismatch(RecordingError, InvalidArgumentError):  # noqa: N818 - reads like its siblings
+    """The model that resumes a recording is not the one it was begun with; the message says where they differ."""
+
+
 class RecordingDamaged(RecordingError, ValueError):  # noqa: N818 - reads like its sibling RecordingExists
     """A recording is truncated, lacks a group or variable, or has a schema this version does not know."""
 

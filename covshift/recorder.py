@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import xarray as xr
@@ -23,6 +23,7 @@ from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import Ranks, is_distributed
 from covshift.instrument.hooks import ModuleHooks
+from covshift.instrument.identity import unobserved
 from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
@@ -36,7 +37,7 @@ from covshift.store.writer import Writer
 
 
 class Unfinished(NamedTuple):
-    """A step that has ended, whose record may still await the updates of other optimizers; no block, nothing recorded."""
+    """A step that has ended, whose record may await the updates of other optimizers; None where nothing was recorded."""
 
     block: Block | None
     scale: float
@@ -98,8 +99,10 @@ class Recorder:
             meter=self._meter,
             incidents=self._incidents,
             ranks=self._ranks,
+            every=every,
             histograms_every=histograms_every,
             units_every=units_every,
+            unobserved=unobserved(model, settings),
         )
         self.path = path
         self._must_be_told_step = resume
@@ -184,8 +187,8 @@ class Recorder:
     def recording(self) -> xr.DataTree:
         """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads.
 
-        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read between
-        the steps of several optimizers, it holds the step without the updates that are still to come.
+        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read
+        between the steps of several optimizers, it holds the step without the updates that are still to come.
         """
         if self._ranks is None:
             self._finish()

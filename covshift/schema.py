@@ -235,8 +235,6 @@ UNITS = Group(
             {
                 "unit_mean": "mean of the unit's finite elements",
                 "unit_m2": "sum of squared deviations of the unit's finite elements from their mean",
-                "unit_min": "smallest finite element of the unit",
-                "unit_max": "largest finite element of the unit",
             },
             _UNIT_SIGNAL,
             "f4",

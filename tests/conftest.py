@@ -166,8 +166,6 @@ def _unit_of(array: np.ndarray) -> dict[str, float]:
         "unit_active_examples": (values != 0).any(axis=1).sum(),
         "unit_mean": finite.mean() if finite.size else np.nan,
         "unit_m2": ((finite - finite.mean()) ** 2).sum() if finite.size else np.nan,
-        "unit_min": finite.min() if finite.size else np.nan,
-        "unit_max": finite.max() if finite.size else np.nan,
     }
 
 

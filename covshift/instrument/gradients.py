@@ -127,9 +127,9 @@ class _Receiver:
             self._incidents.warn_once(
                 "again",
                 "gradients",
-                f"layer '{self._row.layer}': a further backward pass reached the same forward pass (a retained graph, or "
-                "a second derivative); rows hold the gradients of the first. To record those of a sum of losses, call "
-                "backward once on the sum",
+                f"layer '{self._row.layer}': a further backward pass reached the same forward pass (a retained graph, "
+                "or a second derivative); rows hold the gradients of the first. To record those of a sum of losses, "
+                "call backward once on the sum",
             )
 
     def _pass_over(self, gradient: torch.Tensor) -> None:

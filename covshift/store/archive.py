@@ -165,7 +165,7 @@ class Archive:
         dict of str to int
             Rows moved, by group; empty where there were none, and no attempt is begun.
         """
-        kept = self._rows_before(step)
+        kept, last = self._rows_before(step), self.last_steps()[schema.LAYERS.name]
         moved = {path: self._groups[path].committed - count for path, count in kept.items()}
         moved = {path: count for path, count in moved.items() if count}
         folder = f"{layout.SUPERSEDED}/attempt_{self.attempt}"
@@ -177,7 +177,7 @@ class Archive:
         try:
             for path in moved:
                 self._groups[path].cut(kept[path])
-            self._note_resume(step, folder if moved else None)
+            self._note_resume(step, folder if moved else None, last)
             self._superseded, self.attempt = self._superseded | copies, self.attempt + bool(moved)
             self.commit(closed=False)
         except OSError:
@@ -188,9 +188,10 @@ class Archive:
         self.trim()
         return moved
 
-    def _note_resume(self, step: int, folder: str | None) -> None:
+    def _note_resume(self, step: int, folder: str | None, last: int) -> None:
         noted = self.attrs.get(layout.RESUMES_ATTRIBUTE, [])
-        note = {"time_utc": now(), "step": step, "superseded": folder, "attrs": self.changed_attrs}
+        note = {"time_utc": now(), "step": step, "last_step": last if last >= 0 else None, "superseded": folder}
+        note["attrs"] = self.changed_attrs
         self.attrs[layout.RESUMES_ATTRIBUTE] = [*noted, note]
 
     def _rows_before(self, step: int) -> dict[str, int]:

@@ -28,6 +28,8 @@ SUFFIX = ".zarr"
 VERSION_ATTRIBUTE = "covshift_schema_version"
 COMMIT_ATTRIBUTE = "covshift_commit"
 RESUMES_ATTRIBUTE = "covshift_resumes"
+MODEL_ATTRIBUTE = "covshift_model"
+"""Root attribute that says which model was recorded, one line of text per module."""
 
 PATHS = tuple(
     f"{stream}/{name}".lstrip("/")

@@ -31,6 +31,7 @@ from covshift.exceptions import (
 from covshift.store import documents, journal, layout
 from covshift.store.archive import Archive, now
 from covshift.store.axes import Axes
+from covshift.store.identity import demand_same_model
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory, Medium, Memory, Remote
 
@@ -46,7 +47,8 @@ _FIXED_ATTRIBUTES = (
 )
 
 
-_OWN = ("run_id", "created")
+_OWN = ("run_id", "created", layout.MODEL_ATTRIBUTE)
+"""Attributes that every process has of its own, or that a resume has compared."""
 
 
 @dataclass
@@ -125,26 +127,39 @@ def demand_writable(
         Where the recording will lie; None in memory and at a URL.
     """
     _demand_one_way(overwrite=overwrite, resume=resume)
-    _root_attributes(attrs)
+    described = _root_attributes(attrs)
     if path is None:
         return None
-    goes_on = overwrite or resume
     if is_url(path):
         url = _recording_url(os.fspath(path))
-        if not goes_on and Remote(url).get(layout.ROOT):
-            raise _exists(url)
+        _demand_welcome(Remote(url), url, described, overwrite=overwrite, resume=resume)
         return None
     place = layout.recording_path(path)
     _demand_free(place)
-    if not goes_on and Directory(place, fsync=False).get(layout.ROOT):
-        raise _exists(place)
+    _demand_welcome(Directory(place), place, described, overwrite=overwrite, resume=resume)
     return place
 
 
-def _exists(place: Path | str) -> RecordingExists:
+def _demand_welcome(medium: Medium, place: object, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> None:
+    if overwrite or not medium.get(layout.ROOT):
+        return
+    if not resume:
+        raise _exists(place)
+    archive, _ = loaded(medium, place)
+    _demand_same_model(archive.attrs, given, place)
+
+
+def _exists(place: object) -> RecordingExists:
     return RecordingExists(
-        f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another path"
+        f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another "
+        "path"
     )
+
+
+def _demand_same_model(attrs: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
+    stored, came = (one.get(layout.MODEL_ATTRIBUTE) for one in (attrs, given))
+    if stored and came:
+        demand_same_model(stored, came, place=place)
 
 
 def _claimed(
@@ -230,10 +245,13 @@ def _take_up(opened: Opened) -> None:
     ------
     RecordingDamaged
         If the commit record cannot be read, or rows are missing between it and the journal. Nothing is deleted.
+    ResumeMismatch
+        If it was recorded of another model. Nothing is changed.
     """
     given = opened.archive.attrs
     archive, axes = loaded(opened.medium, opened.target)
     assert opened.hidden is not None
+    _demand_same_model(archive.attrs, given, opened.target)
     tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
     if tail.gaps:
         raise RecordingDamaged(

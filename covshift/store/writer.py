@@ -71,6 +71,8 @@ class Writer:
         If a recording stands at ``path`` and neither ``overwrite`` nor ``resume`` is true.
     StoreLocked
         If another writer has it open.
+    ResumeMismatch
+        If a recording to be resumed is of another model, as far as ``attrs`` name one (``covshift_model``).
     RecordingError
         If something else stands there, or the directory cannot be made.
     RecordingDamaged
@@ -147,6 +149,11 @@ class Writer:
     def last_steps(self) -> dict[str, int]:
         """Last step of every group, -1 where it has no row."""
         return dict(self._waiting.last_steps)
+
+    @property
+    def stored_layers(self) -> tuple[str, ...]:
+        """Names of the layers the recording holds, those of earlier processes included."""
+        return tuple(layer.name for layer in self._placement.stored.layers)
 
     @property
     def is_busy(self) -> bool:
