@@ -37,7 +37,7 @@ from covshift.store.writer import Writer
 
 
 class Unfinished(NamedTuple):
-    """A step that has ended, whose record may await the updates of other optimizers; None where nothing was recorded."""
+    """A step that has ended, whose record may await the updates of other optimizers; no block where none is due."""
 
     block: Block | None
     scale: float
