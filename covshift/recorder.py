@@ -335,7 +335,10 @@ class Recorder:
         if self._block is not None:
             with self._incidents.guard("parameters"):
                 self._parameters = self._meter.after_step(
-                    optimizer, left_to_others=self._clock.left_to_others(optimizer), scale=handed_scale(optimizer)
+                    optimizer,
+                    left_to_others=self._clock.left_to_others(optimizer),
+                    scale=handed_scale(optimizer),
+                    forwards=self._clock.forwards_of_step,
                 )
                 rate = self._clock.own_group(optimizer).get("lr")
                 if rate is not None:
