@@ -290,6 +290,7 @@ class Recorder:
                 f"evaluation(): a pass was already recorded after {self.step_count} steps; this one is not recorded, "
                 "nor are other second passes at one step",
             )
+        self._observer.abandon()
         self._evaluation = block = Block(self.step_count, stream="evaluation")
         self._attend()
         try:
