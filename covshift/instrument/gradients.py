@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from covshift.instrument.block import Block, Pass
-from covshift.instrument.hooks import hook_gradient, transformed, unseen
+from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
@@ -111,6 +111,8 @@ class _Receiver:
             with unseen():
                 if gradient is None:
                     row.rows.set_status(row.key, Status.UNUSED_OUTPUT)
+                    return
+                if is_batched(gradient):
                     return
                 self._arrived = True
                 row.block.gradient_arrived()

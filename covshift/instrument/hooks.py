@@ -147,6 +147,12 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_batched(gradient: torch.Tensor) -> bool:
+    """Whether a gradient stands for many (``is_grads_batched``), which torch wraps without telling torch.func."""
+    strided = type(gradient) is torch.Tensor and gradient.layout is torch.strided
+    return strided and not torch._C._has_storage(gradient)
+
+
 def traced() -> bool:
     """Whether torch.compile, torch.jit.trace or an export follows the call, and would take up what a hook computes."""
     return is_compiling() or torch._C._get_tracing_state() is not None

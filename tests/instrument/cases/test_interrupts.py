@@ -48,7 +48,9 @@ def test_after_an_interrupt_the_calls_of_the_same_step_keep_their_names(record, 
         recorder.step()
     rows = recorder.recording
     assert set(rows["layers"].layer.values) == NAMES
-    assert_row(rows, *[model.encoder[0].linear(part) for part in (x, again)], layer="encoder.0.linear", signal="activation")
+    assert_row(
+        rows, *[model.encoder[0].linear(part) for part in (x, again)], layer="encoder.0.linear", signal="activation"
+    )
     passes = 2 if first == "decoder" else 1
     assert cell(rows, "example_count", layer="decoder.2", signal="activation") == 16 * passes
     assert cell(rows, "example_count", layer="decoder.2", signal="activation_grad") == 16
@@ -70,11 +72,10 @@ def test_after_an_interrupt_of_a_pass_that_is_not_recorded_the_next_steps_are(re
 
 def test_after_an_interrupt_of_a_pass_that_is_not_recorded_an_evaluation_is(record, cell):
     model = Parts()
-    with record(model) as recorder:
-        with torch.no_grad():
-            interrupt(model, torch.randn(4, 6))
-            with recorder.evaluation():
-                model.decoder(torch.randn(16, 6))
+    with record(model) as recorder, torch.no_grad():
+        interrupt(model, torch.randn(4, 6))
+        with recorder.evaluation():
+            model.decoder(torch.randn(16, 6))
     group = {"layer": "decoder.2", "signal": "activation", "group": "evaluation/layers"}
     assert cell(recorder.recording, "example_count", **group) == 16
 
