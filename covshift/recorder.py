@@ -138,13 +138,15 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish()
-        if kind is None:
-            self._run_probe()
-        self._hooks.remove()
-        self._clock.remove()
-        self._observer.abandon()
-        self._active = False
+        try:
+            self._finish()
+            if kind is None:
+                self._run_probe()
+        finally:
+            self._hooks.remove()
+            self._clock.remove()
+            self._observer.abandon()
+            self._active = False
         with self._incidents.guard("step"):
             self._clock.settle()
             if kind is None and self._scale.skipped():
