@@ -22,6 +22,7 @@ from covshift.instrument.surroundings import demand_observable
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.recorder import Recorder
 from covshift.store import layout
+from covshift.store.opening import demand_writable
 from covshift.store.writer import MAX_MEMORY, Writer
 
 RANKS = ("separate", "merge")
@@ -173,14 +174,18 @@ def record(
         provenance |= fixed.description
     provenance |= {"run_name": name or _stem(path), **(attrs or {}), layout.MODEL_ATTRIBUTE: identity.structure(model)}
 
+    where = _path_of_rank(path, ranks)
+    # Of merged ranks only the first writes; what the others may find at the path is its beginning.
+    is_writer = ranks == "separate" or not is_distributed() or rank() == 0
+    place = demand_writable(where, attrs=provenance, overwrite=overwrite, resume=resume) if is_writer else None
+
     def make_writer() -> Writer:
-        return Writer(
-            _path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory
-        )
+        return Writer(where, attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory)
 
     return Recorder(
         model,
         make_writer,
+        path=place,
         settings=settings,
         updates=updates,
         scaler=scaler,

@@ -17,13 +17,12 @@ from covshift import schema
 from covshift.exceptions import RecordingError, ResumeMismatch
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import Ranks, merged
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.rows import Record, arranged, record_of, stored_rows
 from covshift.instrument.scaling import unscaled
 from covshift.instrument.schedule import Schedule
-from covshift.instrument.surroundings import listed
 from covshift.store import reader
 from covshift.store.description import estimated_bytes
 from covshift.store.writer import Writer
@@ -43,7 +42,7 @@ class Handover:
     Parameters
     ----------
     make_writer : callable
-        Makes the writer; not called on ranks whose records another rank writes.
+        Makes the writer, in :meth:`open`; not called on ranks whose records another rank writes.
     observer, meter, incidents
         The recorder's own.
     ranks : Ranks or None
@@ -74,7 +73,13 @@ class Handover:
         self._histograms_every, self._units_every = histograms_every, units_every
         self._layers: dict[str, schema.Layer] = {}
         self._has_parameters = False
-        self.writer = make_writer() if ranks is None or ranks.is_first else None
+        self._make_writer = make_writer
+        self.writer: Writer | None = None
+
+    def open(self) -> None:
+        """Make the recording, or take it up; until then nothing is claimed and nothing replaced."""
+        if self._ranks is None or self._ranks.is_first:
+            self.writer = self._make_writer()
 
     @property
     def is_resumed(self) -> bool:
@@ -199,7 +204,10 @@ class Handover:
     def snapshot(self, *, flush: bool) -> xr.DataTree:
         """Everything written so far, as :func:`covshift.open` reads it."""
         if self.writer is None:
-            raise RecordingError('recording: rank 0 holds it, for ranks="merge"; read it there')
+            raise RecordingError(
+                "recording: this recorder was not entered yet, or rank 0 holds what it records: read it inside the "
+                'with or after it, and with ranks="merge" on rank 0'
+            )
         if flush and self.writer.path is None:
             # On disk the journal is read along; a flush would only leave a partly filled chunk behind.
             self.writer.flush()

@@ -8,7 +8,8 @@ backward pass, before the user may clip them, and at the optimizer step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
+from covshift.instrument.steps import identities
 from covshift.summary.norms import Before, Tensors
 
 UPDATES = ("exact", "sampled", "off")
@@ -27,8 +29,34 @@ SAMPLE_SIZE = 65_536
 Array = np.ndarray[Any, Any]
 
 
+@dataclass
+class _Updates:
+    """What the optimizers of one step have changed so far, shape ``(parameter,)`` each.
+
+    Attributes
+    ----------
+    norms, shares : ndarray
+        NaN where not measured.
+    is_measured : ndarray of bool
+        Whether an update was looked for.
+    is_over : ndarray of bool
+        Whether the parameter's own optimizer has stepped, or nothing is to be learned.
+    """
+
+    norms: Array
+    shares: Array
+    is_measured: Array
+    is_over: Array
+
+    @staticmethod
+    def none_of(count: int) -> _Updates:
+        """Before the first optimizer of the step."""
+        unknown, no = np.full(count, np.nan), np.zeros(count, dtype=bool)
+        return _Updates(unknown, unknown.copy(), no, no.copy())
+
+
 class ParameterMeter:
-    """Measures all parameters of one model around one optimizer step.
+    """Measures all parameters of one model around one step, in which several optimizers may step one after another.
 
     Parameters
     ----------
@@ -49,6 +77,7 @@ class ParameterMeter:
         self._before: Before | None = None
         self._preclip: Array | None = None
         self._row: dict[str, Array] = {}
+        self._changed: _Updates | None = None
         self._has_gradients = True
 
     @property
@@ -77,14 +106,14 @@ class ParameterMeter:
 
     @torch.no_grad()
     def before_step(self, *, scale: float = 1.0, has_gradients: bool = True) -> None:
-        """Measure weights and gradients, and keep what the update will be measured against.
+        """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
         the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
-        self._has_gradients = has_gradients
+        self._has_gradients, self._changed = has_gradients, None
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             self._row |= self._gradients(present, scale)
@@ -92,37 +121,61 @@ class ParameterMeter:
             self._before = weights.kept(self._steps(weights.sizes))
 
     @torch.no_grad()
+    def before_next(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> None:
+        """Measure the gradients of a further optimizer of the same step as it finds them."""
+        if not self._row:
+            return
+        present, held = self._present(), identities(optimizer)
+        gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
+        own = self._those(lambda p: id(p) in held)
+        self._row |= {name: np.where(own, values, self._row[name]) for name, values in gradients.items()}
+
+    @torch.no_grad()
     def after_step(
         self, optimizer: torch.optim.Optimizer, *, left_to_others: Set[int] | None = frozenset(), scale: float = 1.0
-    ) -> Mapping[str, Array]:
-        """The arrays of one ``parameters`` row, after :meth:`before_step` and the update; none without the former.
+    ) -> None:
+        """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
 
-        Updates of parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not
-        yet known) are not measured: their turn comes after the record has ended.
+        Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
+        are left to their turn; those that none holds are measured with the first.
         """
         if not self._row:
-            return {}
-        present = self._present()
-        known, others = left_to_others is not None, left_to_others or frozenset()
+            return
+        present, held = self._present(), identities(optimizer)
         if not self._has_gradients:
+            self._has_gradients = True
             self._row |= self._gradients(present, scale)
-        unknown = np.full(len(self._names), np.nan)
-        preclip = unknown if self._preclip is None else self._preclip
-        row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}
+        changed = self._changed = self._changed or _Updates.none_of(len(present))
+        own = self._those(lambda p: id(p) in held)
+        changed.is_over |= own | self._those(lambda p: not p.requires_grad)
+        if left_to_others is not None:
+            own |= ~changed.is_measured & self._those(lambda p: id(p) not in left_to_others)
+        changed.is_measured |= own
         if self._before is not None:
-            weights = Tensors([_local(p) for p in present])
+            weights = Tensors([_local(p) if mine else _NOTHING for p, mine in zip(present, own, strict=True)])
             share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
-            changes = weights.squared_changes(self._before)
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            is_over = np.array([id(p) in held or (known and id(p) not in others) for p in present], dtype=bool)
-            row["update_norm"] = np.where(is_over, np.sqrt(changes / np.where(share > 0, share, 1)), np.nan)
-            row["sampled_share"] = np.where(is_over, share, np.nan)
-        self.forget()
-        return row
+            norms = np.sqrt(weights.squared_changes(self._before) / np.where(share > 0, share, 1))
+            changed.norms[own], changed.shares[own] = norms[own], share[own]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is awaited: every parameter that is learned has had its optimizer's step, or none has."""
+        return self._changed is None or bool(self._changed.is_over.all())
+
+    def row(self) -> Mapping[str, Array]:
+        """The arrays of one ``parameters`` row; none where no update was measured."""
+        if self._changed is None:
+            return {}
+        preclip = np.full(len(self._names), np.nan) if self._preclip is None else self._preclip
+        changed = {"update_norm": self._changed.norms, "sampled_share": self._changed.shares}
+        return {**self._row, "gradient_norm_preclip": preclip, **changed}
 
     def forget(self) -> None:
-        """Drop what was measured for a step that ends without an update."""
-        self._row, self._before, self._preclip, self._found = {}, None, None, None
+        """Drop what was measured: the step is over."""
+        self._row, self._changed, self._before, self._preclip, self._found = {}, None, None, None, None
+
+    def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
+        return np.array([condition(p) for p in self._present()], dtype=bool)
 
     def _gradients(self, present: list[torch.Tensor], scale: float) -> dict[str, Array]:
         gradients = [p.grad for p in present]

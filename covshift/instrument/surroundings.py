@@ -10,7 +10,7 @@ from covshift.instrument import sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.functional import hidden_functions
 from covshift.instrument.hooks import unseen
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
 from covshift.summary.norms import Tensors
@@ -88,8 +88,3 @@ def demand_observable(model: object) -> None:
             "model: DataParallel runs copies of its modules, which hooks do not see; use DistributedDataParallel and "
             "record in every rank"
         )
-
-
-def listed(names: list[str]) -> str:
-    """Up to ten names, and how many more there are."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

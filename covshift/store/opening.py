@@ -85,8 +85,7 @@ def opened_for_writing(
     hidden: str | os.PathLike[str] | None,
 ) -> Opened:
     """See :class:`covshift.store.writer.Writer`, which has these arguments."""
-    if overwrite and resume:
-        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+    _demand_one_way(overwrite=overwrite, resume=resume)
     described = _root_attributes(attrs)
     if path is None:
         memory = Memory()
@@ -110,6 +109,58 @@ def opened_for_writing(
         opened.release()
         raise
     return opened
+
+
+def _demand_one_way(*, overwrite: bool, resume: bool) -> None:
+    if overwrite and resume:
+        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+
+
+def demand_writable(
+    path: str | os.PathLike[str] | None, *, attrs: Mapping[str, Any], overwrite: bool, resume: bool
+) -> Path | None:
+    """Raise what a writer of these arguments would raise now, without touching anything.
+
+    Returns
+    -------
+    Path or None
+        Where the recording will lie; None in memory and at a URL.
+    """
+    _demand_one_way(overwrite=overwrite, resume=resume)
+    _root_attributes(attrs)
+    if path is None:
+        return None
+    if is_url(path):
+        url = _recording_url(os.fspath(path))
+        _demand_welcome(Remote(url), url, attrs=attrs, overwrite=overwrite, resume=resume)
+        return None
+    place = layout.recording_path(path)
+    _demand_free(place)
+    _demand_welcome(Directory(place), place, attrs=attrs, overwrite=overwrite, resume=resume)
+    return place
+
+
+def _demand_welcome(
+    medium: Medium, place: Path | str, *, attrs: Mapping[str, Any], overwrite: bool, resume: bool
+) -> None:
+    if overwrite or not medium.get(layout.ROOT):
+        return
+    if not resume:
+        raise _exists(place)
+    _demand_same_model(loaded(medium, place)[0].attrs, attrs, place=place)
+
+
+def _demand_same_model(stored: Mapping[str, Any], given: Mapping[str, Any], *, place: object) -> None:
+    before, came = stored.get(layout.MODEL_ATTRIBUTE), given.get(layout.MODEL_ATTRIBUTE)
+    if before and came:
+        demand_same_model(before, came, place=place)
+
+
+def _exists(place: Path | str) -> RecordingExists:
+    return RecordingExists(
+        f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another "
+        "path"
+    )
 
 
 def _claimed(
@@ -149,10 +200,7 @@ def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bo
     stands = bool(medium.get(layout.ROOT))
     if stands and not (overwrite or resume):
         lock.release()
-        raise RecordingExists(
-            f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose "
-            "another path"
-        )
+        raise _exists(place)
     return stands
 
 
@@ -204,9 +252,7 @@ def _take_up(opened: Opened) -> None:
     given = opened.archive.attrs
     archive, axes = loaded(opened.medium, opened.target)
     assert opened.hidden is not None
-    stored, came = (attrs.get(layout.MODEL_ATTRIBUTE) for attrs in (archive.attrs, given))
-    if stored and came:
-        demand_same_model(stored, came, place=opened.target)
+    _demand_same_model(archive.attrs, given, place=opened.target)
     tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
     if tail.gaps:
         raise RecordingDamaged(
