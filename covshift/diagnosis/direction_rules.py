@@ -36,8 +36,8 @@ def gradient_turn(recording: xr.DataTree) -> list[Finding]:
             f"{WHOLE_RUN}: {plural(int(neighbours.sum()), 'record')} of a gradient right after that of the step before"
         )
         need = (
-            f"at least {rows.WINDOW_RECORDS} pairs of neighbouring steps: every=1, or a schedule of pairs such as "
-            "every=lambda step: step % 10 < 2; and updates= on"
+            f"at least {rows.WINDOW_RECORDS} pairs of neighbouring steps: every=1, or pairs such as "
+            "every=covshift.every(10) | covshift.at_steps(*range(1, 10_000, 10)); and updates= on"
         )
         return [not_measured("gradient turn", WHOLE_RUN, reason, need)]
     steps, series = turn["step"].values[neighbours], turn["run_cosine"].values[neighbours]

@@ -95,8 +95,8 @@ def _words(layer: str, compared: Comparison, value: float, interval: tuple[float
     pairs, examples = plural(int(compared.known(layer).sum()), "pair"), plural(int(compared.examples[place]), "example")
     gap = plural(int(np.median(np.diff(compared.steps)[compared.window.start - len(compared.steps) :])), "step")
     side = f"on the same {examples}" if compared.same_examples else f"with {examples} a side"
-    reason = f"moved by {number(value)} sd {between(interval)} from one {row} to the next, {gap} apart; mean of "
-        f"{pairs} {side}"
+    apart = f"from one {row} to the next, {gap} apart"
+    reason = f"moved by {number(value)} sd {between(interval)} {apart}; mean of {pairs} {side}"
     if compared.stream != "train":
         reason += f", in {compared.modes}"
     if compared.off_centre[place]:
