@@ -370,8 +370,12 @@ class Recorder:
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
-                others = self._clock.left_to_others(optimizer)
-                self._meter.after_step(optimizer, left_to_others=others, scale=handed_scale(optimizer))
+                self._meter.after_step(
+                    optimizer,
+                    left_to_others=self._clock.left_to_others(optimizer),
+                    scale=handed_scale(optimizer),
+                    forwards=self._clock.forwards_of_step,
+                )
             rate = self._clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:
                 self._log.note(learning_rate=float(rate))

@@ -74,7 +74,10 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class Variable:
-    """One array of a group: its dimensions after ``step``, type, unit, fill value and meaning."""
+    """One array of a group: its dimensions after ``step``, type, unit, fill value and meaning.
+
+    A recording may lack what is optional: it was made before that was measured.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -82,6 +85,7 @@ class Variable:
     long_name: str
     units: str = "count"
     flags: type[IntEnum] | None = None
+    is_optional: bool = False
 
     @property
     def fill_value(self) -> float | int:
@@ -262,6 +266,22 @@ PARAMETERS = Group(
             ("parameter",),
             "f8",
         ),
+        Variable(
+            "gradient_cosine",
+            ("parameter",),
+            "f8",
+            "cosine of the gradient to that of the record before, on a strided sample",
+            "1",
+            is_optional=True,
+        ),
+        Variable(
+            "gradient_noise_norm",
+            ("parameter",),
+            "f8",
+            "L2 norm of the sampling noise of the unscaled gradient, from the micro-batches of the step",
+            "1",
+            is_optional=True,
+        ),
         *_counts(
             {
                 "gradient_zero_count": "gradient elements equal to zero",
@@ -384,7 +404,7 @@ def check(recording: xr.DataTree) -> None:
     """Demand that ``recording`` has this schema.
 
     Groups may be missing (nothing of that cadence was recorded), except ``layers``; a group that is there must have
-    all its variables with their dimensions.
+    all its variables, but optional ones, with their dimensions.
 
     Raises
     ------
@@ -427,6 +447,8 @@ def _known_groups(recording: xr.DataTree) -> Iterable[str]:
 def _check_group(path: str, dataset: xr.Dataset) -> None:
     for variable in group_of(path).variables:
         if variable.name not in dataset:
+            if variable.is_optional:
+                continue
             raise RecordingDamaged(f"recording: group '{path}' has no variable '{variable.name}'")
         expected = ("step", *variable.dims)
         if dataset[variable.name].dims != expected:

@@ -65,18 +65,24 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
     if not flagged:
         return ""
     verdict = worst([finding.verdict for finding in flagged])
-    if flagged[0].layer == WHOLE_RUN:
+    of_layers = [finding for finding in flagged if finding.layer != WHOLE_RUN]
+    if not of_layers:
         return f"{check} {verdict}"
-    layers = len({finding.layer for finding in flagged})
-    return f"{check} {verdict} in {plural(layers, 'layer')} ({flagged[0].layer}{since(flagged[0].since_step)})"
+    layers = len({finding.layer for finding in of_layers})
+    first = of_layers[0]
+    return f"{check} {verdict} in {plural(layers, 'layer')} ({first.layer}{since(first.since_step)})"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:
     parts = []
     for check, findings in checks.items():
-        unknown = sum(finding.verdict == "not measured" for finding in findings)
-        if unknown:
-            parts.append(check if unknown == len(findings) else f"{check} in {unknown} of {len(findings)}")
+        unknown = [finding.layer for finding in findings if finding.verdict == "not measured"]
+        layers = [finding.layer for finding in findings if finding.layer != WHOLE_RUN]
+        if unknown == [WHOLE_RUN] and layers:
+            parts.append(f"{check} of the {WHOLE_RUN}")
+        elif unknown:
+            missing = len([layer for layer in unknown if layer != WHOLE_RUN])
+            parts.append(check if missing == len(layers) else f"{check} in {missing} of {len(layers)}")
     return f"not measured: {', '.join(parts)}" if parts else ""
 
 

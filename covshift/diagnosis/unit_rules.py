@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
 from covshift.analysis.dead_units import DEAD_RATE, dead_units
 from covshift.analysis.unit_profile import unit_profile
+from covshift.diagnosis import streams
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude
 from covshift.diagnosis.thresholds import IDLE_SHARE, THRESHOLDS
@@ -52,7 +52,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     distinct_examples : int, optional
         Size of the data set the training batches are drawn from.
     """
-    stream = "evaluation" if _recent_evaluation(recording) else "train"
+    stream = "evaluation" if streams.is_recent(recording, "evaluation", "units") else "train"
     units = dead_units(recording, stream=stream, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
     if not units.sizes["unit"]:
         reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
@@ -109,16 +109,6 @@ def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int
     begun = dict(zip(keys, trained["since_step"].values, strict=True))
     earlier = [begun.get(key, -1) for key in zip(units["layer"].values, units["unit_in_layer"].values, strict=True)]
     return np.where(np.array(earlier) >= 0, np.minimum(earlier, seen), seen)
-
-
-def _recent_evaluation(recording: xr.DataTree) -> bool:
-    try:
-        evaluated = rows.group(recording, "units", stream="evaluation")["step"].values
-    except SignalNotRecorded:
-        return False
-    trained = rows.group(recording, "layers")["step"].values
-    start = trained[rows.last_window(len(trained))].min(initial=np.iinfo(np.int64).max)
-    return bool(len(evaluated) and (not len(trained) or evaluated[-1] >= start))
 
 
 @dataclass(frozen=True)

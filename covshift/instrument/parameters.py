@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
+from covshift.instrument.directions import GradientSamples
 from covshift.instrument.steps import identities
 from covshift.summary.norms import Before, Tensors
 
@@ -64,7 +65,8 @@ class ParameterMeter:
         Its parameters as ``named_parameters`` lists them, tied ones once.
     updates : {"sampled", "exact", "off"}
         "sampled" measures the updates of parameters above a million elements on a fixed strided sample of 65,536 and
-        scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update.
+        scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update, and
+        neither turn nor noise of the gradient, for which samples of it are kept.
     """
 
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
@@ -79,6 +81,7 @@ class ParameterMeter:
         self._row: dict[str, Array] = {}
         self._changed: _Updates | None = None
         self._has_gradients = True
+        self._samples = None if updates == "off" else GradientSamples()
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -103,6 +106,8 @@ class ParameterMeter:
     def after_backward(self, *, scale: float = 1.0) -> None:
         """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
         self._preclip = self._gradients(self._present(), scale)["gradient_norm"]
+        if self._samples is not None:
+            self._samples.after_backward(self._found_gradients(), scale=scale)
 
     @torch.no_grad()
     def before_step(self, *, scale: float = 1.0, has_gradients: bool = True) -> None:
@@ -117,6 +122,7 @@ class ParameterMeter:
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             self._row |= self._gradients(present, scale)
+            self._sample_gradients()
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
@@ -132,12 +138,18 @@ class ParameterMeter:
 
     @torch.no_grad()
     def after_step(
-        self, optimizer: torch.optim.Optimizer, *, left_to_others: Set[int] | None = frozenset(), scale: float = 1.0
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        left_to_others: Set[int] | None = frozenset(),
+        scale: float = 1.0,
+        forwards: int | None = None,
     ) -> None:
         """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
 
         Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
-        are left to their turn; those that none holds are measured with the first.
+        are left to their turn; those that none holds are measured with the first. Backward passes are taken for
+        micro-batches where ``forwards``, the forward passes of the step, are as many, or not known.
         """
         if not self._row:
             return
@@ -145,8 +157,11 @@ class ParameterMeter:
         if not self._has_gradients:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
-        changed = self._changed = self._changed or _Updates.none_of(len(present))
-        own = self._those(lambda p: id(p) in held)
+            self._sample_gradients()
+        if self._changed is None:
+            self._changed = _Updates.none_of(len(present))
+            self._row |= self._directions(np.full(len(present), np.nan), forwards)
+        changed, own = self._changed, self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
         if left_to_others is not None:
             own |= ~changed.is_measured & self._those(lambda p: id(p) not in left_to_others)
@@ -173,9 +188,32 @@ class ParameterMeter:
     def forget(self) -> None:
         """Drop what was measured: the step is over."""
         self._row, self._changed, self._before, self._preclip, self._found = {}, None, None, None, None
+        if self._samples is not None:
+            self._samples.forget()
 
     def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
         return np.array([condition(p) for p in self._present()], dtype=bool)
+
+    def _sample_gradients(self) -> None:
+        if self._samples is not None:
+            self._samples.at_step(self._found_gradients())
+
+    def _found_gradients(self) -> list[torch.Tensor]:
+        """Gradients in the order of the parameters; an empty tensor where there is none, or a sparse one."""
+        gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
+        return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
+
+    def _directions(self, unknown: Array, forwards: int | None) -> dict[str, Array]:
+        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
+        if self._samples is None:
+            return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
+        cosine = self._samples.cosine()
+        noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
+        measured = (self._row["gradient_measured"] > 0) & ~self.sharded
+        return {
+            "gradient_cosine": unknown if cosine is None else np.where(measured, cosine, np.nan),
+            "gradient_noise_norm": unknown if noise is None else np.where(measured, noise, np.nan),
+        }
 
     def _gradients(self, present: list[torch.Tensor], scale: float) -> dict[str, Array]:
         gradients = [p.grad for p in present]
