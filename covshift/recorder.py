@@ -37,7 +37,7 @@ from covshift.store.writer import Writer
 
 
 class Unfinished(NamedTuple):
-    """A step that has ended, whose record may still await the updates of other optimizers; no block, nothing recorded."""
+    """A step that has ended, whose record may await the updates of other optimizers; no block where none is due."""
 
     block: Block | None
     scale: float
@@ -138,13 +138,15 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish()
-        if kind is None:
-            self._run_probe()
-        self._hooks.remove()
-        self._clock.remove()
-        self._observer.abandon()
-        self._active = False
+        try:
+            self._finish()
+            if kind is None:
+                self._run_probe()
+        finally:
+            self._hooks.remove()
+            self._clock.remove()
+            self._observer.abandon()
+            self._active = False
         with self._incidents.guard("step"):
             self._clock.settle()
             if kind is None and self._scale.skipped():
@@ -187,8 +189,8 @@ class Recorder:
     def recording(self) -> xr.DataTree:
         """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads.
 
-        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read between
-        the steps of several optimizers, it holds the step without the updates that are still to come.
+        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read
+        between the steps of several optimizers, it holds the step without the updates that are still to come.
         """
         if self._ranks is None:
             self._finish()
@@ -290,6 +292,7 @@ class Recorder:
                 f"evaluation(): a pass was already recorded after {self.step_count} steps; this one is not recorded, "
                 "nor are other second passes at one step",
             )
+        self._observer.abandon()
         self._evaluation = block = Block(self.step_count, stream="evaluation")
         self._attend()
         try:
@@ -370,11 +373,10 @@ class Recorder:
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
+                others = self._clock.left_to_others(optimizer)
+                forwards = self._clock.forwards_of_step
                 self._meter.after_step(
-                    optimizer,
-                    left_to_others=self._clock.left_to_others(optimizer),
-                    scale=handed_scale(optimizer),
-                    forwards=self._clock.forwards_of_step,
+                    optimizer, left_to_others=others, scale=handed_scale(optimizer), forwards=forwards
                 )
             rate = self._clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:

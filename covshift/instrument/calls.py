@@ -1,4 +1,4 @@
-"""What torch's module hooks are not told of a call, read off Python's own stack: its keywords, and whether it still runs.
+"""What torch tells no module hook of a call, read off Python's own stack: its keywords, and whether it still runs.
 
 A global pre-hook is given positional arguments only, and an interrupt (KeyboardInterrupt) ends a call without any hook.
 Only calls that need it are looked up: it takes microseconds.

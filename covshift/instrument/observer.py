@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from covshift.instrument import sites
 from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT, Block
@@ -23,7 +24,7 @@ from covshift.instrument.collector import Collector
 from covshift.instrument.describing import Settings
 from covshift.instrument.forward import Forward, Running
 from covshift.instrument.functional import FunctionMode, is_disturbed
-from covshift.instrument.hooks import unseen
+from covshift.instrument.hooks import faked, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.steps import StepClock
 from covshift.instrument.structural import zero_set
@@ -105,8 +106,9 @@ class Observer:
     def glimpse(self, module: nn.Module) -> None:
         """Let the recorder know that a forward pass begins; what was followed before has ended."""
         self._abandon(self._local)
-        with self._incidents.guard("forward"), unseen():
-            self._open_block()
+        if not faked():
+            with self._incidents.guard("forward"), unseen():
+                self._open_block()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
@@ -220,13 +222,21 @@ class Observer:
             self._incidents.failed(self._modules[id(module)].name, error)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Forward | None:
+        positional, named = list(sites.leaves(args)), list(sites.leaves(keywords()))
+        if faked() or any(isinstance(tensor, FakeTensor) for _, tensor in positional + named):
+            self._incidents.warn_once(
+                "fake",
+                "model",
+                "a forward pass ran on fake tensors (FakeTensorMode), which hold no numbers: such passes are not "
+                "recorded",
+            )
+            return None
         block = self._open_block()
         if block is None:
             return None
         root = self._root()
         block.begin()
         forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
-        positional, named = list(sites.leaves(args)), list(sites.leaves(keywords()))
         forward.batch_size = self._batch_size([tensor for _, tensor in positional], [tensor for _, tensor in named])
         if module is root and self._modules[id(module)].is_observed:
             inputs = [(path, tensor) for path, tensor in positional + named if is_summarizable(tensor)]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from covshift import schema
@@ -99,7 +100,7 @@ class ParameterMeter:
         if self._found is None:
             model = self._model()
             now = {} if model is None else dict(model.named_parameters())
-            self._found = [_NOTHING if name not in now or is_lazy(now[name]) else now[name] for name in self._names]
+            self._found = [now[name] if name in now and _has_values(now[name]) else _NOTHING for name in self._names]
         return self._found
 
     @torch.no_grad()
@@ -159,9 +160,9 @@ class ParameterMeter:
             self._row |= self._gradients(present, scale)
             self._sample_gradients()
         if self._changed is None:
-            self._changed = _Updates.none_of(len(present))
-            self._row |= self._directions(np.full(len(present), np.nan), forwards)
-        changed, own = self._changed, self._those(lambda p: id(p) in held)
+            self._row |= self._directions(np.full(len(self._names), np.nan), forwards)
+        changed = self._changed = self._changed or _Updates.none_of(len(present))
+        own = self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
         if left_to_others is not None:
             own |= ~changed.is_measured & self._those(lambda p: id(p) not in left_to_others)
@@ -170,6 +171,7 @@ class ParameterMeter:
             weights = Tensors([_local(p) if mine else _NOTHING for p, mine in zip(present, own, strict=True)])
             share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
             norms = np.sqrt(weights.squared_changes(self._before) / np.where(share > 0, share, 1))
+            own &= self._those(lambda p: p is not _NOTHING)
             changed.norms[own], changed.shares[own] = norms[own], share[own]
 
     @property
@@ -233,6 +235,10 @@ class ParameterMeter:
 
 
 _NOTHING = torch.empty(0, device="cpu")
+
+
+def _has_values(parameter: torch.Tensor) -> bool:
+    return not (is_lazy(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta)
 
 
 def _known(values: Array, present: list[torch.Tensor]) -> Array:

@@ -20,7 +20,7 @@ from covshift.exceptions import InvalidArgumentError
 
 ROOT = "(root)"
 INPUT = "(input)"
-"""Names of the model itself, and of what it is given, among the layers; no module path has parentheses."""
+"""Names of the model itself, and of what it is given, among the layers; modules so named are refused."""
 
 Selection = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 

@@ -127,40 +127,39 @@ def demand_writable(
         Where the recording will lie; None in memory and at a URL.
     """
     _demand_one_way(overwrite=overwrite, resume=resume)
-    _root_attributes(attrs)
+    described = _root_attributes(attrs)
     if path is None:
         return None
     if is_url(path):
         url = _recording_url(os.fspath(path))
-        _demand_welcome(Remote(url), url, attrs=attrs, overwrite=overwrite, resume=resume)
+        _demand_welcome(Remote(url), url, described, overwrite=overwrite, resume=resume)
         return None
     place = layout.recording_path(path)
     _demand_free(place)
-    _demand_welcome(Directory(place), place, attrs=attrs, overwrite=overwrite, resume=resume)
+    _demand_welcome(Directory(place), place, described, overwrite=overwrite, resume=resume)
     return place
 
 
-def _demand_welcome(
-    medium: Medium, place: Path | str, *, attrs: Mapping[str, Any], overwrite: bool, resume: bool
-) -> None:
+def _demand_welcome(medium: Medium, place: object, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> None:
     if overwrite or not medium.get(layout.ROOT):
         return
     if not resume:
         raise _exists(place)
-    _demand_same_model(loaded(medium, place)[0].attrs, attrs, place=place)
+    archive, _ = loaded(medium, place)
+    _demand_same_model(archive.attrs, given, place)
 
 
-def _demand_same_model(stored: Mapping[str, Any], given: Mapping[str, Any], *, place: object) -> None:
-    before, came = stored.get(layout.MODEL_ATTRIBUTE), given.get(layout.MODEL_ATTRIBUTE)
-    if before and came:
-        demand_same_model(before, came, place=place)
-
-
-def _exists(place: Path | str) -> RecordingExists:
+def _exists(place: object) -> RecordingExists:
     return RecordingExists(
         f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another "
         "path"
     )
+
+
+def _demand_same_model(attrs: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
+    stored, came = (one.get(layout.MODEL_ATTRIBUTE) for one in (attrs, given))
+    if stored and came:
+        demand_same_model(stored, came, place=place)
 
 
 def _claimed(
@@ -252,7 +251,7 @@ def _take_up(opened: Opened) -> None:
     given = opened.archive.attrs
     archive, axes = loaded(opened.medium, opened.target)
     assert opened.hidden is not None
-    _demand_same_model(archive.attrs, given, place=opened.target)
+    _demand_same_model(archive.attrs, given, opened.target)
     tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
     if tail.gaps:
         raise RecordingDamaged(

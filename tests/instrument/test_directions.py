@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import covshift
+from covshift.exceptions import CovshiftWarning
 from covshift.instrument import directions
 from covshift.instrument.directions import GradientSamples
 from covshift.summary.norms import Before
@@ -83,7 +84,10 @@ def test_two_losses_of_one_output_are_no_micro_batches(model):
         output.square().mean().backward(retain_graph=True)
         return F.cross_entropy(output, y)
 
-    with covshift.record(model, every=1) as recorder:
+    with (
+        pytest.warns(CovshiftWarning, match="rows hold the gradients of the first"),
+        covshift.record(model, every=1) as recorder,
+    ):
         train(model, 2, loss=two_losses)
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
 

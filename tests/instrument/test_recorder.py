@@ -314,11 +314,13 @@ def test_an_evaluation_pass_is_one_record_of_its_own():
 def test_of_evaluation_passes_at_one_step_the_first_is_kept_with_one_warning_and_nothing_raises():
     model = perceptron()
     x = batch(model)[0]
-    with pytest.warns(CovshiftWarning, match="already recorded after 0 steps; this one is not recorded") as caught:
-        with covshift.record(model, every=1) as recorder:
-            for rows in (1, 2, 3):
-                with recorder.evaluation():
-                    model(x[:rows])
+    with (
+        pytest.warns(CovshiftWarning, match="already recorded after 0 steps; this one is not recorded") as caught,
+        covshift.record(model, every=1) as recorder,
+    ):
+        for rows in (1, 2, 3):
+            with recorder.evaluation():
+                model(x[:rows])
     assert len(caught) == 1
     assert recorder.step_count == 0
     recording = recorder.recording

@@ -1,4 +1,4 @@
-"""Forward hooks of the user's own: rows hold what ``forward`` was given and returned, and say so where others differ."""
+"""Forward hooks of the user's own: rows hold what ``forward`` was given and returned, and a warning says so."""
 
 import pytest
 import torch
