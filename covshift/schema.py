@@ -291,6 +291,12 @@ GROUPS: Mapping[str, Group] = {group.name: group for group in (LAYERS, HISTOGRAM
 EVALUATION_GROUPS = ("layers", "histograms", "units")
 
 
+def paths() -> tuple[str, ...]:
+    """Every group a recording may hold: those of training at the root, those of other streams under their names."""
+    groups = {stream: EVALUATION_GROUPS if stream else tuple(GROUPS) for stream in STREAMS}
+    return tuple(f"{stream}/{name}".lstrip("/") for stream, names in groups.items() for name in names)
+
+
 def grid_of(histogram: str) -> Grid:
     """Grid of a histogram variable: ``value_histogram`` or ``gradient_histogram``."""
     return {"value_histogram": VALUES, "gradient_histogram": GRADIENTS}[histogram]
@@ -418,10 +424,7 @@ def check_version(attrs: Mapping[Any, Any]) -> None:
 
 
 def _known_groups(recording: xr.DataTree) -> Iterable[str]:
-    for stream in STREAMS:
-        names = GROUPS if not stream else EVALUATION_GROUPS
-        paths = [f"{stream}/{name}".lstrip("/") for name in names]
-        yield from (path for path in paths if f"/{path}" in recording.groups)
+    yield from (path for path in paths() if f"/{path}" in recording.groups)
 
 
 def _check_group(path: str, dataset: xr.Dataset) -> None:
