@@ -184,11 +184,13 @@ def _damaged(place: object, problem: str) -> RecordingDamaged:
 def _opened(target: Any, place: object) -> xr.DataTree:
     try:
         recording = xr.open_datatree(target, engine="zarr", consolidated=True, chunks=None)
+        schema.check(recording)
+        _demand_steps(recording, place)
+        return recording.map_over_datasets(_with_text_as_objects)
+    except RecordingError:
+        raise
     except Exception as error:  # noqa: BLE001 - damaged metadata fail in any library's words, and are owed one line
         raise _damaged(place, f"xarray cannot open it ({error})") from None
-    schema.check(recording)
-    _demand_steps(recording, place)
-    return recording.map_over_datasets(_with_text_as_objects)
 
 
 def _with_text_as_objects(dataset: xr.Dataset) -> xr.Dataset:
