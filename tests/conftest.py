@@ -243,8 +243,8 @@ def build_recording(
     """A recording in memory.
 
     ``steps``, ``evaluation`` and ``probe`` map step -> layer -> signal -> array (examples, units, ...); ``flat`` maps a
-    layer to the test whether its derivative is zero at z; ``statuses`` overrides (step, layer, signal) of the training stream;
-    ``without`` drops groups.
+    layer to the test whether its derivative is zero at z; ``statuses`` overrides (step, layer, signal) of the training
+    stream; ``without`` drops groups.
     """
     streams = {
         "": (steps or {}, Source.TRAIN, mode),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import percent, plural, since
+from covshift.diagnosis.wording import percent, plural, quoted, since
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
 
@@ -44,7 +44,7 @@ def _gradient(findings: Sequence[Finding]) -> str:
         return f"gradient reaches {_all(len(findings))}"
     first = missing[0]
     share = f"{len(missing)} of {plural(len(findings), 'layer')}"
-    return f"gradient does not reach {share} ({first.layer}{since(first.since_step)})"
+    return f"gradient does not reach {share} ({quoted(first.layer)}{since(first.since_step)})"
 
 
 def _units(findings: Sequence[Finding]) -> str:
@@ -57,7 +57,7 @@ def _units(findings: Sequence[Finding]) -> str:
     most = max(flagged, key=lambda finding: finding.value)
     silent = any(finding.threshold == THRESHOLDS["silent_units"] for finding in flagged)
     share = f"{len(flagged)} of {plural(len(findings), 'layer')}"
-    return f"units are dead{' or silent' * silent} in {share} (most in {most.layer}: {percent(most.value)})"
+    return f"units are dead{' or silent' * silent} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
 
 
 def _other(check: str, findings: Sequence[Finding]) -> str:
@@ -70,7 +70,7 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
         return f"{check} {verdict}"
     layers = len({finding.layer for finding in of_layers})
     first = of_layers[0]
-    return f"{check} {verdict} in {plural(layers, 'layer')} ({first.layer}{since(first.since_step)})"
+    return f"{check} {verdict} in {plural(layers, 'layer')} ({quoted(first.layer)}{since(first.since_step)})"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:

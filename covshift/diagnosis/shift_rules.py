@@ -18,7 +18,7 @@ from covshift.diagnosis.comparisons import FEWEST_PAIRS, SHIFTS, Comparison
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import between, number, plural
+from covshift.diagnosis.wording import between, number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 LEVEL = 0.05
@@ -85,7 +85,7 @@ def _judged(layer: str, compared: Comparison) -> Finding:
     explained = not compared.same_examples and (interval[0] == 0 or compared.q[place] > LEVEL)
     if threshold.verdict(value) != "ok" and explained and not units_move:
         need = "more pairs or larger batches: sampling alone may explain this"
-        return not_measured("shift", layer, f"{layer}: {reason}", need, threshold=threshold)
+        return not_measured("shift", layer, f"{quoted(layer)}: {reason}", need, threshold=threshold)
     pooled = Judgement(threshold, 0.0 if explained else value, begun, SHIFTS, interval)
     return conclude(layer, reason, [pooled] if of_units is None else [pooled, of_units])
 
@@ -143,7 +143,7 @@ def _of_run(compared: Comparison) -> Finding:
 
 def _under_batch_norm(layer: str, recording: xr.DataTree) -> Finding:
     reason = (
-        f"{layer}: batch norm in training mode, here or before, normalises the example groups together, so the "
+        f"{quoted(layer)}: batch norm in training mode, here or before, normalises the example groups together, so the "
         "sampling noise of its output is not known"
     )
     have = [stream for stream in streams.OTHERS if streams.is_recorded(recording, stream, "histograms")]
@@ -162,7 +162,7 @@ def _under_batch_norm(layer: str, recording: xr.DataTree) -> Finding:
 
 
 def _too_few_pairs(layer: str, pairs: int) -> Finding:
-    reason = f"{layer}: {plural(pairs, 'pair')} of histograms with a known noise floor in the last window"
+    reason = f"{quoted(layer)}: {plural(pairs, 'pair')} of histograms with a known noise floor in the last window"
     need = (
         f"at least {FEWEST_PAIRS} such pairs: a smaller histograms_every=, batches of 2 examples or more, a known "
         "example axis, and an output that is no constant"

@@ -15,7 +15,7 @@ from covshift.diagnosis import streams
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude
 from covshift.diagnosis.thresholds import IDLE_SHARE, THRESHOLDS
-from covshift.diagnosis.wording import number, plural
+from covshift.diagnosis.wording import number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 _REVIVE = (
@@ -140,7 +140,7 @@ class _Census:
             return conclude(layer, self._words(), [dead, silent, stuck])
         needed = math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-DEAD_RATE))
         need = f"{plural(needed, 'example')} without firing would bound the rate by {number(DEAD_RATE)}"
-        return not_measured("units", layer, f"{layer}: {self._words()}", need, threshold=silent.threshold)
+        return not_measured("units", layer, f"{quoted(layer)}: {self._words()}", need, threshold=silent.threshold)
 
     def _words(self) -> str:
         others = {

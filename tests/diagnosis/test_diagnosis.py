@@ -66,9 +66,9 @@ def test_the_grid_shows_the_worst_verdict_of_every_layer_and_check():
 
 def test_the_sentence_goes_from_gradient_to_units_to_the_rest_to_the_unknown():
     assert DIAGNOSIS.sentence == (
-        "Unhealthy: gradient does not reach 1 of 2 layers (b since step 40); "
-        "units are dead or silent in 1 of 1 layer (most in b: 25 %); scale over depth watch; "
-        "update ratio watch in 1 layer (extra since step 20); not measured: shift in 1 of 2."
+        "Unhealthy: gradient does not reach 1 of 2 layers ('b' since step 40); "
+        "units are dead or silent in 1 of 1 layer (most in 'b': 25 %); scale over depth watch; "
+        "update ratio watch in 1 layer ('extra' since step 20); not measured: shift in 1 of 2."
     )
     assert DIAGNOSIS.worst == "bad"
 
