@@ -17,7 +17,7 @@ def check(recording: xr.DataTree) -> None:
     """Demand that ``recording`` has this schema.
 
     Groups may be missing (nothing of that cadence was recorded), except ``layers``; a group that is there must have
-    all its variables with their dimensions.
+    all its variables, but optional ones, with their dimensions.
 
     Raises
     ------
