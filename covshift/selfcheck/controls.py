@@ -85,25 +85,6 @@ def small_batches(case: Case) -> None:
     case.batch_size = 8
 
 
-def autocorrelated(case: Case) -> None:
-    """Every batch is shifted by a slow random walk around zero that goes nowhere (AR(1), 0.95)."""
-    generator = torch.Generator().manual_seed(3)
-    level = [0.0]
-
-    def move(step: int) -> None:
-        level[0] = 0.95 * level[0] + 0.3 * float(torch.randn((), generator=generator)) * 0.2
-
-    case.before.append(move)
-    case.alter = lambda x, step: x + level[0]
-
-
-def rare_units(case: Case) -> None:
-    """A quarter of the middle layer's units fire on about one example in two hundred."""
-    with torch.no_grad():
-        layer = case.linear(case.middle)
-        layer.bias[: layer.weight.shape[0] // 4] = -3.0  # type: ignore[index]
-
-
 class _WithSpare(nn.Module):
     def __init__(self, body: nn.Module, features: int) -> None:
         super().__init__()
@@ -199,15 +180,4 @@ CONTROLS: tuple[Control, ...] = (
     Control("rare tokens", embedding(4), embedding(6)),
     Control("unused head", with_spare_head(mlp), with_spare_head(residual)),
     Control("converged", *_both(converged)),
-    Control("rare units", *_both(rare_units)),
-    Control(
-        "masked, not structural",
-        *_pair(
-            mlp,
-            {"activation": LinkedReLU, "members": 2, "dropout": 0.5},
-            {"activation": LinkedReLU, "members": 2, "dropout": 0.3, "depth": 6},
-        ),
-        frozenset({"linkage"}),
-    ),
-    Control("autocorrelated inputs", *_both(autocorrelated)),
 )

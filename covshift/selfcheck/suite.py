@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from covshift.exceptions import InvalidArgumentError
-from covshift.selfcheck.controls import CONTROLS
-from covshift.selfcheck.faults import FAULTS
+from covshift.selfcheck.controls import CONTROLS, Control
+from covshift.selfcheck.faults import FAULTS, TRAPS, Fault
 from covshift.selfcheck.trials import Outcome, judged
 
 DOSES = ("weak", "medium", "strong")
@@ -45,32 +46,27 @@ class Trial:
         Raises
         ------
         InvalidArgumentError
-            If there is no fault or control of this name.
+            If there is no fault, trap or control of this name.
         """
-        return self._fault() if self.kind == "fault" else self._control()
+        return self._control() if self.kind == "control" else self._fault()
 
     def _fault(self) -> Outcome:
-        fault = next((one for one in FAULTS if one.name == self.name), None)
-        if fault is None:
-            raise InvalidArgumentError(f"name={self.name!r}: expected one of {', '.join(f.name for f in FAULTS)}")
+        fault = _named(FAULTS if self.kind == "fault" else TRAPS, self.name)
         dose = 0.0 if self.dose == NONE else fault.doses[DOSES.index(self.dose)]
         case = (fault.held_back if self.held_back else fault.build)(self.seed, dose)
-        place = case.middle if fault.at is None else fault.at
         return judged(
             case,
-            kind="fault",
+            kind=self.kind,
             name=self.name,
             dose=self.dose,
             seed=self.seed,
             held_back=self.held_back,
             checks=fault.checks,
-            planted=case.activations[place] if fault.local else None,
+            planted=fault.planted(case),
         )
 
     def _control(self) -> Outcome:
-        control = next((one for one in CONTROLS if one.name == self.name), None)
-        if control is None:
-            raise InvalidArgumentError(f"name={self.name!r}: expected one of {', '.join(c.name for c in CONTROLS)}")
+        control = _named(CONTROLS, self.name)
         case = (control.held_back if self.held_back else control.build)(self.seed)
         return judged(
             case,
@@ -81,6 +77,16 @@ class Trial:
             checks=control.forbidden,
             update=control.update,
         )
+
+
+Listed = TypeVar("Listed", Fault, Control)
+
+
+def _named(listed: tuple[Listed, ...], name: str) -> Listed:
+    found = next((one for one in listed if one.name == name), None)
+    if found is None:
+        raise InvalidArgumentError(f"name={name!r}: expected one of {', '.join(one.name for one in listed)}")
+    return found
 
 
 def quick(seed: int = 0) -> Iterator[tuple[Trial, Outcome, bool]]:
