@@ -14,13 +14,11 @@ import argparse
 import json
 import math
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from common import calibration_page, calibration_trials, estimator_tables, simulated_tests
 from common.resumed import Job, Results, code_digest
-from covshift.exceptions import CovshiftWarning
 from covshift.selfcheck.suite import DOSES
 
 SECTIONS = ("faults", "controls", "nulls", "power", "tables")
@@ -97,7 +95,6 @@ def show_progress(text: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Compute the chosen sections, print them and write them where asked."""
     options = parsed(arguments)
-    warnings.simplefilter("ignore", CovshiftWarning)
     results = Results(options.out)
     jobs = {section: planned(section, options) for section in options.section or SECTIONS}
     together = {key: job for of_section in jobs.values() for key, job in of_section.items()}

@@ -16,18 +16,22 @@ from torch import nn
 
 from covshift.linked import LinkedReLU, LinkedSELU
 from covshift.selfcheck import nets
-from covshift.selfcheck.nets import Case, cnn, cosine, mlp, residual, transformer
+from covshift.selfcheck.nets import STEPS, Case, cnn, cosine, mlp, residual, transformer
 
 
 @dataclass(frozen=True)
 class Control:
-    """A healthy run; ``forbidden`` are checks that must not even ask to watch, ``update`` whether weights move."""
+    """A healthy run; ``forbidden`` are checks that must not even ask to watch, ``update`` whether weights move.
+
+    ``steps`` are fewer where depth makes them dear.
+    """
 
     name: str
     build: Callable[[int], Case]
     held_back: Callable[[int], Case]
     forbidden: frozenset[str] = frozenset()
     update: bool = True
+    steps: int = STEPS
 
 
 def _changed(make: Callable[[int], Case], change: Callable[[Case], None]) -> Callable[[int], Case]:
@@ -148,7 +152,8 @@ CONTROLS: tuple[Control, ...] = (
     Control("batch-norm CNN", *_pair(cnn, {"norm": nn.BatchNorm2d}, {"norm": nn.BatchNorm2d, "depth": 4})),
     Control(
         "deep plain batch-norm",
-        *_pair(mlp, {"depth": 24, "width": 16, "norm": nn.BatchNorm1d}, {"depth": 30, "norm": nn.BatchNorm1d}),
+        *_pair(mlp, {"depth": 40, "width": 16, "norm": nn.BatchNorm1d}, {"depth": 50, "norm": nn.BatchNorm1d}),
+        steps=80,
     ),
     Control("residual", *_pair(residual, {}, {"depth": 6, "width": 24})),
     Control("pre-norm transformer", *_pair(transformer, {}, {"depth": 3})),

@@ -19,6 +19,9 @@ from covshift.exceptions import InvalidArgumentError
 
 FEATURES, CLASSES = 16, 4
 
+STEPS = 120
+"""Of a run."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 Hook = Callable[[int], None]
 Activation = Callable[[], nn.Module]

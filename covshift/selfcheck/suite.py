@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from covshift.exceptions import InvalidArgumentError
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError
 from covshift.selfcheck.controls import CONTROLS, Control
 from covshift.selfcheck.faults import FAULTS, TRAPS, Fault
 from covshift.selfcheck.trials import Outcome, judged
@@ -23,10 +24,16 @@ QUICK_FAULTS = (
     "linkage violated",
     "detached",
     "left out of the optimizer",
+    "learning rate too high",
+    "strangled by clipping",
     "injected shift",
     "drift of the mean",
+    "swapped units",
+    "float16 without a loss scale",
     "broken numbers",
 )
+"""At least one of every family of checks."""
+QUICK_TRAPS = ("rarely firing units", "masked, not structural")
 QUICK_CONTROLS = ("He ReLU MLP", "linked ReLU", "dropout", "max pooling", "residual")
 
 
@@ -48,7 +55,10 @@ class Trial:
         InvalidArgumentError
             If there is no fault, trap or control of this name.
         """
-        return self._control() if self.kind == "control" else self._fault()
+        with warnings.catch_warnings():
+            # What the recorder warns of is planted here.
+            warnings.simplefilter("ignore", CovshiftWarning)
+            return self._control() if self.kind == "control" else self._fault()
 
     def _fault(self) -> Outcome:
         fault = _named(FAULTS if self.kind == "fault" else TRAPS, self.name)
@@ -76,6 +86,7 @@ class Trial:
             held_back=self.held_back,
             checks=control.forbidden,
             update=control.update,
+            steps=control.steps,
         )
 
 
@@ -92,10 +103,18 @@ def _named(listed: tuple[Listed, ...], name: str) -> Listed:
 def quick(seed: int = 0) -> Iterator[tuple[Trial, Outcome, bool]]:
     """The subset: each trial with its outcome, and whether that is the known answer.
 
-    Every fault must be found in the right layer; no control may have a finding that is bad or of a forbidden check.
+    Every fault must be found in the right layer and no trap taken for one; no control may have a finding that is bad or
+    of a forbidden check.
     """
     trials = [Trial("fault", name, "strong", seed, False) for name in QUICK_FAULTS]
+    trials += [Trial("trap", name, "strong", seed, False) for name in QUICK_TRAPS]
     for trial in [*trials, *(Trial("control", name, "", seed, False) for name in QUICK_CONTROLS)]:
         outcome = trial.run()
-        known = outcome.found if trial.kind == "fault" else not outcome.bad and not outcome.right_check
-        yield trial, outcome, known
+        yield trial, outcome, known(outcome)
+
+
+def known(outcome: Outcome) -> bool:
+    """Whether an outcome is the known answer of its kind of trial."""
+    if outcome.kind == "control":
+        return not outcome.bad and not outcome.right_check
+    return outcome.found == (outcome.kind == "fault")

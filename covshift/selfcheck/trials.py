@@ -13,9 +13,7 @@ from torch import nn
 from covshift.attach import record
 from covshift.diagnosis import Diagnosis, diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
-from covshift.selfcheck.nets import Case
-
-STEPS = 120
+from covshift.selfcheck.nets import STEPS, Case
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,10 @@ def judged(
     checks: Iterable[str] = (),
     planted: str | None = None,
     update: bool = True,
+    steps: int = STEPS,
 ) -> Outcome:
     """Outcome of a case; ``planted`` is the nonlinearity next to which the fault lies, None for the whole run."""
-    diagnosis = diagnose(recorded(case, update=update))
+    diagnosis = diagnose(recorded(case, steps=steps, update=update))
     flagged = {
         verdict: [f"{f.check}: {f.layer}" for f in diagnosis.findings if f.verdict == verdict]
         for verdict in ("bad", "watch")
