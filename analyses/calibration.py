@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def planned(section: str, options: argparse.Namespace) -> dict[str, Job]:
         return SIMULATED[section]()
     held_back = options.set == "held-back"
     chosen = calibration_trials.trials(section, held_back=held_back, seeds=options.seeds, doses=options.doses)
-    return calibration_trials.jobs(list(chosen))
+    named = options.only or ["*"]
+    return calibration_trials.jobs([one for one in chosen if any(fnmatch(one.name, pattern) for pattern in named)])
 
 
 def gathered(results: Results, jobs: dict[str, dict[str, Job]], options: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def gathered(results: Results, jobs: dict[str, dict[str, Job]], options: argpars
     for section, keys in jobs.items():
         if section in SIMULATED:
             found[section] = {key: results.result(key) for key in keys}
+            continue
+        if not keys:
             continue
         seconds = results.seconds(keys)
         meta = {
@@ -67,8 +71,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         "--set", choices=list(calibration_trials.FIRST_SEED), default="held-back", help="networks and seeds"
     )
     parser.add_argument("--seeds", type=int, default=5, help="runs of each fault, dose and control")
+    parser.add_argument("--only", action="append", help="names of faults, traps and controls, with * and ?; repeatable")
     parser.add_argument("--doses", default=",".join(DOSES), help="comma-separated")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="1: none besides this one")
     parser.add_argument("--out", type=Path, default=Path("calibration.jsonl"), help="results; continued if it exists")
     parser.add_argument("--json", type=Path, help="also write the summary here")
     parser.add_argument("--write-docs", action="store_true", help="rewrite docs/concepts/calibration.md and .json")
@@ -79,9 +84,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("seeds", "processes"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: expected at least 1")
-    if options.write_docs and (options.set != "held-back" or options.doses != DOSES):
+    if options.write_docs and (options.set != "held-back" or options.doses != DOSES or options.only):
         parser.error(
-            "--write-docs: the page claims what held-back networks give at all doses; leave --set and --doses out"
+            "--write-docs: the page claims what all held-back networks give at all doses; leave --set, --doses and "
+            "--only out"
         )
     return options
 

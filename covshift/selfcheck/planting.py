@@ -7,6 +7,7 @@ that move by :mod:`covshift.selfcheck.movements`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -50,22 +51,35 @@ def born_dead(case: Case, depth: float) -> None:
 
 
 def rare(case: Case, rate: float) -> None:
-    """A quarter of the middle layer's units fires on ``rate`` of the examples: biases follow the data's quantile."""
-    layer, chosen = case.linear(case.middle), hit(case, 0.25)
-    # A twin sees the examples by which the quantile is told, so that the recording does not.
+    """A quarter of the middle layer's units fires on ``rate`` of the examples."""
+    hold_firing(case, {case.middle: hit(case, 0.25)}, rate)
+
+
+def hold_firing(case: Case, units: Mapping[int, torch.Tensor], rate: float) -> None:
+    """Every tenth step biases are set so that the masked ``units``, by layer, fire on ``rate`` of the examples."""
+    # A twin sees the examples by which the quantiles are told, so that the recording does not.
     twin, generator = copy.deepcopy(case.model), torch.Generator().manual_seed(7)
-    seen: list[torch.Tensor] = []
-    name = case.linears[case.middle]
-    twin.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(output[:, chosen]))
+    lowered: dict[int, torch.Tensor] = {}
+
+    def lowering(position: int) -> Callable[..., torch.Tensor]:
+        def lower(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            quantile = torch.quantile(output, 1 - rate, dim=0)
+            lowered[position] = torch.where(units[position], quantile, 0.0)
+            return output - lowered[position]
+
+        return lower
+
+    for position in units:
+        twin.get_submodule(case.linears[position]).register_forward_hook(lowering(position))
 
     def keep(step: int) -> None:
         if step % 10:
             return
-        seen.clear()
         twin.load_state_dict(case.model.state_dict())
         with torch.no_grad():
             twin(torch.randn(8192, *case.shape, generator=generator))
-            layer.bias[chosen] -= torch.quantile(seen[0], 1 - rate, dim=0)  # type: ignore[index]
+            for position, by in lowered.items():
+                case.linear(position).bias.sub_(by)  # type: ignore[union-attr]
 
     case.before.append(keep)
 

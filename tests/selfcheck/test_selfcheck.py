@@ -85,7 +85,7 @@ def test_a_share_carries_wilsons_interval_and_none_of_no_runs():
     assert Share(0, 0).to_dict() == {"hits": 0, "runs": 0, "share": None, "low": None, "high": None}
 
 
-LAYERS = tuple(name for index in range(5) for name in (f"fc{index}", f"act{index}")) + ("head",)
+LAYERS = (*(f"{kind}{index}" for index in range(5) for kind in ("fc", "act")), "head")
 
 
 def said(*layers, check="units", verdict="bad", explained_by=""):
