@@ -31,7 +31,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from covshift.plots import style
+from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
 
 FloatArray = NDArray[np.float64]
@@ -102,7 +102,7 @@ def step_edges(steps: ArrayLike) -> FloatArray:
 
 
 def layer_cells(
-    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap = style.AMOUNT, width: int = 24
+    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap | None = None, width: int = 24
 ) -> QuadMesh:
     """Draw ``values`` with dims ``(step, layer)`` as cells; a cell without a number shows the background."""
     cells = values.transpose("layer", "step")
@@ -112,7 +112,7 @@ def layer_cells(
         np.arange(cells.sizes["layer"] + 1) - 0.5,
         np.ma.masked_invalid(cells.values.astype(np.float64)),
         norm=norm,
-        cmap=cmap,
+        cmap=cmap or style.look().amount,
         rasterized=True,
     )
     label_steps(ax, cells["step"].values)
@@ -122,7 +122,7 @@ def layer_cells(
 
 def hatch_unmeasured(ax: Axes) -> None:
     """Hatch the background of ``ax``, which shows where a cell has no number."""
-    ax.patch.set(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, linewidth=0.0)
+    ax.patch.set(facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, linewidth=0.0)
 
 
 def flat_cells(ax: Axes, where: xr.DataArray, *, color: str) -> QuadMesh:
@@ -152,17 +152,19 @@ def colorbar(
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
     if formatter is None:
         label_amounts(bar.ax.yaxis)
-    bar.set_label(label, color=style.MUTED, fontsize=9.0)
+    bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8.0, labelcolor=style.MUTED, color=style.MUTED, length=2.0, width=0.7)
-    bar.ax.tick_params(which="minor", color=style.MUTED, length=1.5, width=0.5)
+    bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)
+    bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
 
 
 def unmeasured_key() -> Patch:
     """Legend handle of the cells without a number."""
-    return Patch(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, label="not measured")
+    return Patch(
+        facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, label="not measured"
+    )
 
 
 def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float = KEY_DROP) -> None:
@@ -212,7 +214,7 @@ def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, m
 def title(ax: Axes, text: str, *, size: float = 10.0) -> None:
     """Title of ``ax``: the finding, in lines as long as ``ax`` is wide."""
     width = int(size_in_points(ax)[0] / (CHARACTER_WIDTH * size))
-    look = {"fontsize": size, "fontweight": "bold", "color": style.INK}
+    look = {"fontsize": size, "fontweight": "bold", "color": style.look().ink}
     ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, parse_math=False)
 
 

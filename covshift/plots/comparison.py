@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from covshift.exceptions import InvalidArgumentError
-from covshift.plots import style
+from covshift.plots import palette, style
 from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, title
 from covshift.plots.labels import amount, elide, share, short_names
 
@@ -34,7 +34,7 @@ def plot_comparison(
     curves: Mapping[str, xr.DataArray] | None = None,
     *,
     measures: Sequence[str] | None = None,
-    figure: Figure | SubFigure | None = None,
+    ax: style.Target = None,
 ) -> Figure | SubFigure:
     """Draw what sets the runs apart: their curves over the steps, and each layer of one beside the same of the other.
 
@@ -46,7 +46,7 @@ def plot_comparison(
         Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``.
     measures : sequence of str, optional
         Variables of ``paired`` to draw; all that have a number by default.
-    figure : Figure or SubFigure, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -66,8 +66,8 @@ def plot_comparison(
     curves = curves or {}
     with style.context():
         rows_height = layer_height(paired.sizes["layer"], row=0.13, most=8.0)
-        figure = style.figure_or_new(
-            figure, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
+        figure = style.figure_on(
+            ax, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
         )
         upper, lower = _two_bands(figure, [2.9, rows_height] if curves else None)
         if curves:
@@ -101,8 +101,8 @@ def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list
 
 def _look(run: int) -> tuple[str, str]:
     """Colour and marker of a run; together they tell 56 runs apart."""
-    colors, markers = len(style.RUN_COLORS), len(style.RUN_MARKERS)
-    return style.RUN_COLORS[run % colors], style.RUN_MARKERS[(run + run // colors) % markers]
+    colors, markers = len(style.look().runs), len(palette.RUN_MARKERS)
+    return style.look().runs[run % colors], palette.RUN_MARKERS[(run + run // colors) % markers]
 
 
 def _curves(ax: Axes, values: xr.DataArray, *, name: str, runs: Sequence[str]) -> None:
@@ -163,7 +163,7 @@ def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
     rows = np.arange(numbers.shape[1])
     known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
     low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
-    ax.hlines(known, low, high, color=style.LINE, zorder=1)
+    ax.hlines(known, low, high, color=style.look().line, zorder=1)
     for run, along in enumerate(numbers):
         color, marker = _look(run)
         ax.plot(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
-from covshift.plots import style
+from covshift.plots import palette, style
 from covshift.plots.axes import (
     colorbar,
     key_below,
@@ -39,7 +39,7 @@ def plot_gradient_zeros(
     survival: xr.DataArray | None = None,
     *,
     structural: xr.DataArray | None = None,
-    figure: Figure | SubFigure | None = None,
+    ax: style.Target = None,
 ) -> Figure | SubFigure:
     """Draw where gradients are exactly zero and, beside it, how many units are still alive.
 
@@ -52,7 +52,7 @@ def plot_gradient_zeros(
     structural : DataArray, optional
         Share of structural zeros, dims ``(step, layer)``: elements at which the nonlinearity has no derivative. Drawn
         apart, since a zero of another origin says nothing about the nonlinearity.
-    figure : Figure or SubFigure, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -65,7 +65,7 @@ def plot_gradient_zeros(
         maps["structural zeros alone"] = structural
     columns = len(maps) + (survival is not None)
     with style.context():
-        figure = style.figure_or_new(figure, width=2.6 + 3.1 * columns, height=layer_height(zero_rate.sizes["layer"]))
+        figure = style.figure_on(ax, width=2.6 + 3.1 * columns, height=layer_height(zero_rate.sizes["layer"]))
         axes = style.panels(figure, columns)
         _zero_maps(axes[: len(maps)], maps)
         if survival is not None:
@@ -124,7 +124,7 @@ def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
         ax.plot(
             survival["step"],
             survival.isel(layer=row),
-            color=style.MUTED,
+            color=style.look().muted,
             alpha=float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4)),
             linewidth=0.9,
             marker="o" if survival.sizes["step"] == 1 else "",
@@ -138,9 +138,9 @@ def _named_curve(ax: Axes, survival: xr.DataArray, *, rank: int, label: str) -> 
     ax.plot(
         survival["step"],
         survival,
-        color=(style.ACCENT, style.SECOND, style.INK, style.MUTED)[rank],
+        color=(style.look().accent, style.look().second, style.look().ink, style.look().muted)[rank],
         linewidth=1.1,
-        marker=style.RUN_MARKERS[rank],
+        marker=palette.RUN_MARKERS[rank],
         markevery=(min(rank, survival.size - 1), max(survival.size // 6, 1)),
         drawstyle="steps-post",
         label=label,
@@ -167,7 +167,7 @@ def _zero_finding(zero_rate: xr.DataArray) -> str:
     return f"Gradient zeros at step {int(last['step'])}: {where}"
 
 
-def plot_norm_profile(profile: xr.Dataset, *, steps: Sequence[int] | None = None, ax: Axes | None = None) -> Axes:
+def plot_norm_profile(profile: xr.Dataset, *, steps: Sequence[int] | None = None, ax: style.Target = None) -> Axes:
     """Draw how the size of the gradient changes over depth at chosen steps.
 
     Parameters
@@ -177,7 +177,7 @@ def plot_norm_profile(profile: xr.Dataset, *, steps: Sequence[int] | None = None
         ``slope_high``, ``total_decades``, ``n_layers`` and ``vanished`` (step).
     steps : sequence of int, optional
         Steps to draw; the first, the middle and the last with a norm by default.
-    ax : Axes, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -193,7 +193,7 @@ def plot_norm_profile(profile: xr.Dataset, *, steps: Sequence[int] | None = None
         If a step was not recorded.
     """
     with style.context():
-        ax = style.axes_or_new(ax, width=7.6, height=layer_height(profile.sizes["layer"]))
+        ax = style.axes_on(ax, width=7.6, height=layer_height(profile.sizes["layer"]))
         rms = profile["rms"].transpose("step", "layer")
         chosen = _chosen_steps(rms, steps)
         if not (rms.sel(step=chosen).values > 0).any():
@@ -223,10 +223,10 @@ def _chosen_steps(rms: xr.DataArray, steps: Sequence[int] | None) -> list[int]:
 
 def _profile_line(ax: Axes, rms: xr.DataArray, *, position: int) -> None:
     """One step's profile; ``position`` counts from the last drawn step, which is -1."""
-    color = (style.ACCENT, style.SECOND, style.MUTED)[min(-1 - position, 2)]
+    color = (style.look().accent, style.look().second, style.look().muted)[min(-1 - position, 2)]
     rows = np.arange(rms.size)
     positive = np.where(rms.values > 0, rms.values, np.nan)
-    marker = style.RUN_MARKERS[(-1 - position) % len(style.RUN_MARKERS)]
+    marker = palette.RUN_MARKERS[(-1 - position) % len(palette.RUN_MARKERS)]
     size = 3.2 if rms.size <= 60 else 2.0
     ax.plot(positive, rows, color=color, marker=marker, markersize=size, label=f"step {int(rms['step'])}")
     vanished = rows[rms.values == 0]

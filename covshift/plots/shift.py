@@ -16,7 +16,7 @@ BULK = 0.03
 """Share of the distances left beyond either end of the colour scale: training moves far in its first few steps."""
 
 
-def plot_shift_map(shift: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_shift_map(shift: xr.Dataset, *, ax: style.Target = None) -> Axes:
     """Draw which layers shifted, and when.
 
     One cell for each step and layer: the first Wasserstein distance to the reference distribution, in standard
@@ -29,7 +29,7 @@ def plot_shift_map(shift: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     shift : Dataset
         From :func:`covshift.analysis.shift.between_steps`: ``w1``, ``noise_floor`` and ``off_centre`` with
         dims ``(step, layer)``.
-    ax : Axes, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -39,17 +39,17 @@ def plot_shift_map(shift: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         a number, the Axes says so instead.
     """
     with style.context():
-        ax = style.axes_or_new(ax, width=7.6, height=layer_height(shift.sizes["layer"]))
+        ax = style.axes_on(ax, width=7.6, height=layer_height(shift.sizes["layer"]))
         w1 = shift["w1"].where(~shift["off_centre"]).transpose("step", "layer")
         measured = w1.notnull()
         if not bool(measured.any()):
             return style.message(ax, "shift: not measured (a shift needs histograms at two steps)")
         moved = measured & (w1 > shift["noise_floor"].fillna(0.0))
         mesh = layer_cells(ax, w1.where(moved), norm=_norm(w1.where(moved)))
-        flat_cells(ax, measured & ~moved, color=style.WITHIN_FLOOR)
+        flat_cells(ax, measured & ~moved, color=style.look().within_floor)
         colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
         title(ax, _finding(w1, moved))
-        key_below(ax, [Patch(facecolor=style.WITHIN_FLOOR, label="within the noise floor"), unmeasured_key()])
+        key_below(ax, [Patch(facecolor=style.look().within_floor, label="within the noise floor"), unmeasured_key()])
     return ax
 
 
