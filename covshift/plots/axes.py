@@ -15,6 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
@@ -31,6 +32,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
+from covshift.diagnosis.thresholds import Threshold
 from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
 
@@ -67,7 +69,9 @@ def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
     return kept
 
 
-def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False) -> None:
+def label_layers(
+    ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
+) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
     kept = np.arange(len(short)) if every else label_positions(len(short), points=size_in_points(ax)[1])
@@ -75,7 +79,7 @@ def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: b
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
-    ax.set_ylabel(f"layer, input side on top (n = {len(short)})" if tall else f"layer (n = {len(short)})")
+    ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:
@@ -144,7 +148,7 @@ def colorbar(
     label: str,
     formatter: Formatter | None = None,
     extend: Literal["neither", "both"] = "neither",
-) -> None:
+) -> Colorbar:
     """A thin colour bar beside one Axes or several; its label says quantity and unit, ``extend`` that values go on."""
     axes = [beside] if isinstance(beside, Axes) else list(beside)
     figure = axes[0].get_figure()
@@ -158,6 +162,20 @@ def colorbar(
     bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
+    return bar
+
+
+def mark_limit(bar: Colorbar, threshold: Threshold) -> None:
+    """Draw the limits of ``threshold`` that lie on the scale of ``bar``: what a rule called too much."""
+    low, high = sorted(bar.ax.get_ylim())
+    for word, limit in (("watch", threshold.watch), ("bad", threshold.bad)):
+        for at in limit if isinstance(limit, tuple) else () if limit is None else (limit,):
+            if low <= at <= high:
+                mark = style.look().verdicts[word]
+                bar.ax.axhline(at, color=style.look().paper, linewidth=2.4)
+                bar.ax.axhline(at, color=mark.color, linewidth=1.2, label=f"{word} above {at:g}")
+                place = bar.ax.get_yaxis_transform()
+                bar.ax.plot(-0.35, at, mark.marker, color=mark.color, markersize=4, transform=place, clip_on=False)
 
 
 def unmeasured_key() -> Patch:

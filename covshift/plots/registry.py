@@ -21,10 +21,17 @@ from covshift.plots import asking, style
 from covshift.plots.asking import Subject
 from covshift.plots.comparison import plot_comparison
 from covshift.plots.distributions import plot_activation_river
-from covshift.plots.gradients import plot_gradient_zeros, plot_norm_profile
+from covshift.plots.ics import plot_gradient_ics
+from covshift.plots.norms import plot_norm_profile
+from covshift.plots.operating import plot_operating_track
+from covshift.plots.parameters import plot_update_ratio
+from covshift.plots.ridgeline import plot_ridgeline
 from covshift.plots.selection import near
 from covshift.plots.shift import plot_shift_map
+from covshift.plots.stability import plot_stability
+from covshift.plots.units import plot_dead_units
 from covshift.plots.verdicts import plot_verdict_grid
+from covshift.plots.zeros import plot_gradient_zeros
 
 Drawn = Axes | Figure | SubFigure
 Recordings = xr.DataTree | Mapping[str, xr.DataTree]
@@ -148,12 +155,36 @@ _ALL = (
         plot_activation_river,
     ),
     FigureKind(
+        "ridgeline",
+        "Ridgeline of distributions",
+        "Are layers alike?",
+        "histograms",
+        asking.ridgeline,
+        plot_ridgeline,
+    ),
+    FigureKind(
         "shift",
         "Shift map",
         "Which layers shift, and when?",
         "histograms at two steps",
         asking.shift_map,
         plot_shift_map,
+    ),
+    FigureKind(
+        "operating-point",
+        "Operating-point track",
+        "Where on its nonlinearity does a layer live?",
+        "pre-activations of a nonlinearity",
+        asking.track,
+        plot_operating_track,
+    ),
+    FigureKind(
+        "stability",
+        "Stability evidence",
+        "Has it settled, and since when?",
+        "some 80 records",
+        asking.settled,
+        plot_stability,
     ),
     FigureKind(
         "zeros",
@@ -164,12 +195,37 @@ _ALL = (
         plot_gradient_zeros,
     ),
     FigureKind(
+        "dead-units",
+        "Dead units through time",
+        "Which units were born dead, died or revived?",
+        "units",
+        asking.units,
+        plot_dead_units,
+    ),
+    FigureKind(
+        "update-ratio",
+        "Update ratio",
+        "Is the step size right, weight by weight?",
+        "parameters",
+        asking.update_ratio,
+        plot_update_ratio,
+    ),
+    FigureKind(
         "norm",
         "Gradient norm over depth",
         "Do gradients vanish or explode?",
         "gradients; parameters for the norms before and after clipping",
         asking.norm,
         plot_norm_profile,
+        takes_layer=False,
+    ),
+    FigureKind(
+        "ics",
+        "Gradient internal covariate shift",
+        "Does what lies below change what a layer should do?",
+        "a result of covshift.probe.gradient_ics in the group 'gradient_ics'",
+        asking.ics,
+        plot_gradient_ics,
         takes_layer=False,
     ),
     FigureKind(

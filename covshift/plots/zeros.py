@@ -1,8 +1,8 @@
-"""Figures of gradient health: exact zeros layer by layer, units still alive, and the norm over depth."""
+"""Gradient zeros: where they are exactly zero, layer by layer, and beside it how many units are still alive."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
@@ -13,22 +13,23 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from covshift.diagnosis import Finding
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
-from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
 from covshift.plots.axes import (
     colorbar,
     key_below,
-    label_amounts,
-    label_layers,
     label_steps,
     layer_cells,
     layer_height,
+    mark_limit,
     title,
     unmeasured_key,
     wrapped,
 )
-from covshift.plots.labels import amount, share, short_names
+from covshift.plots.headline import headline, mark_since, named
+from covshift.plots.labels import share, short_names
 
 NAMED_CURVES = 4
 """Layers named in the survival panel: those that lost most units."""
@@ -39,6 +40,7 @@ def plot_gradient_zeros(
     survival: xr.DataArray | None = None,
     *,
     structural: xr.DataArray | None = None,
+    findings: Iterable[Finding] = (),
     ax: style.Target = None,
 ) -> Figure | SubFigure:
     """Draw where gradients are exactly zero and, beside it, how many units are still alive.
@@ -46,20 +48,26 @@ def plot_gradient_zeros(
     Parameters
     ----------
     zero_rate : DataArray
-        From :func:`covshift.analysis.gradient_health.zero_rate`: share of exact zeros, dims ``(step, layer)``.
+        From :func:`covshift.analysis.gradient_health.zero_rate`: share of exact zeros, dims ``(step, layer)``. A
+        coordinate ``producer`` names the layer under which a row was judged, where that is another.
     survival : DataArray, optional
         From :func:`covshift.analysis.dead_units.survival`: share of units not silent, dims ``(step, layer)``.
     structural : DataArray, optional
         Share of structural zeros, dims ``(step, layer)``: elements at which the nonlinearity has no derivative. Drawn
         apart, since a zero of another origin says nothing about the nonlinearity.
+    findings : iterable of Finding
+        Of the checks ``"gradient arrives"`` and ``"gradient zeros"``: the loudest is the title, and each marks the step
+        since when.
     ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
     -------
     Figure or SubFigure
-        One Axes for each panel, in the order above; a panel without a number says so.
+        One Axes for each panel: all zeros, structural ones, survival; a panel without a number says so. The limits of
+        the rules are lines on the colour bar and in the panel of survival.
     """
+    found = list(findings)
     maps = {"all exact zeros": zero_rate}
     if structural is not None:
         maps["structural zeros alone"] = structural
@@ -67,15 +75,15 @@ def plot_gradient_zeros(
     with style.context():
         figure = style.figure_on(ax, width=2.6 + 3.1 * columns, height=layer_height(zero_rate.sizes["layer"]))
         axes = style.panels(figure, columns)
-        _zero_maps(axes[: len(maps)], maps)
+        _zero_maps(axes[: len(maps)], maps, found)
         if survival is not None:
             _survival_curves(axes[-1], survival)
-        text = wrapped(_zero_finding(zero_rate), width=50 * columns)
+        text = wrapped(headline(found, _words) or _zero_finding(zero_rate), width=50 * columns)
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     return figure
 
 
-def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray]) -> None:
+def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[Finding]) -> None:
     """Maps of shares side by side on one colour scale, the layers named on the first that is drawn."""
     drawn: list[tuple[Axes, QuadMesh]] = []
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
@@ -87,12 +95,16 @@ def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray]) -> None:
         if drawn:
             ax.set_ylabel("")
             ax.tick_params(axis="y", labelleft=False)
-        if not np.isfinite(values.values).all():
-            key_below(ax, [unmeasured_key()])
+        marks = None if drawn else mark_since(ax, findings, values)
+        keys = [*([marks] if marks else []), *([] if np.isfinite(values.values).all() else [unmeasured_key()])]
+        if keys:
+            key_below(ax, keys, columns=1)
         drawn.append((ax, mesh))
     if drawn:
         share_of = PercentFormatter(1.0, symbol=" %")
-        colorbar(drawn[0][1], [ax for ax, _ in drawn], label="share of elements", formatter=share_of)
+        bar = colorbar(drawn[0][1], [ax for ax, _ in drawn], label="share of elements", formatter=share_of)
+        if len(maps) > 1:
+            mark_limit(bar, THRESHOLDS["structural_zeros"])
 
 
 def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
@@ -107,6 +119,7 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
     names = short_names(known["layer"].values)
     for rank, row in enumerate(worst):
         _named_curve(ax, known.isel(layer=row), rank=rank, label=f"{names[row]} ({share(float(last[row]))})")
+    _alive_limits(ax)
     ax.set_ylim(-0.02, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     ax.grid(axis="y")
@@ -116,6 +129,24 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
     title(ax, f"{lost} of {plural(last.size, 'layer')} lost units (one line each)", size=9.0)
     if worst:
         key_below(ax, ax.get_legend_handles_labels()[0], columns=2 if max(map(len, names)) <= 12 else 1)
+
+
+def _alive_limits(ax: Axes) -> None:
+    """The limits of the rule about dead units, as shares alive."""
+    for word, limit in (("watch", THRESHOLDS["dead_units"].watch), ("bad", THRESHOLDS["dead_units"].bad)):
+        if isinstance(limit, float):
+            ax.axhline(1.0 - limit, color=style.look().verdicts[word].color, linewidth=0.9, linestyle=(0, (4, 2)))
+            ax.annotate(
+                f"{word} below, if dead",
+                (1.0, 1.0 - limit),
+                (-2, -2),
+                xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=7,
+                color=style.look().muted,
+            )
 
 
 def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
@@ -167,93 +198,11 @@ def _zero_finding(zero_rate: xr.DataArray) -> str:
     return f"Gradient zeros at step {int(last['step'])}: {where}"
 
 
-def plot_norm_profile(profile: xr.Dataset, *, steps: Sequence[int] | None = None, ax: style.Target = None) -> Axes:
-    """Draw how the size of the gradient changes over depth at chosen steps.
-
-    Parameters
-    ----------
-    profile : Dataset
-        From :func:`covshift.analysis.gradient_health.norm_profile`: ``rms`` (step, layer), ``slope``, ``slope_low``,
-        ``slope_high``, ``total_decades``, ``n_layers`` and ``vanished`` (step).
-    steps : sequence of int, optional
-        Steps to draw; the first, the middle and the last with a norm by default.
-    ax : Axes, Figure or SubFigure, optional
-        Where to draw; a new figure by default.
-
-    Returns
-    -------
-    Axes
-        One line for each step, the last in the loudest colour; layers whose gradient is exactly zero are marked on
-        the left edge. The title gives the slope fitted at the last drawn step. Where no norm was recorded, the Axes
-        says so.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a step was not recorded.
-    """
-    with style.context():
-        ax = style.axes_on(ax, width=7.6, height=layer_height(profile.sizes["layer"]))
-        rms = profile["rms"].transpose("step", "layer")
-        chosen = _chosen_steps(rms, steps)
-        if not (rms.sel(step=chosen).values > 0).any():
-            return style.message(ax, "gradient norm: not measured, or zero in every layer")
-        ax.set_xscale("log")
-        for position, step in enumerate(chosen):
-            _profile_line(ax, rms.sel(step=step), position=position - len(chosen))
-        label_amounts(ax.xaxis)
-        label_layers(ax, rms["layer"].values)
-        ax.grid(axis="x")
-        ax.set_xlabel("root mean square of the gradient's elements")
-        title(ax, _slope_finding(profile.sel(step=chosen[-1])))
-        key_below(ax, ax.get_legend_handles_labels()[0], columns=3)
-    return ax
-
-
-def _chosen_steps(rms: xr.DataArray, steps: Sequence[int] | None) -> list[int]:
-    recorded = [int(step) for step in rms["step"].values]
-    if steps is not None:
-        unknown = sorted(set(steps) - set(recorded))
-        if unknown or not steps:
-            raise InvalidArgumentError(f"steps={list(steps)}: {unknown or 'none'} not recorded; recorded: {recorded}")
-        return sorted(set(steps))
-    known = [step for step, row in zip(recorded, rms.values, strict=True) if (row > 0).any()]
-    return sorted({known[0], known[len(known) // 2], known[-1]}) if known else recorded[-1:]
-
-
-def _profile_line(ax: Axes, rms: xr.DataArray, *, position: int) -> None:
-    """One step's profile; ``position`` counts from the last drawn step, which is -1."""
-    color = (style.look().accent, style.look().second, style.look().muted)[min(-1 - position, 2)]
-    rows = np.arange(rms.size)
-    positive = np.where(rms.values > 0, rms.values, np.nan)
-    marker = palette.RUN_MARKERS[(-1 - position) % len(palette.RUN_MARKERS)]
-    size = 3.2 if rms.size <= 60 else 2.0
-    ax.plot(positive, rows, color=color, marker=marker, markersize=size, label=f"step {int(rms['step'])}")
-    vanished = rows[rms.values == 0]
-    if vanished.size:
-        edge = np.zeros(vanished.size)
-        ax.plot(
-            edge,
-            vanished,
-            "<",
-            color=color,
-            transform=ax.get_yaxis_transform(),
-            clip_on=False,
-            label=f"exactly zero at step {int(rms['step'])}: {plural(int(vanished.size), 'layer')}",
-        )
-
-
-def _slope_finding(at: xr.Dataset) -> str:
-    """What happens to the gradient on its way to the input: where it is lost altogether, and its slope elsewhere."""
-    slope, step, vanished = float(at["slope"]), int(at["step"]), int(at["vanished"])
-    lost = f"Gradient is exactly zero in {vanished} of {plural(at.sizes['layer'], 'layer')}" if vanished else ""
-    if not np.isfinite(slope):
-        return f"{lost or 'Gradient norm over depth'} at step {step}; no slope fitted"
-    sign = 1.0 if slope > 0 else -1.0
-    low, high = sorted((sign * float(at["slope_low"]), sign * float(at["slope_high"])))
-    fitted = (
-        f"{'shrinks' if slope > 0 else 'grows'} by {amount(abs(slope))} decades a layer towards the input at step "
-        f"{step} (90 % interval {amount(low)} to {amount(high)}, {plural(int(at['n_layers']), 'layer')}; "
-        f"{amount(abs(float(at['total_decades'])))} decades in all)"
-    )
-    return f"{lost}, elsewhere it {fitted}" if lost else f"Gradient {fitted}"
+def _words(finding: Finding) -> str:
+    if finding.check == "gradient arrives":
+        if finding.since_step:
+            return f"{named(finding)} stops receiving gradient at step {finding.since_step}"
+        return f"{named(finding)} receives no gradient"
+    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    quantity = finding.threshold.quantity if finding.threshold is not None else "share of zeros"
+    return f"{named(finding)}: {share(finding.value)} is the {quantity}{begun}"
