@@ -159,6 +159,20 @@ def test_check_passes_a_healthy_run_and_fails_a_sick_one(run, sick):
     assert invoke("check", sick, "--quiet").exit_code == 1
 
 
+@pytest.mark.parametrize("level", ["watch", "bad"])
+def test_the_exit_code_of_check_is_that_of_its_process(run, sick, tmp_path, level):
+    def code(path):
+        words = [sys.executable, "-m", "covshift", "check", str(path), "--fail-on", level]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+    healthy, failed, absent = (code(path) for path in (run, sick, tmp_path / "absent.zarr"))
+    assert (healthy.returncode, failed.returncode, absent.returncode) == (0, 1, 2), healthy.stderr + failed.stderr
+    assert healthy.stdout.startswith("Healthy: gradient reaches all ")
+    assert failed.stdout.startswith("Unhealthy: gradient does not reach 1 of 3 layers ('0' since step 0)")
+    assert absent.stderr.startswith("error: ")
+    assert "Traceback" not in absent.stderr
+
+
 def test_check_turns_an_unmeasured_requirement_into_2_and_a_measured_one_into_nothing(run, sick):
     assert invoke("check", run, "--require", "units").exit_code == 0
     # 30 records hold fewer than 40 in their last half.
