@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import covshift
 from covshift.cli import app
+from covshift.exceptions import RecordingDamaged
 
 runner = CliRunner()
 
@@ -215,3 +217,23 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
     page = tmp_path / "page.html"
     assert invoke("report", run, twin, "-o", page).exit_code == 0
     assert "twin.zarr" in page.read_text()
+
+
+def test_the_version_is_told():
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"covshift {covshift.__version__}\n")
+
+
+def test_a_recording_that_lost_a_file_is_not_judged(run, tmp_path):
+    path = shutil.copytree(run, tmp_path / "lost.zarr")
+    shutil.rmtree(path / "layers/nan_count/c")
+    for words in (["check", path], ["report", path, "-o", tmp_path / "page.html"], ["info", path]):
+        result = invoke(*words)
+        assert result.exit_code in (1, 2)
+        assert "'layers/nan_count' (steps 0 to 29, layers" in error_line(result)
+    with pytest.raises(RecordingDamaged, match="layers/nan_count"):
+        covshift.diagnose(covshift.open(path))
+    assert invoke("recover", path).exit_code == 0
+    diagnosis = covshift.diagnose(covshift.open(path))
+    assert not [finding for finding in diagnosis.findings if finding.check == "non-finite" and finding.verdict == "ok"]
+    assert "absent since a repair" in invoke("info", path).stdout.replace("\n", " ")
