@@ -9,7 +9,16 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from covshift.plots import style
-from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, mark_edge, title, wrapped
+from covshift.plots.axes import (
+    key_of_figure,
+    label_amounts,
+    label_layers,
+    layer_height,
+    log_limits,
+    mark_edge,
+    title,
+    wrapped,
+)
 from covshift.plots.labels import amount, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -81,6 +90,7 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
     ax.hlines(rows[both], sizes["ics"][both], sizes["gradient_noise"][both], color=look.line, zorder=1)
     zero = np.flatnonzero(sizes["ics"] == 0)
     mark_edge(ax, zero, edge=0.0, marker="<", along="y", label="exactly zero", color=look.accent)
+    ax.set_xlim(log_limits(sizes.values()))
     label_amounts(ax.xaxis)
     label_layers(ax, ics["layer"].values, width=20)
     ax.grid(axis="x")

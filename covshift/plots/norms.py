@@ -14,7 +14,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, mark_edge, title
+from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
 from covshift.plots.labels import amount, share
 
 FloatArray = NDArray[np.float64]
@@ -79,6 +79,7 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
     ax.set_xscale("log")
     for position, step in enumerate(chosen):
         _line(ax, drawn.sel(step=step), position=position - len(chosen))
+    ax.set_xlim(log_limits([drawn.values]))
     _guides(ax, drawn.isel(step=-1).values, slope=float(profile["slope"].sel(step=chosen[-1])))
     label_amounts(ax.xaxis)
     label_layers(ax, rms["layer"].values)
@@ -122,6 +123,7 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
             label = "_before" if dashed else "before clipping"
             dashed = True
             ax.plot(before, np.arange(before.size), color=color, linestyle=(0, (4, 2)), linewidth=1.0, label=label)
+    ax.set_xlim(log_limits([at["before"].values, at["after"].values]))
     label_amounts(ax.xaxis)
     label_layers(ax, norms["parameter"].values, what="parameter")
     ax.grid(axis="x")
