@@ -81,6 +81,7 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
         style.message(ax, "change of the gradient: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits(sizes.values()))
     for name, (words, marker, role) in NORMS.items():
         color, positive = getattr(look, role), np.where(sizes[name] > 0, sizes[name], np.nan)
         size = 8.0 if marker == "|" else 4.0 if rows.size <= 60 else 2.4
@@ -90,7 +91,6 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
     ax.hlines(rows[both], sizes["ics"][both], sizes["gradient_noise"][both], color=look.line, zorder=1)
     zero = np.flatnonzero(sizes["ics"] == 0)
     mark_edge(ax, zero, edge=0.0, marker="<", along="y", label="exactly zero", color=look.accent)
-    ax.set_xlim(log_limits(sizes.values()))
     label_amounts(ax.xaxis)
     label_layers(ax, ics["layer"].values, width=20)
     ax.grid(axis="x")

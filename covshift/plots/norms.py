@@ -77,9 +77,9 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
         style.message(ax, "gradient norm: not measured, or zero in every layer")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([drawn.values]))
     for position, step in enumerate(chosen):
         _line(ax, drawn.sel(step=step), position=position - len(chosen))
-    ax.set_xlim(log_limits([drawn.values]))
     _guides(ax, drawn.isel(step=-1).values, slope=float(profile["slope"].sel(step=chosen[-1])))
     label_amounts(ax.xaxis)
     label_layers(ax, rms["layer"].values)
@@ -113,6 +113,7 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         style.message(ax, "gradients of the parameters: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([at["before"].values, at["after"].values]))
     dashed = False
     for position, step in enumerate(steps):
         here = at.sel(step=step)
@@ -123,7 +124,6 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
             label = "_before" if dashed else "before clipping"
             dashed = True
             ax.plot(before, np.arange(before.size), color=color, linestyle=(0, (4, 2)), linewidth=1.0, label=label)
-    ax.set_xlim(log_limits([at["before"].values, at["after"].values]))
     label_amounts(ax.xaxis)
     label_layers(ax, norms["parameter"].values, what="parameter")
     ax.grid(axis="x")

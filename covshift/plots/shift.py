@@ -74,7 +74,7 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
 
 
 def _norm(moved: xr.DataArray) -> LogNorm:
-    """Colour scale over the bulk of the distances and the rule's limit; those few beyond take the colours of its ends."""
+    """Colour scale over the bulk of the distances and the limit of the rule; its ends stand for what lies beyond."""
     values = moved.values[np.isfinite(moved.values) & (moved.values > 0)]
     if not values.size:
         return LogNorm(0.1, 1.0)
