@@ -28,7 +28,7 @@ VERDICTS = ("bad", "watch", "ok", "not measured")
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
 
-NOT_PROVENANCE = ("covshift_commit", "Conventions")
+NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions")
 
 
 def report_content(title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
