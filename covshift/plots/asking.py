@@ -29,6 +29,7 @@ from covshift.analysis import (
     unit_history,
 )
 from covshift.diagnosis import Diagnosis, Finding, diagnose
+from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.rules import RULES
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
@@ -94,7 +95,7 @@ class Subject:
             found = [finding for finding in self.diagnosis.findings if finding.check in checks]
         else:
             asked = (_known(lambda check=check: RULES[check](self.recording)) for check in checks)  # type: ignore[misc]
-            found = [finding for one in asked for finding in one or []]
+            found = explained([finding for one in asked for finding in one or []], Order.of(self.recording))
         return [finding for finding in found if layer is None or finding.layer == layer]
 
 

@@ -251,6 +251,14 @@ def as_plain_text(legend: Legend) -> None:
         text.set_parse_math(False)
 
 
+def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[float, float]:
+    """Ends of a logarithmic axis that holds every positive one of ``sizes``: matplotlib's own fail on equal ones."""
+    logs = np.concatenate([np.log10(part[np.isfinite(part) & (part > 0)]) for part in sizes])
+    low, high = (float(logs.min()), float(logs.max())) if logs.size else (0.0, 0.0)
+    free = max(margin * (high - low), 0.05)
+    return 10.0 ** (low - free), 10.0 ** (high + free)
+
+
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
     low, high = sorted(axis.get_view_interval())

