@@ -22,6 +22,10 @@ class ProbeUnsupported(UnsupportedModelError):  # noqa: N818 - a name fixed by t
     """A model that cannot be run beside its own training without disturbing it or other ranks."""
 
 
+class DatasetError(CovshiftError):
+    """The files of a data set are missing, damaged or not what their names promise; the message names the file."""
+
+
 class RecordingError(CovshiftError):
     """A recording cannot be read or written as asked."""
 

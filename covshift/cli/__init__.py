@@ -6,9 +6,12 @@ usage, or nothing could be judged. Errors are one line with the remedy; ``--debu
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from covshift.cli import check, demo, export, info, recover, report, selfcheck
+import covshift
+from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck
 
 app = typer.Typer(
     name="covshift",
@@ -18,8 +21,26 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"covshift {covshift.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 app.command()(demo.demo)
 app.command()(report.report)
+app.command()(plot.plot)
 app.command()(check.check)
 app.command()(info.info)
 app.command()(recover.recover)

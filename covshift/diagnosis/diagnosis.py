@@ -102,7 +102,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """The sentence, and each cause on a line of its own."""
-        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}, {f.layer}: {f.reason}" for f in self.causes)])
+        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}: {f.reason}" for f in self.causes)])
 
     def __rich__(self) -> Group:
         return terminal.shown(self.sentence, self.findings)
@@ -120,6 +120,10 @@ class Diagnosis:
             if finding.verdict != "ok":
                 values = (getattr(finding, column) for column in _COLUMNS)
                 yield tuple("" if value is None else str(value) for value in values)
+
+
+_HELD_BYTES = 2**27
+"""Largest group that is read as a whole: a thousand records of a hundred layers take half of it."""
 
 
 def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) -> Diagnosis:
@@ -164,11 +168,14 @@ def _findings(check: str, rule: Rule, recording: xr.DataTree) -> list[Finding]:
 
 
 def _in_memory(recording: xr.DataTree) -> xr.DataTree:
-    """A copy whose small groups are read once; histograms, which one rule reads step by step, stay where they are."""
+    """A copy whose small groups are read once; what is too large to hold is read by each rule, as far as it needs it.
+
+    Histograms, which one rule reads step by step, stay where they are; superseded rows are no rule's business.
+    """
     copy = recording.copy()
-    for path in copy.groups:
-        node = copy[path]
-        if isinstance(node, xr.DataTree) and not path.endswith("/histograms"):
+    for path in schema.paths():
+        node = copy[path] if f"/{path}" in copy.groups else None
+        if isinstance(node, xr.DataTree) and not path.endswith("histograms") and node.nbytes <= _HELD_BYTES:
             node.load()
     return copy
 

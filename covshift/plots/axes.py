@@ -15,14 +15,17 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
     FuncFormatter,
+    Locator,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -31,12 +34,14 @@ from matplotlib.ticker import (
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from covshift.plots import style
+from covshift.diagnosis.thresholds import Threshold
+from covshift.diagnosis.wording import percent
+from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
 
 FloatArray = NDArray[np.float64]
 
-LABEL_HEIGHT = 9.0
+LABEL_HEIGHT = 9.6
 """Points of height that one tick label needs."""
 
 CHARACTER_WIDTH = 0.66
@@ -67,15 +72,46 @@ def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
     return kept
 
 
-def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False) -> None:
+class RowLocator(Locator):
+    """Ticks at the rows that the height of the Axes has room to label, whenever it is asked: layout comes late."""
+
+    def __init__(self, rows: int, *, every: bool = False) -> None:
+        self.rows, self.every = rows, every
+
+    def __call__(self) -> list[float]:
+        """Positions of the labelled rows."""
+        ax = self.axis.axes if isinstance(self.axis, Axis) else None
+        if self.every or not isinstance(ax, Axes):
+            return [float(row) for row in range(self.rows)]
+        low, high = sorted(ax.get_ylim())
+        share = self.rows / max(high - low, 1.0)
+        return [float(row) for row in label_positions(self.rows, points=size_in_points(ax)[1] * share)]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """The same for any view."""
+        return self()
+
+
+def label_layers(
+    ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
+) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
-    kept = np.arange(len(short)) if every else label_positions(len(short), points=size_in_points(ax)[1])
-    ax.set_yticks(kept, [short[row] for row in kept], parse_math=False)
+    ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda at, _: _name_at(short, at)))
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
-    ax.set_ylabel(f"layer, input side on top (n = {len(short)})" if tall else f"layer (n = {len(short)})")
+    ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
+
+
+def _name_at(names: Sequence[str], at: float) -> str:
+    """Name of the row at a tick, so written that a tick made when the figure is drawn takes it for no formula."""
+    row = round(at)
+    if not 0 <= row < len(names) or abs(at - row) > 1e-6:
+        return ""
+    dollars = names[row].count("$") - names[row].count(r"\$")
+    return names[row].replace("$", r"\$") if dollars and dollars % 2 == 0 else names[row]
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:
@@ -102,7 +138,7 @@ def step_edges(steps: ArrayLike) -> FloatArray:
 
 
 def layer_cells(
-    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap = style.AMOUNT, width: int = 24
+    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap | None = None, width: int = 24
 ) -> QuadMesh:
     """Draw ``values`` with dims ``(step, layer)`` as cells; a cell without a number shows the background."""
     cells = values.transpose("layer", "step")
@@ -112,7 +148,7 @@ def layer_cells(
         np.arange(cells.sizes["layer"] + 1) - 0.5,
         np.ma.masked_invalid(cells.values.astype(np.float64)),
         norm=norm,
-        cmap=cmap,
+        cmap=cmap or style.look().amount,
         rasterized=True,
     )
     label_steps(ax, cells["step"].values)
@@ -122,7 +158,7 @@ def layer_cells(
 
 def hatch_unmeasured(ax: Axes) -> None:
     """Hatch the background of ``ax``, which shows where a cell has no number."""
-    ax.patch.set(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, linewidth=0.0)
+    ax.patch.set(facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, linewidth=0.0)
 
 
 def flat_cells(ax: Axes, where: xr.DataArray, *, color: str) -> QuadMesh:
@@ -144,7 +180,7 @@ def colorbar(
     label: str,
     formatter: Formatter | None = None,
     extend: Literal["neither", "both"] = "neither",
-) -> None:
+) -> Colorbar:
     """A thin colour bar beside one Axes or several; its label says quantity and unit, ``extend`` that values go on."""
     axes = [beside] if isinstance(beside, Axes) else list(beside)
     figure = axes[0].get_figure()
@@ -152,17 +188,38 @@ def colorbar(
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
     if formatter is None:
         label_amounts(bar.ax.yaxis)
-    bar.set_label(label, color=style.MUTED, fontsize=9.0)
+    bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8.0, labelcolor=style.MUTED, color=style.MUTED, length=2.0, width=0.7)
-    bar.ax.tick_params(which="minor", color=style.MUTED, length=1.5, width=0.5)
+    bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)
+    bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
+    return bar
+
+
+def mark_limit(bar: Colorbar, threshold: Threshold) -> list[Line2D]:
+    """Draw the limits of ``threshold`` that lie on the scale of ``bar``; handles that say what they are."""
+    low, high = sorted(bar.ax.get_ylim())
+    keys: list[Line2D] = []
+    for word, limit in (("watch", threshold.watch), ("bad", threshold.bad)):
+        for at in limit if isinstance(limit, tuple) else () if limit is None else (limit,):
+            if low <= at <= high:
+                mark = style.look().verdicts[word]
+                bar.ax.axhline(at, color=style.look().paper, linewidth=2.4)
+                bar.ax.axhline(at, color=mark.color, linewidth=1.2, label=f"{word} above {at:g}")
+                place = bar.ax.get_yaxis_transform()
+                bar.ax.plot(-0.35, at, mark.marker, color=mark.color, markersize=4, transform=place, clip_on=False)
+                amount = percent(at) if threshold.unit == "share" else f"{at:g} {threshold.unit}"
+                look = {"marker": mark.marker, "color": mark.color, "markersize": 4.0}
+                keys.append(Line2D([], [], linestyle="", label=f"rule: {word} above {amount}", **look))  # type: ignore[arg-type]
+    return keys
 
 
 def unmeasured_key() -> Patch:
     """Legend handle of the cells without a number."""
-    return Patch(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, label="not measured")
+    return Patch(
+        facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, label="not measured"
+    )
 
 
 def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float = KEY_DROP) -> None:
@@ -182,19 +239,52 @@ def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float
     as_plain_text(legend)
 
 
+def key_of_figure(figure: Figure | SubFigure, handles: Sequence[Any], *, columns: int = 6) -> None:
+    """A legend below all panels of ``figure``."""
+    legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, handlelength=1.2)
+    as_plain_text(legend)
+
+
 def as_plain_text(legend: Legend) -> None:
     """Keep ``$`` in the entries of ``legend`` from starting a formula: names are data."""
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
+def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[float, float]:
+    """Ends of a logarithmic axis that holds every positive one of ``sizes``: matplotlib's own fail on equal ones."""
+    logs = np.concatenate([np.log10(part[np.isfinite(part) & (part > 0)]) for part in sizes])
+    low, high = (float(logs.min()), float(logs.max())) if logs.size else (0.0, 0.0)
+    free = max(margin * (high - low), 0.05)
+    return 10.0 ** (low - free), 10.0 ** (high + free)
+
+
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
     low, high = sorted(axis.get_view_interval())
-    if low > 0 and high < 50 * low:
+    if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def mark_edge(
+    ax: Axes, at: ArrayLike, *, edge: float, marker: str, along: Literal["x", "y"], label: str, **options: Any
+) -> None:
+    """Marks on an edge of ``ax`` for what its scale cannot hold.
+
+    ``at`` are positions on the axis ``along``, ``edge`` is the position across it, from 0 to 1. Nothing is drawn for
+    no position: an empty line that is not clipped would count as lying at the figure's corner.
+    """
+    places = np.asarray(at, dtype=np.float64)
+    if not places.size:
+        return
+    across = np.full(places.size, edge)
+    look: dict[str, Any] = {"color": style.look().ink, "markersize": 4.0, "clip_on": False} | options
+    if along == "x":
+        ax.plot(places, across, marker, transform=ax.get_xaxis_transform(), label=label, **look)
+    else:
+        ax.plot(across, places, marker, transform=ax.get_yaxis_transform(), label=label, **look)
 
 
 def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, most: int = 9) -> None:
@@ -212,7 +302,7 @@ def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, m
 def title(ax: Axes, text: str, *, size: float = 10.0) -> None:
     """Title of ``ax``: the finding, in lines as long as ``ax`` is wide."""
     width = int(size_in_points(ax)[0] / (CHARACTER_WIDTH * size))
-    look = {"fontsize": size, "fontweight": "bold", "color": style.INK}
+    look = {"fontsize": size, "fontweight": "bold", "color": style.look().ink}
     ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, parse_math=False)
 
 

@@ -66,7 +66,7 @@ class Archive:
         nodes = documents.nodes_of(root)
         attributes = dict(root["attributes"])
         commit = attributes.pop(layout.COMMIT_ATTRIBUTE, None)
-        if nodes is None or commit is None:
+        if nodes is None or not documents.is_commit(commit):
             raise RecordingDamaged(f"the {layout.ROOT} holds no commit record; `covshift recover` restores it")
         archive = cls(medium, attributes)
         archive._sequence, archive.attempt = commit["seq"] + 1, commit.get("attempt", 0)
@@ -143,13 +143,16 @@ class Archive:
             "attempt": self.attempt,
             "closed": closed,
         }
-        nodes = {path: node for group in stored for path, node in group.documents().items()}
-        nodes |= self._superseded
-        document = documents.root_document({**self.attrs, layout.COMMIT_ATTRIBUTE: commit}, nodes)
+        document = documents.root_document({**self.attrs, layout.COMMIT_ATTRIBUTE: commit}, self.documents())
         # The copy first: a commit that took effect has not failed. What the copy may be ahead by is written already.
         self._medium.put(ROOT_COPY, document)
         self._medium.put(layout.ROOT, document)
         self._sequence += 1
+
+    def documents(self) -> dict[str, Any]:
+        """Zarr metadata of every group and array, superseded ones included, with the shapes as last written."""
+        stored = [group for group in self._groups.values() if group.exists]
+        return {path: node for group in stored for path, node in group.documents().items()} | self._superseded
 
     def trim(self) -> None:
         """Remove what lies beyond the committed rows."""

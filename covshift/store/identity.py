@@ -39,8 +39,8 @@ def demand_same_model(stored: Mapping[str, str], came: Mapping[str, str], *, pla
     )
 
 
-def _equal(stored: str | None, came: str | None) -> bool:
-    if stored is None or came is None or "[?]" not in stored + came:
+def _equal(stored: object, came: object) -> bool:
+    if not isinstance(stored, str) or not isinstance(came, str) or "[?]" not in stored + came:
         return stored == came
     words = stored.split(" "), came.split(" ")
     return len(words[0]) == len(words[1]) and all(map(_equal_words, *words))

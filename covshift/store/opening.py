@@ -31,6 +31,7 @@ from covshift.exceptions import (
 from covshift.store import documents, journal, layout
 from covshift.store.archive import Archive, now
 from covshift.store.axes import Axes
+from covshift.store.completeness import demand_complete
 from covshift.store.identity import demand_same_model
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory, Medium, Memory, Remote
@@ -158,7 +159,7 @@ def _exists(place: object) -> RecordingExists:
 
 def _demand_same_model(attrs: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
     stored, came = (one.get(layout.MODEL_ATTRIBUTE) for one in (attrs, given))
-    if stored and came:
+    if isinstance(stored, dict) and isinstance(came, dict):
         demand_same_model(stored, came, place=place)
 
 
@@ -244,7 +245,8 @@ def _take_up(opened: Opened) -> None:
     Raises
     ------
     RecordingDamaged
-        If the commit record cannot be read, or rows are missing between it and the journal. Nothing is deleted.
+        If the commit record cannot be read, a data file is missing, or rows are missing between the commit and the
+        journal. Nothing is deleted.
     ResumeMismatch
         If it was recorded of another model. Nothing is changed.
     """
@@ -277,16 +279,26 @@ def loaded(medium: Medium, place: object) -> tuple[Archive, Axes]:
     Raises
     ------
     RecordingDamaged
-        If its commit record cannot be read, or is of a newer schema.
+        If its commit record cannot be read, or is of a newer schema, or a data file is missing.
     """
     try:
         root = documents.root_of(medium.get(layout.ROOT))
     except ValueError as error:
         raise RecordingDamaged(
             f"recording '{place}' is damaged: its {layout.ROOT} cannot be read ({error}); `covshift recover` mends it"
-        ) from error
+        ) from None
     schema.check_version(root.get("attributes", {}))
-    return Archive.loaded(medium, root)
+    if isinstance(medium, Directory):
+        demand_complete(medium.root, documents.nodes_of(root) or {})
+    try:
+        return Archive.loaded(medium, root)
+    except RecordingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged metadata fail in any library's words, and are owed one line
+        raise RecordingDamaged(
+            f"recording '{place}' is damaged: its metadata make no sense ({error!r}); try `covshift recover`, or "
+            "restore it from a copy"
+        ) from None
 
 
 def fold_tail(opened: Opened, tail: journal.Tail) -> Path | None:
