@@ -19,7 +19,6 @@ import torch
 
 from covshift.exceptions import CovshiftWarning
 
-
 _logger = logging.getLogger("covshift")
 
 
