@@ -82,7 +82,7 @@ class Made:
         coords = {"step": np.arange(steps) * 10, "parameter": names}
         return xr.DataArray(self.table(steps, parameters, 1e-4, 1e-2), coords, ("step", "parameter"), "update_ratio")
 
-    def ridges(self, steps: int, layers: int, *, cells: int = 40) -> xr.Dataset:
+    def ridges(self, steps: int, layers: int, *, cells: int = 160) -> xr.Dataset:
         shape, edges = (steps, layers), np.linspace(-1.0, 3.0, cells + 1)
         density = self.rng.dirichlet(np.ones(cells), shape) if steps * layers else np.zeros((*shape, cells))
         density = density if self.fill is None else np.full_like(density, self.fill)
