@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="5,50,200", help="numbers of layers, of 5, 50 and 200")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--runs", type=Path, help="keep recordings here, and draw those that are there already")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def main() -> None:
     alt: dict[tuple[str, int], str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            runs = recorded(size, Path(folder), steps=options.steps, seeds=options.seeds)
+            runs = recorded(size, options.runs or Path(folder), steps=options.steps, seeds=options.seeds)
             for name, figure in drawn(size, runs).items():
                 alt[name, size] = titles(figure)
                 save(figure, options.out / f"{name}-{size}.png")
@@ -64,10 +65,13 @@ def recorded(size: int, folder: Path, *, steps: int, seeds: int) -> dict[str, xr
     for variant in VARIANTS:
         for seed in range(seeds if size < 200 else 1):
             path = folder / f"{variant}-{size}-{seed}.zarr"
-            probes = train(size, variant, seed, path, steps=steps)
+            probes = path.with_suffix(".nc")
+            if not probes.exists():
+                measured = train(size, variant, seed, path, steps=steps)
+                xr.DataTree.from_dict(measured).to_netcdf(probes)
             recording = covshift.open(path)
-            for name, result in probes.items() if not runs else ():
-                recording[name] = xr.DataTree(result)
+            if not runs:
+                recording.update(xr.open_datatree(probes).children)
             runs[f"{variant} seed {seed}"] = recording
     return runs
 
@@ -76,12 +80,12 @@ def train(size: int, variant: str, seed: int, path: Path, *, steps: int) -> dict
     """Train one net on the digits with a recorder around it; gradient ICS and attribution of its last step."""
     data = covshift.datasets.digits()
     model = network(size, variant, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if size == 50 else 3e-3)
     draw = torch.Generator().manual_seed(seed)
     attrs = {"variant": variant, "seed": seed}
     chosen = [nn.Conv2d, VARIANTS[variant], *([nn.Linear] if size == 5 else [])]
     with covshift.record(
-        model, path, every=2, histograms_every=6, units_every=6, layers=chosen, attrs=attrs
+        model, path, every=2, histograms_every=6, units_every=6, layers=chosen, attrs=attrs, overwrite=True
     ) as recorder:
         for step in range(steps):
             if size == 50 and variant == "relu" and step == 2 * steps // 3:
@@ -171,7 +175,9 @@ def save(figure: Figure, path: Path) -> None:
     for dpi in (DPI, 64, 52, 40):
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=dpi)
-        Image.open(buffer).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+        Image.open(buffer).convert("RGB").quantize(
+            COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        ).save(path, optimize=True)
         if path.stat().st_size <= MOST_BYTES:
             return
     raise SystemExit(f"{path}: {path.stat().st_size} bytes, expected at most {MOST_BYTES}")
