@@ -26,9 +26,7 @@ class UserHooks:
         self._seen: set[tuple[int, int, int]] = set()
 
     def look_at(self, module: nn.Module) -> None:
-        """Look at a module that is about to run, unless it has no hooks or the same number as when last looked at."""
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            return
+        """Look at a module that is about to run, unless it has the same number of hooks as when last looked at."""
         state = (id(module), len(module._forward_hooks), len(module._forward_pre_hooks))
         if state not in self._seen:
             self._seen.add(state)

@@ -90,4 +90,4 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis, paired: xr.D
 
 def windowed(values: xr.DataArray) -> xr.DataArray:
     """Medians of ``values`` over the records that a verdict about "now" rests on."""
-    return values.isel(step=rows.last_window(values.sizes["step"])).median("step")
+    return values.isel(step=rows.last_window(values.sizes["step"])).compute().median("step")
