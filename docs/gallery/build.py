@@ -89,7 +89,7 @@ def train(size: int, variant: str, seed: int, path: Path, *, steps: int) -> dict
     ) as recorder:
         for step in range(steps):
             if size == 50 and variant == "relu" and step == 2 * steps // 3:
-                model.act12.register_forward_hook(lambda module, args, output: output.detach())
+                model.get_submodule("cut").careless = True
             loss = loss_of(model, *batch(data, draw))
             loss.backward()
             if size == 50:
@@ -112,13 +112,33 @@ def network(size: int, variant: str, seed: int) -> nn.Sequential:
         generator=torch.Generator().manual_seed(seed),
     )
     if size < 200:
-        return net
+        return nn.Sequential(with_cut(net))
     blocks = [
         nn.Sequential(OrderedDict(convolution=net.get_submodule(f"conv{i}"), activation=net.get_submodule(f"act{i}")))
         for i in range(DEPTHS[size])
     ]
     stages = [nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks[i : i + 10]))) for i in range(0, len(blocks), 10)]
     return nn.Sequential(OrderedDict(stages=nn.Sequential(*stages), flatten=net.flatten, head=net.head))
+
+
+class Cut(nn.Module):
+    """Lets values through, and gradients as long as it is not careless."""
+
+    careless = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input."""
+        return x.detach() if self.careless else x
+
+
+def with_cut(net: nn.Sequential) -> OrderedDict[str, nn.Module]:
+    """The modules of ``net``, a cut after the middle activation among them."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in net.named_children():
+        modules[name] = module
+        if name == "act12":
+            modules["cut"] = Cut()
+    return modules
 
 
 def batch(data: covshift.datasets.ImageSplit, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
