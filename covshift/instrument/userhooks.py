@@ -1,8 +1,8 @@
 """Forward hooks of the user's own, which run after covshift's and may put other values in place of what is recorded.
 
 torch runs global hooks first, so covshift reads what ``forward`` was given before a module's own pre-hooks, and what it
-returned before a module's own hooks. Nothing tells afterwards whether one of them has replaced a value; but a function
-that returns nothing cannot have.
+returned before a module's own hooks. Nothing tells afterwards whether one of them has replaced a value, and many return
+something by chance, as a lambda that appends to a list does: so they are noted and not warned of.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class UserHooks:
         named = [] if model is None else model.named_modules()
         names = [name or sites.ROOT for name, module in named if may_replace(module)]
         if names:
-            self._incidents.warn_once(
+            self._incidents.note_once(
                 "hooks",
                 "model",
                 f"forward hooks on {listed(names)} may return other values, and run after covshift's: what is recorded "

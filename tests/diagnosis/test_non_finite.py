@@ -61,3 +61,10 @@ def test_a_short_recording_has_no_start_up_to_leave_out(make_recording):
 
 def test_a_layer_that_never_ran_has_no_finding(make_recording):
     assert non_finite(make_recording({})) == []
+
+
+def test_records_without_a_number_are_not_measured_rather_than_passed_over(make_recording):
+    steps = {step: {"fc0": {"activation": np.empty((0, 3))}} for step in range(2)}
+    (finding,) = non_finite(make_recording(steps))
+    assert (finding.layer, finding.verdict) == ("whole run", "not measured")
+    assert finding.reason == "whole run: 2 records with no number of any layer"
