@@ -3,9 +3,11 @@
     python docs/gallery/build.py                                             the pictures beside this file, in minutes
     python docs/gallery/build.py --sizes 5 --steps 12 --out /tmp/gallery     the smallest form, which CI runs
 
-Each size has a story: 5 layers are healthy; in the net of 50 a careless detach() cuts the gradient after two thirds of
-the training, which is clipped as well; 200 layers start from the initialisation with which the paper saw gradients
-vanish. Pictures are quantised to 64 colours; none may exceed 60 kB.
+Each size has a story. 5 layers are healthy; their comparison has three seeds. In the ReLU net of 50 the last units fall
+silent by themselves and stop the gradient, and after two thirds of the training a careless detach() cuts its way as
+well; its linked twin, whose gradients are clipped like its own, is shown where gradients are compared. 200 layers start
+from the initialisation with which the paper saw gradients vanish. Pictures are quantised to 64 colours; none may exceed
+60 kB.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
 import covshift
@@ -43,31 +46,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--sizes", default="5,50,200", help="numbers of layers, of 5, 50 and 200")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant of 5 layers; larger nets have one")
+    parser.add_argument("--runs", type=Path, help="keep recordings here, and draw those that are there already")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    alt: dict[tuple[str, int], str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            runs = recorded(size, Path(folder), steps=options.steps, seeds=options.seeds)
+            runs = recorded(size, options.runs or Path(folder), steps=options.steps, seeds=options.seeds)
             for name, figure in drawn(size, runs).items():
-                alt[name, size] = titles(figure)
                 save(figure, options.out / f"{name}-{size}.png")
-    (options.out / "README.md").write_text(page(sizes, alt))
+    (options.out / "README.md").write_text(page(options.out))
 
 
 def recorded(size: int, folder: Path, *, steps: int, seeds: int) -> dict[str, xr.DataTree]:
-    """Recordings of every variant and seed by name; the first also holds the results of the probes."""
+    """Recordings of every variant and seed by name, each with the results of its probes."""
     runs = {}
     for variant in VARIANTS:
-        for seed in range(seeds if size < 200 else 1):
+        for seed in range(seeds if size == 5 else 1):
             path = folder / f"{variant}-{size}-{seed}.zarr"
-            probes = train(size, variant, seed, path, steps=steps)
+            probes = path.with_suffix(".nc")
+            if not probes.exists():
+                measured = train(size, variant, seed, path, steps=steps)
+                xr.DataTree.from_dict(measured).to_netcdf(probes)
             recording = covshift.open(path)
-            for name, result in probes.items() if not runs else ():
-                recording[name] = xr.DataTree(result)
+            recording.update(xr.open_datatree(probes).children)
             runs[f"{variant} seed {seed}"] = recording
     return runs
 
@@ -76,16 +80,16 @@ def train(size: int, variant: str, seed: int, path: Path, *, steps: int) -> dict
     """Train one net on the digits with a recorder around it; gradient ICS and attribution of its last step."""
     data = covshift.datasets.digits()
     model = network(size, variant, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if size == 50 else 3e-3)
     draw = torch.Generator().manual_seed(seed)
     attrs = {"variant": variant, "seed": seed}
     chosen = [nn.Conv2d, VARIANTS[variant], *([nn.Linear] if size == 5 else [])]
     with covshift.record(
-        model, path, every=2, histograms_every=6, units_every=6, layers=chosen, attrs=attrs
+        model, path, every=2, histograms_every=6, units_every=6, layers=chosen, attrs=attrs, overwrite=True
     ) as recorder:
         for step in range(steps):
             if size == 50 and variant == "relu" and step == 2 * steps // 3:
-                model.act12.register_forward_hook(lambda module, args, output: output.detach())
+                model.get_submodule("cut").careless = True
             loss = loss_of(model, *batch(data, draw))
             loss.backward()
             if size == 50:
@@ -108,13 +112,33 @@ def network(size: int, variant: str, seed: int) -> nn.Sequential:
         generator=torch.Generator().manual_seed(seed),
     )
     if size < 200:
-        return net
+        return nn.Sequential(with_cut(net))
     blocks = [
         nn.Sequential(OrderedDict(convolution=net.get_submodule(f"conv{i}"), activation=net.get_submodule(f"act{i}")))
         for i in range(DEPTHS[size])
     ]
     stages = [nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks[i : i + 10]))) for i in range(0, len(blocks), 10)]
     return nn.Sequential(OrderedDict(stages=nn.Sequential(*stages), flatten=net.flatten, head=net.head))
+
+
+class Cut(nn.Module):
+    """Lets values through, and gradients as long as it is not careless."""
+
+    careless = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The input."""
+        return x.detach() if self.careless else x
+
+
+def with_cut(net: nn.Sequential) -> OrderedDict[str, nn.Module]:
+    """The modules of ``net``, a cut after the middle activation among them."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, module in net.named_children():
+        modules[name] = module
+        if name == "act12":
+            modules["cut"] = Cut()
+    return modules
 
 
 def batch(data: covshift.datasets.ImageSplit, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,11 +167,11 @@ def probed(model: nn.Module, optimizer: torch.optim.Optimizer, first: tuple, sec
 
 
 def drawn(size: int, runs: dict[str, xr.DataTree]) -> dict[str, Figure]:
-    """Every figure of the first run, and the comparison of all."""
-    first = next(iter(runs.values()))
+    """Every figure of the first run, or of the last where gradients are compared; and the comparison of all."""
+    first, *_, last = runs.values()
     return {
         name: kind.figure(
-            runs if kind.several_runs else first,
+            runs if kind.several_runs else last if size == 50 and name in ("norm", "ics") else first,
             layer=LAYER_OF[size] if name in ONE_LAYER else None,
             theme="dark" if name == "river" and size == 50 else "light",
         )
@@ -167,18 +191,22 @@ def titles(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture of few colours, smaller where it would be too large."""
+    """Write a picture of few colours that holds its own words, smaller where the file would be too large."""
+    words = PngInfo()
+    words.add_itxt("Description", titles(figure))
     for dpi in (DPI, 64, 52, 40):
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=dpi)
-        Image.open(buffer).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture = Image.open(buffer).convert("RGB")
+        picture = picture.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture.save(path, optimize=True, pnginfo=words)
         if path.stat().st_size <= MOST_BYTES:
             return
     raise SystemExit(f"{path}: {path.stat().st_size} bytes, expected at most {MOST_BYTES}")
 
 
-def page(sizes: list[int], alt: dict[tuple[str, int], str]) -> str:
-    """The gallery as Markdown."""
+def page(folder: Path) -> str:
+    """The gallery as Markdown: every picture in the folder, described by its own words."""
     parts = [
         "# The twelve figures",
         "",
@@ -188,9 +216,11 @@ def page(sizes: list[int], alt: dict[tuple[str, int], str]) -> str:
     ]
     for name, kind in FIGURES.items():
         parts += ["", f"## {kind.title} (`{name}`)", "", f"*{kind.question}* Needs {kind.needs}."]
-        for size in sizes:
-            words = alt[name, size].replace("[", "(").replace("]", ")")
-            parts += ["", f"![{size} layers. {words}]({name}-{size}.png)"]
+        for size in DEPTHS:
+            path = folder / f"{name}-{size}.png"
+            if path.exists():
+                said = Image.open(path).info["Description"].replace("[", "(").replace("]", ")")
+                parts += ["", f"![{size} layers. {said}]({path.name})"]
     return "\n".join(parts) + "\n"
 
 

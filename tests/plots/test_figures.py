@@ -204,7 +204,7 @@ class TestNormProfile:
         profile = made().profile(3, 6)
         profile["rms"][2, [1, 4]] = 0.0
         (ax,) = plots.plot_norm_profile(profile).axes
-        marked = line(ax, "exactly zero at step 20: 2 layers")
+        marked = line(ax, "exactly zero at step 20")
         np.testing.assert_array_equal(marked.get_ydata(), [1, 4])
         assert np.isnan(line(ax, "step 20").get_xdata()[[1, 4]]).all()
 

@@ -47,7 +47,7 @@ class TestRidgeline:
         density = ridges["density"].values[0]
         heights = np.array([row - line(ax, f"_ridge {row}").get_ydata() for row in range(5)])
         scale = OVERLAP / np.quantile(density.max(axis=1), 0.9)
-        np.testing.assert_allclose(heights, np.minimum(density * scale, OVERLAP))
+        np.testing.assert_allclose(heights, np.minimum(density * scale, OVERLAP), atol=1e-12)
         np.testing.assert_allclose(line(ax, "_ridge 0").get_xdata(), (ridges["lower"] + ridges["upper"]) / 2)
 
     def test_spikes_are_the_shares_of_zeros_in_rows(self, made):
@@ -310,8 +310,7 @@ def test_intervals_over_seeds_are_those_computed(made):
     paired = paired.assign_coords(seeds=("run", [3, 3]))
     figure = plots.plot_comparison(paired, measures=["activation_sd"])
     ends = [
-        [segment[:, 0].tolist() for segment in collection.get_segments()]
-        for collection in figure.axes[0].collections[1:]
+        [segment[:, 0].tolist() for segment in collection.get_segments()] for collection in figure.axes[0].collections
     ]
     expected = xr.concat([paired["activation_sd_low"], paired["activation_sd_high"]], "end").transpose(
         "run", "layer", "end"

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from covshift import plots
-from covshift.diagnosis import diagnose
+from covshift.diagnosis import Diagnosis, Finding, diagnose
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.plots.registry import FIGURES
 from covshift.plots.selection import chosen
@@ -140,6 +141,15 @@ def test_findings_of_a_diagnosis_at_hand_are_those_of_the_rules(recording):
     given = FIGURES["shift"].figure(recording, diagnosis=diagnose(recording))
     asked = FIGURES["shift"].figure(recording)
     assert given.axes[0].get_title(loc="left") == asked.axes[0].get_title(loc="left")
+
+
+def test_one_nonlinearity_brings_the_findings_of_its_producer(recording):
+    threshold = THRESHOLDS["structural_zeros"]
+    found = Finding("gradient zeros", "fc1", "bad", 20, 1.0, None, threshold, "", "")
+    diagnosis = Diagnosis((found,), ("fc1", "act1"))
+    drawn = FIGURES["zeros"].figure(recording, layer="act1", diagnosis=diagnosis)
+    assert drawn.get_suptitle().startswith("Layer 'fc1'")
+    assert not FIGURES["zeros"].figure(recording, layer="act0", diagnosis=diagnosis).get_suptitle().startswith("Layer")
 
 
 def test_seeds_of_one_variant_are_taken_together(recording):
