@@ -66,6 +66,16 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
     return node.to_dataset()
 
 
+def in_memory(recording: xr.DataTree) -> xr.DataTree:
+    """A copy whose small groups are read once; histograms, which are read step by step, stay where they are."""
+    copy = recording.copy()
+    for path in copy.groups:
+        node = copy[path]
+        if isinstance(node, xr.DataTree) and not path.endswith("/histograms"):
+            node.load()
+    return copy
+
+
 def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:
     """Labels of a text coordinate as plain numpy strings, whatever string type the store gave them."""
     return np.asarray(dataset[coordinate].values).astype(str)

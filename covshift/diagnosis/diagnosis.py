@@ -147,7 +147,7 @@ def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) ->
     """
     layers = rows.group(recording, "layers")
     schema.check(recording)
-    loaded = _in_memory(recording)
+    loaded = rows.in_memory(recording)
     rules: dict[str, Rule] = {**RULES, "units": partial(dead_share, distinct_examples=distinct_examples)}
     findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, loaded)]
     findings = explained(findings, Order.of(loaded))
@@ -161,16 +161,6 @@ def _findings(check: str, rule: Rule, recording: xr.DataTree) -> list[Finding]:
         return rule(recording)
     except SignalNotRecorded as missing:
         return [not_measured(check, WHOLE_RUN, f"{WHOLE_RUN}: {missing}", "record what is named as missing")]
-
-
-def _in_memory(recording: xr.DataTree) -> xr.DataTree:
-    """A copy whose small groups are read once; histograms, which one rule reads step by step, stay where they are."""
-    copy = recording.copy()
-    for path in copy.groups:
-        node = copy[path]
-        if isinstance(node, xr.DataTree) and not path.endswith("/histograms"):
-            node.load()
-    return copy
 
 
 def _ranked(findings: list[Finding], layers: tuple[str, ...]) -> list[Finding]:

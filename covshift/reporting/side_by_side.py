@@ -1,38 +1,113 @@
-"""Runs side by side: one row a number, one column a run, from the runs' own content and nothing else."""
+"""Runs side by side, seeds of one variant taken together: rows of numbers, and which findings come, go or move."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
+from covshift.analysis.seeds import over_seeds
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
+from covshift.reporting.sections import number
+
 Run = Mapping[str, Any]
 Row = tuple[str, str, list[Any]]
 
+CHECKS = tuple(dict.fromkeys(threshold.check for threshold in THRESHOLDS.values()))
 
-def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
-    """Names of the runs, and rows of ``name``, ``kind`` (how to print it) and ``values`` in the order of the runs.
+
+def comparison_content(
+    runs: Sequence[Run],
+    *,
+    groups: Mapping[str, str],
+    positions: Sequence[int],
+    names: Mapping[str, Mapping[str, str]],
+    by_depth: Mapping[str, int],
+) -> dict[str, Any]:
+    """Groups of runs, their numbers with intervals over seeds, and what became of the first group's findings.
 
     Parameters
     ----------
     runs : sequence of mapping
         From :func:`covshift.reporting.content.run_content`.
+    groups : mapping of str to str
+        Group of every run, by the run's name.
+    positions : sequence of int
+        Where each of ``runs`` stands among all runs of the report.
+    names, by_depth : mapping
+        From :func:`covshift.analysis.matching.common_names`.
 
     Returns
     -------
     dict
-        ``runs`` and ``rows``. A value is None where a run has none; a row without any value is left out.
+        ``groups``: ``name``, ``seeds`` and positions of the ``runs``; ``rows``: ``name``, ``kind`` (how to print it)
+        and per group ``values``, ``low``, ``high``, None where unknown, rows without any value left out;
+        ``findings``: a row a check and group, against the first group; ``matching``: how layers were paired, in words.
     """
+    named = list(dict.fromkeys(groups[run["name"]] for run in runs))
+    members = {name: [run for run in runs if groups[run["name"]] == name] for name in named}
+    places = {run["name"]: position for run, position in zip(runs, positions, strict=True)}
     found = [*_logged(runs), *_verdicts(runs), *_units(runs), *_gradients(runs)]
     found.append(("wall time", "duration", [run["facts"]["wall_seconds"] for run in runs]))
+    kept = [row for row in found if any(value is not None for value in row[2])]
     return {
-        "runs": [run["name"] for run in runs],
-        "rows": [
-            {"name": name, "kind": kind, "values": values}
-            for name, kind, values in found
-            if any(value is not None for value in values)
+        "groups": [
+            {"name": name, "seeds": len(of_group), "runs": [places[run["name"]] for run in of_group]}
+            for name, of_group in members.items()
         ],
+        "rows": _rows(kept, [run["name"] for run in runs], groups),
+        "findings": [
+            change for name in named[1:] for change in _changes(members[named[0]], members[name], group=name, names=names)
+        ],
+        "matching": _matching(by_depth),
     }
+
+
+def _rows(found: Sequence[Row], runs: Sequence[str], groups: Mapping[str, str]) -> list[dict[str, Any]]:
+    tables = {str(at): ("run", np.array(values, dtype=np.float64)) for at, (_, _, values) in enumerate(found)}
+    means = over_seeds(xr.Dataset(tables, {"run": list(runs)}), groups, logarithmic=())
+    return [
+        {"name": name, "kind": kind}
+        | {
+            part: [number(value) for value in means[f"{at}{suffix}"].values]
+            for part, suffix in (("values", ""), ("low", "_low"), ("high", "_high"))
+        }
+        for at, (name, kind, _) in enumerate(found)
+    ]
+
+
+def _changes(
+    before: Sequence[Run], here: Sequence[Run], *, group: str, names: Mapping[str, Mapping[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each check that flags other layers here than before."""
+    for check in CHECKS:
+        old, new = _flagged(before, check, names), _flagged(here, check, names)
+        gone, come = [layer for layer in old if layer not in new], [layer for layer in new if layer not in old]
+        if gone or come:
+            change = "appears" if not old else "vanishes" if not new else "moves"
+            sizes = {"before": len(old), "here": len(new)}
+            yield {"check": check, "group": group, "change": change, **sizes, "gone": gone, "new": come}
+
+
+def _flagged(runs: Sequence[Run], check: str, names: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Layers, by the name they are compared under, that ``check`` calls watch or bad in more than half of ``runs``."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        found = [f["layer"] for f in run["findings"] if f["check"] == check and f["verdict"] in ("watch", "bad")]
+        counts.update(dict.fromkeys(names[run["name"]].get(layer, layer) for layer in found))
+    return [layer for layer, count in counts.items() if 2 * count > len(runs)]
+
+
+def _matching(by_depth: Mapping[str, int]) -> str:
+    if not by_depth:
+        return "Layers are paired by name."
+    told = ", ".join(f"{name} ({plural(count, 'layer')} paired)" for name, count in by_depth.items())
+    return f"Layers are paired by name, but by order of depth, nonlinearities and others apart, in {told}."
 
 
 def _by_name(run: Run, section: str, value: str) -> dict[str, Any]:
