@@ -15,6 +15,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
@@ -31,7 +32,8 @@ from matplotlib.ticker import (
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from covshift.plots import style
+from covshift.diagnosis.thresholds import Threshold
+from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
 
 FloatArray = NDArray[np.float64]
@@ -67,7 +69,9 @@ def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
     return kept
 
 
-def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False) -> None:
+def label_layers(
+    ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
+) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
     kept = np.arange(len(short)) if every else label_positions(len(short), points=size_in_points(ax)[1])
@@ -75,7 +79,7 @@ def label_layers(ax: Axes, names: Iterable[object], *, width: int = 24, every: b
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
-    ax.set_ylabel(f"layer, input side on top (n = {len(short)})" if tall else f"layer (n = {len(short)})")
+    ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:
@@ -102,7 +106,7 @@ def step_edges(steps: ArrayLike) -> FloatArray:
 
 
 def layer_cells(
-    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap = style.AMOUNT, width: int = 24
+    ax: Axes, values: xr.DataArray, *, norm: Normalize, cmap: Colormap | None = None, width: int = 24
 ) -> QuadMesh:
     """Draw ``values`` with dims ``(step, layer)`` as cells; a cell without a number shows the background."""
     cells = values.transpose("layer", "step")
@@ -112,7 +116,7 @@ def layer_cells(
         np.arange(cells.sizes["layer"] + 1) - 0.5,
         np.ma.masked_invalid(cells.values.astype(np.float64)),
         norm=norm,
-        cmap=cmap,
+        cmap=cmap or style.look().amount,
         rasterized=True,
     )
     label_steps(ax, cells["step"].values)
@@ -122,7 +126,7 @@ def layer_cells(
 
 def hatch_unmeasured(ax: Axes) -> None:
     """Hatch the background of ``ax``, which shows where a cell has no number."""
-    ax.patch.set(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, linewidth=0.0)
+    ax.patch.set(facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, linewidth=0.0)
 
 
 def flat_cells(ax: Axes, where: xr.DataArray, *, color: str) -> QuadMesh:
@@ -144,7 +148,7 @@ def colorbar(
     label: str,
     formatter: Formatter | None = None,
     extend: Literal["neither", "both"] = "neither",
-) -> None:
+) -> Colorbar:
     """A thin colour bar beside one Axes or several; its label says quantity and unit, ``extend`` that values go on."""
     axes = [beside] if isinstance(beside, Axes) else list(beside)
     figure = axes[0].get_figure()
@@ -152,17 +156,33 @@ def colorbar(
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
     if formatter is None:
         label_amounts(bar.ax.yaxis)
-    bar.set_label(label, color=style.MUTED, fontsize=9.0)
+    bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8.0, labelcolor=style.MUTED, color=style.MUTED, length=2.0, width=0.7)
-    bar.ax.tick_params(which="minor", color=style.MUTED, length=1.5, width=0.5)
+    bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)
+    bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
+    return bar
+
+
+def mark_limit(bar: Colorbar, threshold: Threshold) -> None:
+    """Draw the limits of ``threshold`` that lie on the scale of ``bar``: what a rule called too much."""
+    low, high = sorted(bar.ax.get_ylim())
+    for word, limit in (("watch", threshold.watch), ("bad", threshold.bad)):
+        for at in limit if isinstance(limit, tuple) else () if limit is None else (limit,):
+            if low <= at <= high:
+                mark = style.look().verdicts[word]
+                bar.ax.axhline(at, color=style.look().paper, linewidth=2.4)
+                bar.ax.axhline(at, color=mark.color, linewidth=1.2, label=f"{word} above {at:g}")
+                place = bar.ax.get_yaxis_transform()
+                bar.ax.plot(-0.35, at, mark.marker, color=mark.color, markersize=4, transform=place, clip_on=False)
 
 
 def unmeasured_key() -> Patch:
     """Legend handle of the cells without a number."""
-    return Patch(facecolor=style.NOT_MEASURED, edgecolor=style.LINE, hatch=style.HATCH, label="not measured")
+    return Patch(
+        facecolor=style.look().not_measured, edgecolor=style.look().line, hatch=palette.HATCH, label="not measured"
+    )
 
 
 def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float = KEY_DROP) -> None:
@@ -212,7 +232,7 @@ def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, m
 def title(ax: Axes, text: str, *, size: float = 10.0) -> None:
     """Title of ``ax``: the finding, in lines as long as ``ax`` is wide."""
     width = int(size_in_points(ax)[0] / (CHARACTER_WIDTH * size))
-    look = {"fontsize": size, "fontweight": "bold", "color": style.INK}
+    look = {"fontsize": size, "fontweight": "bold", "color": style.look().ink}
     ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, parse_math=False)
 
 

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
-from covshift.plots import style
+from covshift.plots import palette, style
 from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, title
 from covshift.plots.labels import amount, elide, share, short_names
 
@@ -31,30 +32,33 @@ MEASURES = {
 
 def plot_comparison(
     paired: xr.Dataset,
-    curves: Mapping[str, xr.DataArray] | None = None,
+    curves: Mapping[str, xr.DataArray | xr.Dataset] | None = None,
     *,
     measures: Sequence[str] | None = None,
-    figure: Figure | SubFigure | None = None,
+    ax: style.Target = None,
 ) -> Figure | SubFigure:
     """Draw what sets the runs apart: their curves over the steps, and each layer of one beside the same of the other.
 
     Parameters
     ----------
     paired : Dataset
-        From :func:`covshift.analysis.comparison.paired_layers`: dims ``(run, layer)``. Layers are matched by name.
-    curves : mapping of str to DataArray, optional
-        Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``.
+        From :func:`covshift.analysis.comparison.paired_layers`: dims ``(run, layer)``. Layers are matched by name. Or
+        the same from :func:`covshift.analysis.seeds.over_seeds`, whose runs are groups of seeds: then every mark has
+        the interval of its mean.
+    curves : mapping of str to DataArray or Dataset, optional
+        Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``; or a
+        Dataset from :func:`~covshift.analysis.seeds.over_seeds` that holds it, then with a band.
     measures : sequence of str, optional
         Variables of ``paired`` to draw; all that have a number by default.
-    figure : Figure or SubFigure, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
     -------
     Figure or SubFigure
-        Above, one Axes for each curve; below, one for each measure, in which every layer is a row with one mark a run
-        and a line between them; on logarithmic axes an exact zero is an arrow on the left edge. A run keeps its colour
-        and its marker throughout. A panel without a number says so.
+        Above, one Axes for each curve; below, one for each measure, in which every layer is a row with one mark a run,
+        its interval over seeds where there is one, and a line between the marks; on logarithmic axes an exact zero is
+        an arrow on the left edge. A run keeps its colour and its marker throughout. A panel without a number says so.
 
     Raises
     ------
@@ -66,8 +70,8 @@ def plot_comparison(
     curves = curves or {}
     with style.context():
         rows_height = layer_height(paired.sizes["layer"], row=0.13, most=8.0)
-        figure = style.figure_or_new(
-            figure, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
+        figure = style.figure_on(
+            ax, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
         )
         upper, lower = _two_bands(figure, [2.9, rows_height] if curves else None)
         if curves:
@@ -77,8 +81,8 @@ def plot_comparison(
         if not chosen:
             style.message(axes[0], "paired layers: nothing was measured in both runs")
         for position, (ax, measure) in enumerate(zip(axes, chosen, strict=False)):
-            _pairs(ax, paired[measure].transpose("run", "layer"), first=position == 0)
-        _run_key(upper, runs)
+            _pairs(ax, paired, measure, first=position == 0)
+        _run_key(upper, runs, paired)
     return figure
 
 
@@ -90,7 +94,8 @@ def _two_bands(figure: Figure | SubFigure, heights: list[float] | None) -> Seque
 
 
 def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list[str]:
-    there = [str(name) for name in paired.data_vars if set(paired[name].dims) == {"run", "layer"}]
+    ends = {f"{name}{end}" for name in paired.data_vars for end in ("_low", "_high")}
+    there = [str(name) for name in paired.data_vars if set(paired[name].dims) == {"run", "layer"} and name not in ends]
     missing = [name for name in measures or () if name not in there]
     if missing:
         raise InvalidArgumentError(f"measures: no {', '.join(missing)} in the comparison; it has {', '.join(there)}")
@@ -101,16 +106,19 @@ def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list
 
 def _look(run: int) -> tuple[str, str]:
     """Colour and marker of a run; together they tell 56 runs apart."""
-    colors, markers = len(style.RUN_COLORS), len(style.RUN_MARKERS)
-    return style.RUN_COLORS[run % colors], style.RUN_MARKERS[(run + run // colors) % markers]
+    colors, markers = len(style.look().runs), len(palette.RUN_MARKERS)
+    return style.look().runs[run % colors], palette.RUN_MARKERS[(run + run // colors) % markers]
 
 
-def _curves(ax: Axes, values: xr.DataArray, *, name: str, runs: Sequence[str]) -> None:
+def _curves(ax: Axes, values: xr.DataArray | xr.Dataset, *, name: str, runs: Sequence[str]) -> None:
     ends: list[tuple[float, str]] = []
+    middle = values[name] if isinstance(values, xr.Dataset) else values
     for run, label in enumerate(runs):
-        curve = values.sel(run=label).dropna("step")
+        curve = middle.sel(run=label).dropna("step")
         if curve.size:
             _curve(ax, curve, run=run)
+            if isinstance(values, xr.Dataset):
+                _band(ax, values.sel(run=label), name=name, run=run)
             ends.append((float(curve[-1]), label))
     if not ends:
         style.message(ax, f"{name}: not logged")
@@ -137,8 +145,16 @@ def _curve(ax: Axes, curve: xr.DataArray, *, run: int) -> None:
     )
 
 
-def _pairs(ax: Axes, values: xr.DataArray, *, first: bool) -> None:
-    words, scale = MEASURES.get(str(values.name), (str(values.name), "linear"))
+def _band(ax: Axes, values: xr.Dataset, *, name: str, run: int) -> None:
+    """Interval of a mean curve over seeds, where there are several."""
+    low, high = (values[f"{name}_{end}"].values.astype(np.float64) for end in ("low", "high"))
+    if np.isfinite(low).any():
+        ax.fill_between(values["step"].values, low, high, color=_look(run)[0], alpha=0.18, linewidth=0)
+
+
+def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
+    values = paired[measure].transpose("run", "layer")
+    words, scale = MEASURES.get(measure, (measure, "linear"))
     numbers = values.values.astype(np.float64)
     if scale == "log" and (numbers > 0).any():
         _mark_zeros(ax, numbers)
@@ -148,6 +164,8 @@ def _pairs(ax: Axes, values: xr.DataArray, *, first: bool) -> None:
         ax.set_xlim(-0.03, 1.03)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     _dumbbells(ax, numbers)
+    if f"{measure}_low" in paired:
+        _intervals(ax, *(paired[f"{measure}_{end}"].transpose("run", "layer").values for end in ("low", "high")))
     if ax.get_xscale() == "log":
         label_amounts(ax.xaxis)
     label_layers(ax, values["layer"].values, width=20)
@@ -163,7 +181,7 @@ def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
     rows = np.arange(numbers.shape[1])
     known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
     low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
-    ax.hlines(known, low, high, color=style.LINE, zorder=1)
+    ax.hlines(known, low, high, color=style.look().line, zorder=1)
     for run, along in enumerate(numbers):
         color, marker = _look(run)
         ax.plot(
@@ -176,6 +194,16 @@ def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
             alpha=0.9,
             rasterized=numbers.size > style.VECTOR_MARKS,
         )
+
+
+def _intervals(ax: Axes, low: FloatArray, high: FloatArray) -> None:
+    """Intervals over seeds, one thin line a run and layer; the part below an axis of logarithms is cut off."""
+    lower, rows = ax.get_xlim()[0], np.arange(low.shape[1])
+    for run in range(len(low)):
+        known = np.isfinite(low[run]) & np.isfinite(high[run]) & (high[run] > lower)
+        color = _look(run)[0]
+        ends = np.maximum(low[run][known], lower), high[run][known]
+        ax.hlines(rows[known], *ends, color=color, linewidth=0.9, alpha=0.7, zorder=1.5)
 
 
 def _mark_zeros(ax: Axes, numbers: FloatArray) -> None:
@@ -214,9 +242,14 @@ def _furthest_apart(values: xr.DataArray, *, scale: str) -> str:
     return f"{name}: {words(float(low[at]))} to {words(float(high[at]))}"
 
 
-def _run_key(figure: Figure | SubFigure, runs: Sequence[str]) -> None:
+def _run_key(figure: Figure | SubFigure, runs: Sequence[str], paired: xr.Dataset) -> None:
     handles = []
+    seeds = paired["seeds"].values if "seeds" in paired.coords else [1] * len(runs)
     for run, name in enumerate(runs):
         color, marker = _look(run)
-        handles.append(Line2D([], [], color=color, marker=marker, label=elide(name, 28)))
+        label = elide(name, 28) + (f" ({plural(int(seeds[run]), 'seed')})" if seeds[run] > 1 else "")
+        handles.append(Line2D([], [], color=color, marker=marker, label=label))
+    if max(seeds, default=1) > 1:
+        muted = style.look().muted
+        handles.append(Line2D([], [], color=muted, linewidth=0.9, label="90 % interval of the mean over seeds"))
     as_plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=min(len(runs), 5)))

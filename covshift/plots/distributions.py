@@ -18,7 +18,7 @@ OUTSIDE = 0.01
 """Share of a step's elements beyond an edge of the axis from which that edge is marked."""
 
 
-def plot_activation_river(river: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_activation_river(river: xr.Dataset, *, ax: style.Target = None) -> Axes:
     """Draw how one layer's values moved over the steps.
 
     A heat map of counts (logarithmic) over step and value, with lines at the 1, 25, 50, 75 and 99 % quantiles and at
@@ -29,7 +29,7 @@ def plot_activation_river(river: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ----------
     river : Dataset
         From :func:`covshift.analysis.distributions.river`.
-    ax : Axes, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -38,13 +38,13 @@ def plot_activation_river(river: xr.Dataset, *, ax: Axes | None = None) -> Axes:
         With the heat map as its first collection. Where no step holds a finite element, the Axes says so instead.
     """
     with style.context():
-        ax = style.axes_or_new(ax, width=7.6, height=3.6)
+        ax = style.axes_on(ax, width=7.6, height=3.6)
         name = f"{elide(str(river.attrs['layer']), 40)} {river.attrs['signal']}"
         if not river.sizes["step"] or not np.isfinite(river["quantile"].values).any():
             return style.message(ax, f"{name}: no finite values recorded")
         mesh = _heat(ax, river)
         _scale(ax, river)
-        ax.axhline(0.0, color=style.ZERO, linewidth=0.9, linestyle=(0, (5, 3)))
+        ax.axhline(0.0, color=style.look().zero, linewidth=0.9, linestyle=(0, (5, 3)))
         _quantile_lines(ax, river)
         _edge_marks(ax, river)
         label_steps(ax, river["step"].values)
@@ -63,7 +63,7 @@ def _heat(ax: Axes, river: xr.Dataset) -> QuadMesh:
         np.append(river["lower"].values, river["upper"].values[-1]),
         np.ma.masked_less_equal(counts, least / 10.0),
         norm=LogNorm(least, max(most, least * 10.0)),
-        cmap=style.AMOUNT,
+        cmap=style.look().amount,
         rasterized=True,
     )
 
@@ -88,7 +88,7 @@ def _quantile_lines(ax: Axes, river: xr.Dataset) -> None:
         ax.plot(
             river["step"].values,
             river["quantile"].isel(probability=position).values,
-            color=style.ACCENT,
+            color=style.look().accent,
             linewidth=(1.8, 1.0, 0.8)[min(distance, 2)],
             linestyle=("-", "-", (0, (2, 1.5)))[min(distance, 2)],
             marker=marker,
@@ -107,7 +107,7 @@ def _edge_marks(ax: Axes, river: xr.Dataset) -> None:
     )
     for where, height, marker, meaning in marks:
         if where.any():
-            color = style.VERDICTS["bad"].color if marker == "|" else style.INK
+            color = style.look().verdicts["bad"].color if marker == "|" else style.look().ink
             at = np.full(int(where.sum()), height)
             ax.plot(steps[where], at, marker, transform=across, color=color, markersize=6, clip_on=False, label=meaning)
 
@@ -123,12 +123,12 @@ def _movement(river: xr.Dataset) -> str:
 
 
 def _key(ax: Axes) -> None:
-    color = style.ACCENT
+    color = style.look().accent
     lines = [
         Line2D([], [], color=color, linewidth=1.8, label="median"),
         Line2D([], [], color=color, linewidth=1.0, label="25 and 75 %"),
         Line2D([], [], color=color, linewidth=0.8, linestyle=(0, (2, 1.5)), label="1 and 99 %"),
-        Line2D([], [], color=style.ZERO, linewidth=0.9, linestyle=(0, (5, 3)), label="zero"),
+        Line2D([], [], color=style.look().zero, linewidth=0.9, linestyle=(0, (5, 3)), label="zero"),
     ]
     named = [line for line in ax.get_lines() if line.get_marker() in ("^", "v", "|")]
     key_below(ax, [*lines, *named], columns=7)

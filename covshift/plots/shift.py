@@ -1,6 +1,8 @@
-"""Figures of how far layers moved between steps."""
+"""The shift map: how far every layer moved between steps, and when."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
@@ -8,15 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 
+from covshift.diagnosis import Finding
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.plots import style
-from covshift.plots.axes import colorbar, flat_cells, key_below, layer_cells, layer_height, title, unmeasured_key
+from covshift.plots.axes import (
+    colorbar,
+    flat_cells,
+    key_below,
+    layer_cells,
+    layer_height,
+    mark_limit,
+    title,
+    unmeasured_key,
+)
+from covshift.plots.headline import headline, mark_since, named
 from covshift.plots.labels import amount, count, short_names
 
 BULK = 0.03
 """Share of the distances left beyond either end of the colour scale: training moves far in its first few steps."""
 
 
-def plot_shift_map(shift: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: style.Target = None) -> Axes:
     """Draw which layers shifted, and when.
 
     One cell for each step and layer: the first Wasserstein distance to the reference distribution, in standard
@@ -29,27 +43,33 @@ def plot_shift_map(shift: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     shift : Dataset
         From :func:`covshift.analysis.shift.between_steps`: ``w1``, ``noise_floor`` and ``off_centre`` with
         dims ``(step, layer)``.
-    ax : Axes, optional
+    findings : iterable of Finding
+        Of the check ``"shift"``: the loudest is the title, and each marks the step since when.
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
     -------
     Axes
-        With the distances as its first collection and the cells within the noise floor as its second. Where no cell has
-        a number, the Axes says so instead.
+        With the distances as its first collection and the cells within the noise floor as its second. The threshold of
+        the rule is a line on the colour bar. Where no cell has a number, the Axes says so instead.
     """
+    found = list(findings)
     with style.context():
-        ax = style.axes_or_new(ax, width=7.6, height=layer_height(shift.sizes["layer"]))
+        ax = style.axes_on(ax, width=7.6, height=layer_height(shift.sizes["layer"]))
         w1 = shift["w1"].where(~shift["off_centre"]).transpose("step", "layer")
         measured = w1.notnull()
         if not bool(measured.any()):
             return style.message(ax, "shift: not measured (a shift needs histograms at two steps)")
         moved = measured & (w1 > shift["noise_floor"].fillna(0.0))
         mesh = layer_cells(ax, w1.where(moved), norm=_norm(w1.where(moved)))
-        flat_cells(ax, measured & ~moved, color=style.WITHIN_FLOOR)
-        colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
-        title(ax, _finding(w1, moved))
-        key_below(ax, [Patch(facecolor=style.WITHIN_FLOOR, label="within the noise floor"), unmeasured_key()])
+        flat_cells(ax, measured & ~moved, color=style.look().within_floor)
+        bar = colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
+        mark_limit(bar, THRESHOLDS["shift"])
+        keys: list[object] = [Patch(facecolor=style.look().within_floor, label="within the noise floor")]
+        marks = mark_since(ax, found, w1)
+        key_below(ax, [*keys, unmeasured_key(), *([marks] if marks else [])])
+        title(ax, _title(w1, moved, found))
     return ax
 
 
@@ -62,11 +82,20 @@ def _norm(moved: xr.DataArray) -> LogNorm:
     return LogNorm(least, max(most, 2.0 * least))
 
 
-def _finding(w1: xr.DataArray, moved: xr.DataArray) -> str:
+def _title(w1: xr.DataArray, moved: xr.DataArray, findings: list[Finding]) -> str:
     cells, above = int(np.isfinite(w1.values).sum()), int(moved.values.sum())
+    told = headline(findings, _words)
     if not above:
-        return f"No layer shifted beyond its noise floor ({count(cells)} cells)"
+        return told or f"No layer shifted beyond its noise floor ({count(cells)} cells)"
+    share = f"{count(above)} of {count(cells)} cells above noise"
+    if told:
+        return f"{told}; {share}"
     step, layer = np.unravel_index(int(np.nanargmax(w1.where(moved).values)), w1.shape)
     name, when = short_names(w1["layer"].values)[layer], w1["step"].values[step]
     furthest = amount(float(w1.values[step, layer]))
-    return f"Furthest: {name} by {furthest} sd at step {when}; {count(above)} of {count(cells)} cells above noise"
+    return f"Furthest: {name} by {furthest} sd at step {when}; {share}"
+
+
+def _words(finding: Finding) -> str:
+    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    return f"{named(finding)} shifts by {amount(finding.value)} sd from one histogram to the next{begun}"

@@ -1,129 +1,93 @@
-"""How every figure of covshift looks: one palette, one map for amounts, one mark for each verdict.
+"""How every figure of covshift looks, and where it is drawn: settings, theme, and the Axes or Figure it goes to.
 
 Nothing here changes matplotlib's global settings: :func:`context` is entered by each plot function for the time it
-draws. Colours are named by role, so that the report can give each role a second value for dark pages. Colour never
-stands alone: a verdict is a shape, a colour and a word; a run is a colour and a marker.
-
-References
-----------
-B. Ottosson, A perceptual color space for image processing (2020), for OKLab, in which the map for amounts is evenly
-spaced. The run colours are those of M. Okabe & K. Ito, Color universal design (2008), without their yellow.
+draws. :func:`theme` chooses light or dark, :func:`detached` keeps new figures from pyplot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from numpy.typing import NDArray
 
 from covshift.exceptions import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-INK = "#1d2429"
-MUTED = "#5d6975"
-LINE = "#d9dee3"
-PAPER = "#ffffff"
-WITHIN_FLOOR = "#e9e8e6"
-NOT_MEASURED = "#ffffff"
-HATCH = "/////"
-ACCENT = "#c2410c"
-SECOND = "#2c7294"
-ZERO = "#0f766e"
-"""Roles: text and axes, secondary text, grid lines, background, cells inside a noise floor, cells without a number
-(hatched), the line that matters most, the one after it, and the line at zero."""
+from covshift.plots.palette import LIGHT, PALETTES, Palette
 
 VECTOR_MARKS, VECTOR_POINTS = 450, 5000
 """Marks and points of a line beyond which an Axes draws them as an image, so that a vector file stays small."""
 
-RUN_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4b5563", "#8c6d46")
-RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+INK, MUTED, LINE, PAPER = LIGHT.ink, LIGHT.muted, LIGHT.line, LIGHT.paper
+WITHIN_FLOOR, ACCENT, SECOND, ZERO = LIGHT.within_floor, LIGHT.accent, LIGHT.second, LIGHT.zero
+VERDICTS, RUN_COLORS, AMOUNT = LIGHT.verdicts, LIGHT.runs, LIGHT.amount
+"""The light palette's roles by name, for whoever translates colours into a page's own."""
 
+Target = Axes | Figure | SubFigure | None
+"""Where a figure may be drawn."""
 
-@dataclass(frozen=True)
-class VerdictMark:
-    """How one verdict word is shown: a colour, a matplotlib marker, its size in points, and whether it is filled."""
-
-    color: str
-    marker: str
-    size: float
-    filled: bool = True
-
-
-VERDICTS = {
-    "bad": VerdictMark("#b3261e", "s", 5.6),
-    "watch": VerdictMark("#d97f00", "^", 5.6),
-    "ok": VerdictMark("#4d8a99", "o", 3.6),
-    "not measured": VerdictMark("#8a95a0", "o", 3.6, filled=False),
-}
-"""Marks of the four verdict words, loudest first."""
-
-
-def _oklab(colors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """OKLab coordinates of sRGB colours, both ``(n, 3)``."""
-    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    return np.asarray(np.cbrt(linear @ _TO_CONE.T) @ _CONE_TO_LAB.T)
-
-
-def _srgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of :func:`_oklab`, clipped to what a screen can show."""
-    linear = (lab @ np.linalg.inv(_CONE_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_CONE).T
-    gamma = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055)
-    return np.clip(gamma, 0.0, 1.0)
-
-
-_TO_CONE = np.array(
-    [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-)
-_CONE_TO_LAB = np.array(
-    [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-)
-
-
-def _even_colormap(name: str, anchors: tuple[str, ...], *, size: int = 256) -> ListedColormap:
-    """Colour map through ``anchors`` whose neighbours are equally far apart in OKLab."""
-    corners = _oklab(np.array([to_rgb(anchor) for anchor in anchors]))
-    reached = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
-    along = np.linspace(0.0, reached[-1], size)
-    lab = np.stack([np.interp(along, reached, corner) for corner in corners.T], axis=1)
-    return ListedColormap(_srgb(lab).tolist(), name=name)
-
-
-AMOUNT = _even_colormap("covshift_amount", ("#dcebee", "#86b9c4", "#2c7294", "#0e2c49"))
-"""The map for amounts: pale where there is little, dark where there is much; even steps, lightness monotone."""
+_PALETTE: ContextVar[Palette] = ContextVar("covshift_palette", default=LIGHT)
+_DETACHED: ContextVar[tuple[float | None] | None] = ContextVar("covshift_detached", default=None)
 
 SETTINGS: Mapping[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.titlepad": 10.0,
     "axes.unicode_minus": True,
-    "figure.facecolor": PAPER,
-    "hatch.color": LINE,
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.0,
-    "legend.labelcolor": INK,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.0,
-    "text.color": INK,
 }
 """matplotlib settings in force while a figure is drawn; what is created later, :func:`dress` sets on the Axes."""
+
+
+def look() -> Palette:
+    """The palette in force."""
+    return _PALETTE.get()
+
+
+@contextmanager
+def theme(name: str) -> Iterator[Palette]:
+    """Draw in ``"light"`` (the default) or ``"dark"`` colours inside the ``with``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such theme.
+
+    Examples
+    --------
+    >>> with theme("dark") as palette:
+    ...     palette is look(), palette.paper
+    (True, '#14181c')
+    """
+    if name not in PALETTES:
+        raise InvalidArgumentError(f"theme={name!r}: expected one of {', '.join(map(repr, PALETTES))}")
+    token = _PALETTE.set(PALETTES[name])
+    try:
+        yield PALETTES[name]
+    finally:
+        _PALETTE.reset(token)
+
+
+@contextmanager
+def detached(*, width: float | None = None) -> Iterator[None]:
+    """Make new figures inside the ``with`` plain ones that pyplot knows nothing of, ``width`` inches wide.
+
+    A program that draws many figures, or draws them in a thread, is spared pyplot's list of open figures and its
+    backend. ``width`` is that of each figure by default; heights follow from what is drawn.
+    """
+    token = _DETACHED.set((width,))
+    try:
+        yield
+    finally:
+        _DETACHED.reset(token)
 
 
 def context() -> AbstractContextManager[None]:
@@ -138,21 +102,74 @@ def context() -> AbstractContextManager[None]:
     >>> inside, matplotlib.rcParams["font.size"] == before
     (9.0, True)
     """
-    settings: Any = SETTINGS  # the stubs list every key as a literal
+    palette = look()
+    colors = {"figure.facecolor": palette.paper, "hatch.color": palette.line, "text.color": palette.ink}
+    settings: Any = {**SETTINGS, **colors, "legend.labelcolor": palette.ink}  # the stubs list every key as a literal
     return matplotlib.rc_context(settings)
 
 
-def axes_or_new(ax: Axes | None, *, width: float, height: float) -> Axes:
-    """``ax``, or the only Axes of a new pyplot figure of ``width`` x ``height`` inches; dressed either way."""
-    if ax is None:
-        ax = figure_or_new(None, width=width, height=height).subplots()
+def axes_on(ax: Target, *, width: float, height: float) -> Axes:
+    """One dressed Axes: ``ax`` itself, one in the Figure ``ax``, or that of a new figure of these inches."""
+    if ax is None or isinstance(ax, Figure | SubFigure):
+        ax = figure_on(ax, width=width, height=height).subplots()
+    if not isinstance(ax, Axes):
+        raise _no_target(ax)
     dress(ax)
     return ax
 
 
-def panels(figure: Figure | SubFigure, columns: int, *, sharey: bool = False) -> list[Axes]:
-    """``columns`` dressed Axes side by side in ``figure``."""
-    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0].tolist()
+def figure_on(ax: Target, *, width: float, height: float) -> Figure | SubFigure:
+    """A figure to fill with panels: ``ax`` itself, a SubFigure in the place of the Axes ``ax``, or a new one.
+
+    A new one has ``width`` x ``height`` inches and constrained layout. It is pyplot's, which is imported only here,
+    except inside :func:`detached`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``ax`` is nothing to draw on, or an Axes that stands in no grid and so has no place to give.
+    """
+    if ax is None:
+        return _new_figure(width, height)
+    if isinstance(ax, Figure | SubFigure):
+        return ax
+    if not isinstance(ax, Axes):
+        raise _no_target(ax)
+    place, figure = ax.get_subplotspec(), ax.get_figure()
+    if place is None or figure is None:
+        raise InvalidArgumentError(
+            "ax: this figure has several panels and needs the place of a subplot; expected an Axes made by subplots(), "
+            "a Figure or a SubFigure"
+        )
+    ax.remove()
+    return figure.add_subfigure(place)
+
+
+def _no_target(ax: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"ax={ax!r}: expected a matplotlib Axes, Figure or SubFigure to draw on, or None for a new figure"
+    )
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    apart = _DETACHED.get()
+    if apart is not None:
+        return Figure(figsize=(apart[0] or width, height), layout="constrained")
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=(width, height), layout="constrained")
+
+
+def root(drawn: Axes | Figure | SubFigure) -> Figure:
+    """The Figure that everything drawn belongs to."""
+    figure = drawn.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def panels(figure: Figure | SubFigure, columns: int, *, sharey: bool = False, **options: Any) -> list[Axes]:
+    """``columns`` dressed Axes side by side in ``figure``; ``options`` are those of its ``subplots``."""
+    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False, **options)[0].tolist()
     for ax in axes:
         dress(ax)
     return list(axes)
@@ -164,42 +181,23 @@ def dress(ax: Axes) -> None:
     An Axes made outside :func:`context` has the settings of its maker, and ticks made when the figure is drawn have
     those in force then; both follow what is set on the Axes itself.
     """
-    ax.set_facecolor(PAPER)
+    palette = look()
+    ax.set_facecolor(palette.paper)
     ax.set_axisbelow(True)
-    ax.tick_params(labelsize=8.0, labelcolor=MUTED, color=MUTED, length=3.0, width=0.7)
-    ax.tick_params(grid_color=LINE, grid_linewidth=0.6)
-    ax.tick_params(which="minor", color=LINE, length=2.0, width=0.5)
+    ax.tick_params(labelsize=8.0, labelcolor=palette.muted, color=palette.muted, length=3.0, width=0.7)
+    ax.tick_params(grid_color=palette.line, grid_linewidth=0.6)
+    ax.tick_params(which="minor", color=palette.line, length=2.0, width=0.5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        ax.spines[side].set(color=MUTED, linewidth=0.7)
+        ax.spines[side].set(color=palette.muted, linewidth=0.7)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set(color=MUTED, fontsize=9.0)
-
-
-def figure_or_new(figure: Figure | SubFigure | None, *, width: float, height: float) -> Figure | SubFigure:
-    """``figure``, or a new pyplot figure of ``width`` x ``height`` inches with constrained layout.
-
-    pyplot is imported only here, so whoever passes a figure of their own never touches its state or backend.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If ``figure`` is neither None nor a matplotlib figure, for example an Axes.
-    """
-    if figure is None:
-        from matplotlib import pyplot
-
-        return pyplot.figure(figsize=(width, height), layout="constrained")
-    if not isinstance(figure, Figure | SubFigure):
-        raise InvalidArgumentError(
-            f"figure={figure!r}: expected a matplotlib Figure or SubFigure to fill with panels, or None for a new one"
-        )
-    return figure
+        axis.label.set(color=palette.muted, fontsize=9.0)
 
 
 def message(ax: Axes, text: str) -> Axes:
     """Say in the middle of ``ax`` why nothing is drawn there, without ticks or frame."""
     ax.set_axis_off()
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED, parse_math=False)
+    words = textwrap.fill(text, 44)
+    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=look().muted, parse_math=False)
     return ax

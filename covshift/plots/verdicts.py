@@ -18,7 +18,7 @@ from covshift.plots.axes import key_below, label_layers, layer_height, title, wr
 LOUDNESS = ("bad", "watch", "ok", "not measured")
 
 
-def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: Axes | None = None) -> Axes:
+def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target = None) -> Axes:
     """Draw the verdict of every check on every layer.
 
     A verdict is a shape, a colour and a word: a filled square is bad, a triangle watch, a disc ok, a ring not measured.
@@ -30,7 +30,7 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: Axes | None =
     rows : int, default 60
         At most so many layers. Where there are more, those with the worst verdicts are kept, in the order of the
         network, and the title says how many are left out.
-    ax : Axes, optional
+    ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
     Returns
@@ -49,7 +49,7 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: Axes | None =
     shown = _worst(grid, rows)
     with style.context():
         height = layer_height(shown.sizes["layer"], row=0.165, least=2.0, most=12.0)
-        ax = style.axes_or_new(ax, width=2.6 + 0.95 * grid.sizes["check"], height=height)
+        ax = style.axes_on(ax, width=2.6 + 0.95 * grid.sizes["check"], height=height)
         if not grid.size:
             return style.message(ax, "verdicts: no layer was judged")
         _marks(ax, shown)
@@ -69,7 +69,7 @@ def _worst(grid: xr.DataArray, rows: int) -> xr.DataArray:
 
 def _marks(ax: Axes, grid: xr.DataArray) -> None:
     for verdict in LOUDNESS:
-        mark = style.VERDICTS[verdict]
+        mark = style.look().verdicts[verdict]
         row, column = np.nonzero(grid.values == verdict)
         ax.plot(
             column,
@@ -83,7 +83,7 @@ def _marks(ax: Axes, grid: xr.DataArray) -> None:
         )
         for x, y in zip(column.tolist(), row.tolist(), strict=True):
             loud = verdict in ("bad", "watch")
-            color, weight = (style.INK, "bold") if loud else (style.MUTED, "normal")
+            color, weight = (style.look().ink, "bold") if loud else (style.look().muted, "normal")
             ax.text(x + 0.1, y, verdict, va="center", fontsize=7, color=color, fontweight=weight)
     ax.set_yticks(np.arange(grid.sizes["layer"]) + 0.5, minor=True)
     ax.tick_params(axis="y", which="minor", length=0)
@@ -101,7 +101,7 @@ def _columns(ax: Axes, checks: list[str]) -> None:
 
 
 def _handle(verdict: str) -> Line2D:
-    mark = style.VERDICTS[verdict]
+    mark = style.look().verdicts[verdict]
     face = mark.color if mark.filled else "none"
     return Line2D(
         [],

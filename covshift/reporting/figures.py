@@ -53,7 +53,7 @@ def comparison_picture(recordings: Mapping[str, xr.DataTree], paired: xr.Dataset
     curves = {name: comparison.scalars(recordings, name) for name in _compared_scalars(recordings)}
     height = layer_height(paired.sizes["layer"], row=0.13, most=8.0) + 2.9 * bool(curves)
     return _picture(
-        lambda figure: plots.plot_comparison(paired, curves, figure=figure),
+        lambda figure: plots.plot_comparison(paired, curves, ax=figure),
         (WIDTH, height),
         prefix="comparison",
         caption="Above: logged scalars of every run. Below: each layer is a row, each run a mark on it, the line joins "
@@ -123,7 +123,7 @@ def _gradient_zeros(result: Results, zero_rate: xr.DataArray, *, prefix: str) ->
         rates, structural = result.linkage["gradient_zero_rate"], result.linkage["structural_rate"]
         where = "at the input z of every nonlinearity; structural zeros (it has no derivative there) apart"
     return _picture(
-        lambda figure: plots.plot_gradient_zeros(rates, result.survival, structural=structural, figure=figure),
+        lambda figure: plots.plot_gradient_zeros(rates, result.survival, structural=structural, ax=figure),
         (WIDTH, layer_height(rates.sizes["layer"])),
         prefix=prefix,
         caption=f"Share of gradient elements that are exactly zero, {where}. Beside it the share of units that fire.",

@@ -45,8 +45,8 @@ def test_no_layer_and_no_step_give_a_message(made, new_figure):
         plots.plot_shift_map(empty.shift(0, 0), ax=new_figure().subplots()),
         plots.plot_shift_map(empty.shift(0, 3), ax=new_figure().subplots()),
         plots.plot_norm_profile(empty.profile(0, 3), ax=new_figure().subplots()),
-        plots.plot_gradient_zeros(empty.share(0, 0), empty.share(0, 0), figure=new_figure()),
-        plots.plot_comparison(empty.paired(0), figure=new_figure()),
+        plots.plot_gradient_zeros(empty.share(0, 0), empty.share(0, 0), ax=new_figure()),
+        plots.plot_comparison(empty.paired(0), ax=new_figure()),
     ]
     for drawn in drawings:
         figure_of(drawn).draw_without_rendering()
@@ -65,7 +65,7 @@ def test_hostile_names_are_text(subject, made):
 def test_every_figure_draws_where_it_is_told_and_returns_it(subject, made, new_figure):
     figure = new_figure()
     if subject.several:
-        assert subject(made(), 3, 4, figure=figure) is figure
+        assert subject(made(), 3, 4, ax=figure) is figure
     else:
         ax = figure.subplots()
         assert subject(made(), 3, 4, ax=ax) is ax
@@ -78,8 +78,8 @@ def test_every_figure_makes_its_own_where_it_is_not_told(subject, made):
 
 def test_panels_can_fill_part_of_a_figure(made, new_figure):
     left, right = new_figure(figsize=(14, 6)).subfigures(1, 2)
-    assert plots.plot_gradient_zeros(made().share(3, 4), figure=left) is left
-    assert plots.plot_comparison(made().paired(4), made().curves(5), figure=right) is right
+    assert plots.plot_gradient_zeros(made().share(3, 4), ax=left) is left
+    assert plots.plot_comparison(made().paired(4), made().curves(5), ax=right) is right
     figure_of(left).draw_without_rendering()
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb, to_rgba
 
 from covshift.exceptions import InvalidArgumentError
-from covshift.plots import style
+from covshift.plots import palette, style
 
 
 def cielab(colors: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_marks_can_be_seen_on_paper(color):
 
 
 def test_no_two_runs_share_colour_or_marker():
-    assert len(set(style.RUN_COLORS)) == len(set(style.RUN_MARKERS)) == len(style.RUN_COLORS)
+    assert len(set(style.RUN_COLORS)) == len(set(palette.RUN_MARKERS)) == len(style.RUN_COLORS)
 
 
 def test_drawing_leaves_the_settings_as_they_were(subject, made):
@@ -94,9 +94,9 @@ def test_drawing_does_not_depend_on_the_users_settings(made, new_figure):
         assert drawn() == plain
 
 
-def test_an_axes_in_place_of_a_figure_is_refused(new_figure):
-    with pytest.raises(InvalidArgumentError, match=r"figure=.*expected a matplotlib Figure.*None for a new one"):
-        style.figure_or_new(new_figure().subplots(), width=1, height=1)
+def test_what_cannot_be_drawn_on_is_refused(new_figure):
+    with pytest.raises(InvalidArgumentError, match=r"ax=.*expected a matplotlib Axes, Figure or SubFigure"):
+        style.figure_on("figure", width=1, height=1)
 
 
 def test_importing_the_figures_leaves_pyplot_alone():

@@ -1,0 +1,106 @@
+"""Runs that differ by their seed alone, taken together: a mean and what it is worth.
+
+The unit of replication is the run. Two seeds give an interval, though a wide one; one seed gives none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from covshift.analysis import rows
+from covshift.exceptions import InvalidArgumentError
+
+Floats = NDArray[np.float64]
+
+LOGARITHMIC = ("gradient_rms", "activation_sd", "w1")
+"""Measures of :func:`covshift.analysis.comparison.paired_layers` that are sizes, averaged by their logarithms."""
+
+_SEED = re.compile(r"[\s_-]*seed[\s_=-]*\d+$", flags=re.IGNORECASE)
+
+
+def seed_groups(recordings: Mapping[str, xr.DataTree]) -> dict[str, str]:
+    """Group of every run: its attribute ``variant``, else its name without a trailing ``seed <number>``.
+
+    Parameters
+    ----------
+    recordings : mapping of str to DataTree
+        Runs by name.
+
+    Returns
+    -------
+    dict of str to str
+        Run name to group name, in the order of the runs.
+    """
+    return {name: str(run.attrs.get("variant", "")) or _SEED.sub("", name) or name for name, run in recordings.items()}
+
+
+def over_seeds(
+    values: xr.Dataset,
+    groups: Mapping[str, str],
+    *,
+    logarithmic: Collection[str] = LOGARITHMIC,
+    level: float = 0.9,
+) -> xr.Dataset:
+    """Mean of every group of runs, with its interval over seeds.
+
+    Parameters
+    ----------
+    values : Dataset
+        Variables with the dim ``run``, such as those of :func:`covshift.analysis.comparison.paired_layers`.
+    groups : mapping of str to str
+        Group of every run.
+    logarithmic : collection of str
+        Variables averaged by their logarithms (geometric mean) where all values of a group are above 0.
+    level : float, default 0.9
+        Of the intervals, in (0, 1).
+
+    Returns
+    -------
+    Dataset
+        The same variables with the groups in place of the runs, and for each ``name`` also ``name_low`` and
+        ``name_high``: Student's interval of the mean, NaN where fewer than two runs of the group have a number. The
+        coordinate ``seeds`` (run) counts the runs of a group.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a run has no group, or ``level`` is out of range.
+    """
+    runs = rows.names(values, "run").tolist()
+    missing = [run for run in runs if run not in groups]
+    if missing or not 0 < level < 1:
+        raise InvalidArgumentError(
+            f"groups lack {missing or 'no run'}, level={level}: expected all runs, 0 < level < 1"
+        )
+    names = list(dict.fromkeys(groups[run] for run in runs))
+    members = [[index for index, run in enumerate(runs) if groups[run] == name] for name in names]
+    data: dict[str, xr.DataArray] = {}
+    for name, variable in values.data_vars.items():
+        table = variable.transpose("run", ...)
+        parts = [_interval(table.values[chosen].astype(np.float64), name in logarithmic, level) for chosen in members]
+        for suffix, columns in zip(("", "_low", "_high"), zip(*parts, strict=True), strict=True):
+            coords = {dim: table[dim].values for dim in table.dims[1:]} | {"run": names}
+            data[f"{name}{suffix}"] = xr.DataArray(np.stack(columns), coords, table.dims, attrs=variable.attrs)
+    return xr.Dataset(data).assign_coords(seeds=("run", [len(chosen) for chosen in members]))
+
+
+def _interval(values: Floats, logarithmic: bool, level: float) -> tuple[Floats, Floats, Floats]:
+    """Mean over the first axis and its ends; NaN entries are left out."""
+    from scipy.special import stdtrit
+
+    known = np.isfinite(values)
+    in_logs = logarithmic & np.all(~known | (values > 0), axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        taken = np.where(in_logs, np.log(values), values)
+    held, n = np.where(known, taken, 0.0), known.sum(axis=0)
+    mean = rows.ratio(held.sum(axis=0), n)
+    square = np.where(known, (taken - mean) ** 2, 0.0).sum(axis=0)
+    error = np.sqrt(rows.ratio(square, (n - 1) * n))
+    margin = stdtrit(np.maximum(n - 1, 1), (1 + level) / 2) * error
+    low, middle, high = (np.where(in_logs, np.exp(end), end) for end in (mean - margin, mean, mean + margin))
+    return middle, low, high

@@ -1,0 +1,92 @@
+"""Findings in pictures: the sentence above a figure, and the step since when beside a layer.
+
+A title says what the rules found, in the words of the loudest finding; a picture without findings has none to tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from covshift.diagnosis import Finding
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN
+from covshift.diagnosis.wording import plural
+from covshift.plots import style
+from covshift.plots.labels import elide
+
+NAME_WIDTH = 40
+SINCE = "threshold mostly exceeded since here"
+
+
+def flagged(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings to watch or worse, the loudest first, of one verdict the earliest first."""
+    loud = [finding for finding in findings if finding.verdict in ("bad", "watch")]
+    return sorted(loud, key=lambda one: (SEVERITY.index(one.verdict), _begun(one)))
+
+
+def _begun(finding: Finding) -> float:
+    return float("inf") if finding.since_step is None else finding.since_step
+
+
+def headline(findings: Iterable[Finding], words: Callable[[Finding], str]) -> str:
+    """The loudest finding in ``words``, and how many more layers are flagged; nothing where none is."""
+    loud = flagged(findings)
+    if not loud:
+        return ""
+    others = {finding.layer for finding in loud} - {loud[0].layer, WHOLE_RUN}
+    return words(loud[0]) + (f" (and {plural(len(others), 'more layer')})" if others else "")
+
+
+def named(finding: Finding) -> str:
+    """The layer of a finding as the subject of a sentence."""
+    return "The run" if finding.layer == WHOLE_RUN else f"Layer '{elide(finding.layer, NAME_WIDTH)}'"
+
+
+def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray) -> Line2D | None:
+    """Mark on each layer's row the step since when a threshold was mostly exceeded.
+
+    Parameters
+    ----------
+    ax : Axes
+        With one row for each layer of ``values`` and steps along x.
+    findings : iterable of Finding
+        Those to watch or worse are marked.
+    values : DataArray
+        With the coordinate ``layer``, and perhaps ``producer``: the layer under whose name the row was judged.
+
+    Returns
+    -------
+    Line2D or None
+        The marks, labelled :data:`SINCE`; None where there is nothing to mark.
+    """
+    labels = [values[name].values for name in ("producer", "layer") if name in values.coords]
+    rows = {str(name): row for names in labels for row, name in enumerate(names)}
+    low, high = sorted(ax.get_xlim())
+    begun: dict[int, int] = {}
+    for finding in flagged(findings):
+        if finding.layer in rows and finding.since_step is not None:
+            row = rows[finding.layer]
+            begun[row] = min(finding.since_step, begun.get(row, finding.since_step))
+    if not begun:
+        return None
+    look = style.look()
+    size = float(np.clip(200.0 / max(values.sizes["layer"], 1), 2.4, 5.0))
+    at = np.clip(np.array(list(begun.values()), dtype=np.float64), low, high)
+    (marks,) = ax.plot(
+        at,
+        list(begun),
+        linestyle="",
+        marker=">",
+        markersize=size,
+        color=look.accent,
+        markeredgecolor=look.paper,
+        markeredgewidth=0.5,
+        clip_on=False,
+        zorder=5,
+        label=SINCE,
+    )
+    return marks

@@ -1,0 +1,180 @@
+"""Update ratio: whether the step size is right, parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from covshift.diagnosis import Finding
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
+from covshift.plots import palette, style
+from covshift.plots.axes import key_below, label_amounts, label_steps, title
+from covshift.plots.headline import flagged, headline, named
+from covshift.plots.labels import amount, short_names
+
+FloatArray = NDArray[np.float64]
+
+GUIDE = 1e-3
+"""A. Karpathy's rule of thumb for a good ratio; the band around it is the rule's."""
+
+NAMED = 4
+"""Flagged parameters drawn in colours of their own."""
+
+BULK = 0.01
+"""Share of the ratios left beyond either end of the axis, and marked there."""
+
+
+def plot_update_ratio(ratio: xr.DataArray, *, findings: Iterable[Finding] = (), ax: style.Target = None) -> Axes:
+    """Draw the length of every update relative to the parameter it moves.
+
+    Parameters
+    ----------
+    ratio : DataArray
+        From :func:`covshift.analysis.gradient_health.update_ratio`, dims ``(step, parameter)``.
+    findings : iterable of Finding
+        Of the check ``"update ratio"``: the loudest is the title, and the parameters of the flagged layers are named.
+    ax : Axes, Figure or SubFigure, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    Axes
+        One line a parameter, labelled by its name, pale at the input and dark at the output, on a logarithmic axis; the
+        band inside which the rule says ok, its outer limits, and a guide at 1e-3. Updates of exactly zero are arrows on
+        the lower edge; triangles mark steps beyond the axis. Where nothing was measured, the Axes says so instead.
+    """
+    found = list(findings)
+    with style.context():
+        ax = style.axes_on(ax, width=7.6, height=4.0)
+        values = ratio.transpose("step", "parameter")
+        sizes = values.values.astype(np.float64)
+        if not np.isfinite(sizes).any():
+            return style.message(ax, "update ratio: not measured (updates= records it)")
+        ax.set_yscale("log")
+        low, high = _limits(sizes)
+        loud = _loud(values, found)
+        _lines(ax, values, loud)
+        _targets(ax)
+        _edges(ax, values["step"].values, sizes, low, high)
+        ax.set_ylim(low, high)
+        label_amounts(ax.yaxis)
+        label_steps(ax, values["step"].values)
+        ax.set_ylabel("update norm / weight norm")
+        title(ax, headline(found, _words) or _summary(values))
+        _key(ax, values, loud)
+    return ax
+
+
+def _limits(sizes: FloatArray) -> tuple[float, float]:
+    """Ends of the axis: the bulk of the ratios, and the band of the rule."""
+    band = THRESHOLDS["update_ratio"].watch
+    ends = list(band) if isinstance(band, tuple) else [GUIDE]
+    positive = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if positive.size:
+        ends += np.quantile(positive, [BULK, 1.0 - BULK]).tolist()
+    return min(ends) / 2.5, max(ends) * 2.5
+
+
+def _loud(values: xr.DataArray, findings: list[Finding]) -> dict[int, int]:
+    """Positions of the parameters of flagged layers, and the rank of each among them."""
+    layers = [str(name).rpartition(".")[0] or "(root)" for name in values["parameter"].values]
+    wanted = list(dict.fromkeys(finding.layer for finding in flagged(findings)))[:NAMED]
+    chosen = [position for layer in wanted for position, own in enumerate(layers) if own == layer]
+    return {position: rank for rank, position in enumerate(chosen[:NAMED])}
+
+
+def _lines(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
+    look, count = style.look(), values.sizes["parameter"]
+    shades = look.sequence(count)
+    marker = "o" if values.sizes["step"] == 1 else ""
+    for position in range(count):
+        series = values.isel(parameter=position)
+        rank = loud.get(position)
+        ax.plot(
+            series["step"],
+            np.where(series.values > 0, series.values, np.nan),
+            color=shades[position] if rank is None else look.runs[(1, 3, 5, 7)[rank]],
+            linewidth=0.8 if rank is None else 1.6,
+            marker=marker if rank is None else palette.RUN_MARKERS[rank],
+            markevery=None if rank is None else (rank, max(values.sizes["step"] // 6, 1)),
+            zorder=2 if rank is None else 3,
+            label=str(series["parameter"].values),
+            rasterized=values.size > style.VECTOR_POINTS,
+        )
+
+
+def _targets(ax: Axes) -> None:
+    """Band, guide and outer limits of the rule."""
+    look, threshold = style.look(), THRESHOLDS["update_ratio"]
+    if isinstance(threshold.watch, tuple):
+        ax.axhspan(*threshold.watch, color=look.target, alpha=0.1, linewidth=0, zorder=0)
+    ax.axhline(GUIDE, color=look.target, linewidth=1.0, linestyle=(0, (5, 3)), label="_guide")
+    for end in threshold.bad if isinstance(threshold.bad, tuple) else ():
+        ax.axhline(end, color=look.verdicts["bad"].color, linewidth=0.9, linestyle=(0, (1, 2)), label="_bad")
+
+
+def _edges(ax: Axes, steps: NDArray[np.generic], sizes: FloatArray, low: float, high: float) -> None:
+    """Marks on the edges at steps where a parameter's ratio is exactly zero or beyond the axis."""
+    place = ax.get_xaxis_transform()
+    marks = (
+        ((sizes == 0).any(axis=1), 0.0, "v", "an update of exactly 0"),
+        (((sizes > 0) & (sizes < low)).any(axis=1), 0.03, "v", "beyond the axis"),
+        ((sizes > high).any(axis=1), 0.985, "^", "beyond the axis"),
+    )
+    for where, height, marker, meaning in marks:
+        if where.any():
+            face = style.look().ink if meaning.startswith("an") else "none"
+            at = np.full(int(where.sum()), height)
+            ax.plot(
+                steps[where],
+                at,
+                marker,
+                color=style.look().ink,
+                markerfacecolor=face,
+                markersize=4.5,
+                transform=place,
+                clip_on=False,
+                label=f"_{meaning}",
+            )
+
+
+def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
+    names, lines = short_names(values["parameter"].values, width=30), ax.get_lines()
+    keys: list[Line2D | Patch] = []
+    chosen = list(loud) or sorted({0, values.sizes["parameter"] - 1})
+    for position in chosen:
+        drawn = lines[position]
+        marker, color = drawn.get_marker(), drawn.get_color()
+        keys.append(Line2D([], [], color=color, marker=marker, linewidth=drawn.get_linewidth(), label=names[position]))
+    keys.append(Patch(color=style.look().target, alpha=0.1, label="ok"))
+    keys.append(Line2D([], [], color=style.look().target, linestyle=(0, (5, 3)), label=f"guide {GUIDE:g}"))
+    keys.append(Line2D([], [], color=style.look().verdicts["bad"].color, linestyle=(0, (1, 2)), label="bad beyond"))
+    seen = {
+        str(line.get_label())[1:]: line
+        for line in lines
+        if line.get_label() in ("_an update of exactly 0", "_beyond the axis")
+    }
+    for label, line in seen.items():
+        look = {"color": line.get_color(), "markerfacecolor": line.get_markerfacecolor()}
+        keys.append(Line2D([], [], linestyle="", marker=line.get_marker(), markersize=4.5, label=label, **look))  # type: ignore[arg-type]
+    key_below(ax, keys, columns=3)
+
+
+def _summary(values: xr.DataArray) -> str:
+    known = np.flatnonzero(np.isfinite(values.values).any(axis=1))
+    last = values.isel(step=int(known[-1]))
+    low, high = float(last.min()), float(last.max())
+    weights = plural(int(last.notnull().sum()), "weight")
+    return f"An update moves {weights} by {amount(low)} to {amount(high)} of their length at step {int(last['step'])}"
+
+
+def _words(finding: Finding) -> str:
+    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    return f"{named(finding)}: an update moves a weight by {amount(finding.value)} of its length{begun}"

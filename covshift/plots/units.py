@@ -1,0 +1,112 @@
+"""Dead units through time: born, died, revived, and where the evidence is too thin to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
+from covshift.plots import palette, style
+from covshift.plots.axes import key_below, label_steps, step_edges, title
+from covshift.plots.labels import count, elide
+
+ORDER = ("born dead", "died", "silent", "not recorded", "revived", "alive")
+"""Fates from the bottom up: what is worst stands on the axis, where it can be read."""
+
+WORDS = {
+    "born dead": "dead from the start",
+    "died": "died",
+    "silent": "silent, too few examples to say",
+    "not recorded": "not recorded",
+    "revived": "revived",
+    "alive": "alive",
+}
+
+
+def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.Target = None) -> Axes:
+    """Draw how many units were alive, silent or dead at every step.
+
+    Parameters
+    ----------
+    history : Dataset
+        From :func:`covshift.analysis.unit_history.unit_history`.
+    layer : str, optional
+        Name of the only layer that was counted: the title says it, and the limits of the rule about dead units, which
+        judges layer by layer, are drawn.
+    ax : Axes, Figure or SubFigure, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    Axes
+        One stacked band for each fate, labelled by it, worst at the bottom; hatched where the examples are too few to
+        call silence death. Where no unit was recorded, the Axes says so instead.
+    """
+    with style.context():
+        ax = style.axes_on(ax, width=7.6, height=3.6)
+        units = int(history.attrs["units"])
+        if not units or not history.sizes["step"]:
+            return style.message(ax, "units: not measured (units_every= records them)")
+        _bands(ax, history)
+        label_steps(ax, history["step"].values)
+        ax.set_ylim(0, units)
+        ax.set_ylabel(f"units (n = {count(units)})")
+        if layer is not None:
+            _limits(ax, units)
+        title(ax, _finding(history, units, layer))
+        handles = {handle.get_label(): handle for handle in ax.get_legend_handles_labels()[0]}
+        key_below(ax, list(handles.values()), columns=3)
+    return ax
+
+
+def _bands(ax: Axes, history: xr.Dataset) -> None:
+    edges = step_edges(history["step"].values)
+    below = np.zeros(history.sizes["step"])
+    for fate in ORDER:
+        held = history["count"].sel(fate=fate).values.astype(np.float64)
+        if not held.any():
+            continue
+        above = below + held
+        low, high = np.append(below, below[-1]), np.append(above, above[-1])
+        ax.fill_between(edges, low, high, step="post", label=WORDS[fate], linewidth=0.0, **_looks(fate))
+        below = above
+
+
+def _looks(fate: str) -> dict[str, Any]:
+    look = style.look()
+    hatched = {"facecolor": look.not_measured, "hatch": palette.HATCH}
+    looks: dict[str, dict[str, Any]] = {
+        "born dead": {"color": look.verdicts["bad"].color},
+        "died": {"color": look.verdicts["watch"].color},
+        "silent": {**hatched, "edgecolor": look.muted},
+        "not recorded": {**hatched, "edgecolor": look.line},
+        "revived": {"color": look.zero},
+        "alive": {"color": look.amount(0.25)},
+    }
+    return looks[fate]
+
+
+def _limits(ax: Axes, units: int) -> None:
+    for word, limit in (("watch", THRESHOLDS["dead_units"].watch), ("bad", THRESHOLDS["dead_units"].bad)):
+        if isinstance(limit, float):
+            label = f"{word}: {limit:.0%} dead".replace("%", " %")
+            ax.axhline(limit * units, color=style.look().ink, linewidth=0.9, linestyle=(0, (4, 2)), label=label)
+
+
+def _finding(history: xr.Dataset, units: int, layer: str | None) -> str:
+    last = {fate: int(history["count"].sel(fate=fate).values[-1]) for fate in ORDER}
+    dead, step = last["born dead"] + last["died"], int(history["step"].values[-1])
+    where = f"of '{elide(layer, 40)}' " if layer is not None else ""
+    words = f"{count(dead)} of {plural(units, 'unit')} {where}dead at step {step}"
+    if dead and last["born dead"]:
+        words += f" ({count(last['born dead'])} from the start)"
+    if last["silent"]:
+        needed = count(history.attrs["needed_examples"])
+        words += f"; {count(last['silent'])} silent on fewer than the {needed} examples it takes"
+    if last["revived"]:
+        words += f"; {count(last['revived'])} revived"
+    return words

@@ -1,0 +1,208 @@
+"""Gradient zeros: where they are exactly zero, layer by layer, and beside it how many units are still alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from covshift.diagnosis import Finding
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
+from covshift.plots import palette, style
+from covshift.plots.axes import (
+    colorbar,
+    key_below,
+    label_steps,
+    layer_cells,
+    layer_height,
+    mark_limit,
+    title,
+    unmeasured_key,
+    wrapped,
+)
+from covshift.plots.headline import headline, mark_since, named
+from covshift.plots.labels import share, short_names
+
+NAMED_CURVES = 4
+"""Layers named in the survival panel: those that lost most units."""
+
+
+def plot_gradient_zeros(
+    zero_rate: xr.DataArray,
+    survival: xr.DataArray | None = None,
+    *,
+    structural: xr.DataArray | None = None,
+    findings: Iterable[Finding] = (),
+    ax: style.Target = None,
+) -> Figure | SubFigure:
+    """Draw where gradients are exactly zero and, beside it, how many units are still alive.
+
+    Parameters
+    ----------
+    zero_rate : DataArray
+        From :func:`covshift.analysis.gradient_health.zero_rate`: share of exact zeros, dims ``(step, layer)``. A
+        coordinate ``producer`` names the layer under which a row was judged, where that is another.
+    survival : DataArray, optional
+        From :func:`covshift.analysis.dead_units.survival`: share of units not silent, dims ``(step, layer)``.
+    structural : DataArray, optional
+        Share of structural zeros, dims ``(step, layer)``: elements at which the nonlinearity has no derivative. Drawn
+        apart, since a zero of another origin says nothing about the nonlinearity.
+    findings : iterable of Finding
+        Of the checks ``"gradient arrives"`` and ``"gradient zeros"``: the loudest is the title, and each marks the step
+        since when.
+    ax : Axes, Figure or SubFigure, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    Figure or SubFigure
+        One Axes for each panel: all zeros, structural ones, survival; a panel without a number says so. The limits of
+        the rules are lines on the colour bar and in the panel of survival.
+    """
+    found = list(findings)
+    maps = {"all exact zeros": zero_rate}
+    if structural is not None:
+        maps["structural zeros alone"] = structural
+    columns = len(maps) + (survival is not None)
+    with style.context():
+        figure = style.figure_on(ax, width=2.6 + 3.1 * columns, height=layer_height(zero_rate.sizes["layer"]))
+        axes = style.panels(figure, columns)
+        _zero_maps(axes[: len(maps)], maps, found)
+        if survival is not None:
+            _survival_curves(axes[-1], survival)
+        text = wrapped(headline(found, _words) or _zero_finding(zero_rate), width=50 * columns)
+        figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
+    return figure
+
+
+def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[Finding]) -> None:
+    """Maps of shares side by side on one colour scale, the layers named on the first that is drawn."""
+    drawn: list[tuple[Axes, QuadMesh]] = []
+    for ax, (name, values) in zip(axes, maps.items(), strict=True):
+        if not np.isfinite(values.values).any():
+            style.message(ax, f"{name}: not measured")
+            continue
+        mesh = layer_cells(ax, values, norm=Normalize(0.0, 1.0), width=20)
+        title(ax, name[0].upper() + name[1:], size=9.0)
+        if drawn:
+            ax.set_ylabel("")
+            ax.tick_params(axis="y", labelleft=False)
+        marks = None if drawn else mark_since(ax, findings, values)
+        keys = [*([marks] if marks else []), *([] if np.isfinite(values.values).all() else [unmeasured_key()])]
+        if keys:
+            key_below(ax, keys, columns=1)
+        drawn.append((ax, mesh))
+    if drawn:
+        share_of = PercentFormatter(1.0, symbol=" %")
+        bar = colorbar(drawn[0][1], [ax for ax, _ in drawn], label="share of elements", formatter=share_of)
+        if len(maps) > 1:
+            mark_limit(bar, THRESHOLDS["structural_zeros"])
+
+
+def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
+    by_step = survival.transpose("step", "layer")
+    known = by_step.isel(layer=np.flatnonzero(np.isfinite(by_step.values).any(axis=0)))
+    if not known.size:
+        style.message(ax, "units: not measured")
+        return
+    last = _last_known(known.values)
+    worst = [int(row) for row in np.argsort(last, kind="stable")[:NAMED_CURVES] if last[row] < 1.0]
+    _quiet_curves(ax, known.isel(layer=[row for row in range(last.size) if row not in worst]))
+    names = short_names(known["layer"].values)
+    for rank, row in enumerate(worst):
+        _named_curve(ax, known.isel(layer=row), rank=rank, label=f"{names[row]} ({share(float(last[row]))})")
+    _alive_limits(ax)
+    ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    ax.grid(axis="y")
+    label_steps(ax, known["step"].values)
+    ax.set_ylabel("units alive")
+    lost = int((last < 1.0).sum())
+    title(ax, f"{lost} of {plural(last.size, 'layer')} lost units (one line each)", size=9.0)
+    if worst:
+        key_below(ax, ax.get_legend_handles_labels()[0], columns=2 if max(map(len, names)) <= 12 else 1)
+
+
+def _alive_limits(ax: Axes) -> None:
+    """The limits of the rule about dead units, as shares alive."""
+    for word, limit in (("watch", THRESHOLDS["dead_units"].watch), ("bad", THRESHOLDS["dead_units"].bad)):
+        if isinstance(limit, float):
+            ax.axhline(1.0 - limit, color=style.look().verdicts[word].color, linewidth=0.9, linestyle=(0, (4, 2)))
+            ax.annotate(
+                f"{word} below, if dead",
+                (1.0, 1.0 - limit),
+                (-2, -2),
+                xycoords=ax.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=7,
+                color=style.look().muted,
+            )
+
+
+def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
+    """One faint line for each layer; the more of them, the fainter."""
+    for row in range(survival.sizes["layer"]):
+        ax.plot(
+            survival["step"],
+            survival.isel(layer=row),
+            color=style.look().muted,
+            alpha=float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4)),
+            linewidth=0.9,
+            marker="o" if survival.sizes["step"] == 1 else "",
+            drawstyle="steps-post",
+            rasterized=survival.size > style.VECTOR_POINTS,
+        )
+
+
+def _named_curve(ax: Axes, survival: xr.DataArray, *, rank: int, label: str) -> None:
+    """The line of a layer that lost units; its colour is none of a run's."""
+    ax.plot(
+        survival["step"],
+        survival,
+        color=(style.look().accent, style.look().second, style.look().ink, style.look().muted)[rank],
+        linewidth=1.1,
+        marker=palette.RUN_MARKERS[rank],
+        markevery=(min(rank, survival.size - 1), max(survival.size // 6, 1)),
+        drawstyle="steps-post",
+        label=label,
+    )
+
+
+def _last_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Last finite number of every column, each of which has one."""
+    backwards = values[::-1]
+    return np.asarray(backwards[np.isfinite(backwards).argmax(axis=0), np.arange(values.shape[1])])
+
+
+def _zero_finding(zero_rate: xr.DataArray) -> str:
+    values = zero_rate.transpose("step", "layer")
+    known = np.flatnonzero(np.isfinite(values.values).any(axis=1))
+    if not known.size:
+        return "Gradient zeros: not measured"
+    last = values.isel(step=known[-1])
+    most = int(np.nanargmax(last.values))
+    silent = int((last.values == 1.0).sum())
+    where = f"most in {short_names(last['layer'].values)[most]}, {share(float(last.values[most]))} of elements"
+    if silent:
+        where = f"{plural(silent, 'layer')} receive{'s' if silent == 1 else ''} no gradient at all"
+    return f"Gradient zeros at step {int(last['step'])}: {where}"
+
+
+def _words(finding: Finding) -> str:
+    if finding.check == "gradient arrives":
+        if finding.since_step:
+            return f"{named(finding)} stops receiving gradient at step {finding.since_step}"
+        return f"{named(finding)} receives no gradient"
+    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    quantity = finding.threshold.quantity if finding.threshold is not None else "share of zeros"
+    return f"{named(finding)}: {share(finding.value)} is the {quantity}{begun}"
