@@ -11,7 +11,7 @@ from covshift.analysis import comparison
 from covshift.analysis.seeds import over_seeds
 from covshift.plots import style
 from covshift.reporting.charts import Axis, chart, line
-from covshift.reporting.figures import compared_scalars
+from covshift.plots.asking import compared_scalars
 from covshift.reporting.layer_charts import MOST_STEPS, thinned
 
 
@@ -48,7 +48,8 @@ def _curve(means: xr.Dataset, name: str) -> dict[str, Any] | None:
         role, here = f"run-{number % len(style.RUN_COLORS)}", means.isel(run=number)
         if int(here["seeds"]) > 1:
             ribbons.append((len(lines), len(lines) + 1))
-            lines += [line("", here["value_high"].values, role, width=0), line("", here["value_low"].values, role, width=0)]
+            ends = (("high", here["value_high"]), ("low", here["value_low"]))
+            lines += [line(f"{group}, 90 % {end}", values.values, role, width=0.5) for end, values in ends]
         lines.append(line(str(group), here["value"].values, role, width=1.75))
     seeds = f"{int(means['seeds'].min())} to {int(means['seeds'].max())} seeds a group"
     title = f"{name.replace('_', ' ')} over the steps; {seeds}, ribbons: 90 % interval of the mean" if ribbons else name

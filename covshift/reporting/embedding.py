@@ -28,7 +28,7 @@ COLORS = {
     "second": style.SECOND,
     "zero": style.ZERO,
     "bad": style.VERDICTS["bad"].color,
-    "shade": style.WITHIN_FLOOR,
+    "shade": style.LINE,
     **{f"run-{run}": color for run, color in enumerate(style.RUN_COLORS)},
 }
 """Colours by role, as on a light page; a dark page turns the finished picture round."""

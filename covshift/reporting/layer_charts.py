@@ -298,7 +298,7 @@ def _units(read: _Thinned, name: str) -> Spec | None:
     last = share(float(known[-1])) if known.size else "unknown"
     return chart(
         "units",
-        f"{mine.sizes['unit']} units by lifetime, dark where silent; firing at the last record: {last}",
+        f"{mine.sizes['unit']} units by lifetime, filled where silent; firing at the last record: {last}",
         x="units",
         y=Axis("units", low=0.0, high=float(mine.sizes["unit"])),
         lines=[line("units that fire", firing * mine.sizes["unit"], "accent", width=1.75)],

@@ -99,7 +99,7 @@ def _flagged(runs: Sequence[Run], check: str, names: Mapping[str, Mapping[str, s
     counts: Counter[str] = Counter()
     for run in runs:
         found = [f["layer"] for f in run["findings"] if f["check"] == check and f["verdict"] in ("watch", "bad")]
-        counts.update(dict.fromkeys(names[run["name"]].get(layer, layer) for layer in found))
+        counts.update(list(dict.fromkeys(names[run["name"]].get(layer, layer) for layer in found)))
     return [layer for layer, count in counts.items() if 2 * count > len(runs)]
 
 

@@ -18,10 +18,10 @@
 
   // Layer sections
 
-  let data;
-  const unpacked = () => (data ??= unpack());
-  const unpack = () => {
-    const bytes = Uint8Array.from(atob(find("#layer-data").textContent), (character) => character.charCodeAt(0));
+  const blocks = {};
+  const unpacked = (name) => (blocks[name] ??= unpack(name));
+  const unpack = (name) => {
+    const bytes = Uint8Array.from(atob(find(name).textContent), (character) => character.charCodeAt(0));
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
   };
 
@@ -48,33 +48,33 @@
   const backdrop = (chart, palette, colors) => (plot) => {
     const { ctx, bbox } = plot;
     const [low, high] = [plot.scales.y.min, plot.scales.y.max];
-    const height = (value) => plot.valToPos(value, "y", true);
+    const toPixel = (value) => plot.valToPos(value, "y", true);
     ctx.save();
     ctx.fillStyle = colors.shade;
     for (const [from, to] of chart.shades ?? []) {
-      const [top, bottom] = [height(Math.min(to ?? high, high)), height(Math.max(from ?? low, low))];
+      const [top, bottom] = [toPixel(Math.min(to ?? high, high)), toPixel(Math.max(from ?? low, low))];
       if (bottom > top) ctx.fillRect(bbox.left, top, bbox.width, bottom - top);
     }
     if (chart.cells) {
       const x = plot.data[0].map((value) => plot.valToPos(value, "x", true));
       const rows = chart.cells.length / x.length;
-      const [bottom, top] = chart.y.range.map(height);
-      const edge = (i) => (i === 0 ? bbox.left : i === x.length ? bbox.left + bbox.width : (x[i - 1] + x[i]) / 2);
-      const cell = (bottom - top) / rows;
+      const [bottom, top] = chart.y.range.map(toPixel);
+      const left = (i) => Math.round(i === 0 ? bbox.left : i === x.length ? bbox.left + bbox.width : (x[i - 1] + x[i]) / 2);
+      const floor = (row) => Math.round(bottom + ((top - bottom) * row) / rows);
       for (let i = 0; i < chart.cells.length; i++) {
         const level = chart.cells.charCodeAt(i) - 48;
         if (!level) continue;
         const [column, row] = [Math.floor(i / rows), i % rows];
         ctx.fillStyle = palette[level];
-        ctx.fillRect(edge(column), bottom - (row + 1) * cell, edge(column + 1) - edge(column) + 0.5, cell + 0.5);
+        ctx.fillRect(left(column), floor(row + 1), left(column + 1) - left(column), floor(row) - floor(row + 1));
       }
     }
     ctx.strokeStyle = colors.zero;
     for (const [value] of chart.guides ?? []) {
       if (value < low || value > high) continue;
       ctx.beginPath();
-      ctx.moveTo(bbox.left, height(value));
-      ctx.lineTo(bbox.left + bbox.width, height(value));
+      ctx.moveTo(bbox.left, toPixel(value));
+      ctx.lineTo(bbox.left + bbox.width, toPixel(value));
       ctx.stroke();
     }
     ctx.restore();
@@ -92,19 +92,40 @@
     }));
     const options = {
       width: place.clientWidth,
-      height: 260,
+      height,
       scales: { x: scaled(along, true), y: scaled(chart.y) },
       axes: [{ ...drawnAxis(along, colors, false), size: 44 }, { ...drawnAxis(chart.y, colors, !chart.cells), size: 64 }],
       series: [{ label: along.label, value: (plot, value) => number(value) }, ...series],
-      bands: (chart.ribbons ?? []).map((pair) => ({ series: pair.map((at) => at + 1), fill: `${colors.second}33` })),
+      bands: (chart.ribbons ?? []).map((pair) => ({ series: pair.map((at) => at + 1), fill: `${colors[chart.lines[pair[0]].role]}33` })),
       cursor: { drag: { x: true, y: false } },
       hooks: { drawClear: [backdrop(chart, palette, colors)] },
     };
     return new uPlot(options, [along.values, ...chart.lines.map((line) => line.values)], place);
   };
 
+  const height = 260;
+
+  const drawAll = (charts, steps, told, place, prefix) => {
+    const figures = charts.map((chart) => {
+      const figure = element("figure", "", { id: `chart-${chart.key}` });
+      figure.append(element("figcaption", chart.title), element("div", "", { role: "img", "aria-label": prefix + chart.title }));
+      return figure;
+    });
+    place.replaceChildren(...figures);
+    const plots = charts.map((chart, at) => (figures[at].plot = drawn(chart, steps, told, figures[at].lastChild)));
+    const fit = new ResizeObserver(() => {
+      for (const plot of plots) plot.setSize({ width: plot.root.parentElement.clientWidth, height });
+    });
+    fit.observe(place);
+    return { destroy: () => { fit.disconnect(); for (const plot of plots) plot.destroy(); } };
+  };
+
+  if (find("#curves") && window.DecompressionStream) {
+    unpacked("#curve-data").then((told) => drawAll(told.curves.charts, told.curves.steps, told, find("#curves"), ""));
+  }
+
   const panel = find("#layer");
-  let shown = [];
+  let shown;
 
   const filled = (select, labels, chosen) => {
     select.replaceChildren(...labels.map((label, value) => element("option", label, { value })));
@@ -122,10 +143,10 @@
       find("#layer-state").textContent = "This browser cannot unpack the data of the layers. The tables below hold their numbers; Chrome 80, Firefox 113, Safari 16.4 and later draw them.";
       return;
     }
-    const told = await unpacked();
+    const told = await unpacked("#layer-data");
     const here = told.runs[run]?.layers[layer];
     if (!here) return;
-    for (const plot of shown) plot.destroy();
+    shown?.destroy();
     find("#layer-name").textContent = here.name;
     find("#layer-state").textContent = here.facts;
     filled(find("#layer-run"), told.runs.map(({ name }) => name), run);
@@ -138,17 +159,7 @@
       if (advice) item.append(element("span", advice, { class: "advice" }));
       return item;
     }));
-    const figures = here.charts.map((chart) => {
-      const figure = element("figure", "", { id: `chart-${chart.key}` });
-      figure.append(element("figcaption", chart.title), element("div", "", { role: "img", "aria-label": `${here.name}: ${chart.title}` }));
-      return figure;
-    });
-    find("#layer-charts").replaceChildren(...figures);
-    shown = here.charts.map((chart, at) => {
-      const plot = drawn(chart, told.runs[run].steps, told, figures[at].lastChild);
-      figures[at].plot = plot;
-      return plot;
-    });
+    shown = drawAll(here.charts, told.runs[run].steps, told, find("#layer-charts"), `${here.name}: `);
     panel.scrollIntoView();
     find("#layer-heading").focus({ preventScroll: true });
   };
@@ -163,9 +174,6 @@
     const jump = () => { location.hash = `r${find("#layer-run").value}-l${find("#layer-of").value}`; };
     find("#layer-of").addEventListener("change", jump);
     find("#layer-run").addEventListener("change", jump);
-    new ResizeObserver(() => {
-      for (const plot of shown) plot.setSize({ width: plot.root.parentElement.clientWidth, height: 260 });
-    }).observe(panel);
     follow();
   }
 
@@ -180,20 +188,23 @@
   };
   const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b || 0 : String(a).localeCompare(String(b), undefined, { numeric: true }));
 
-  const sort = (table, column, heading) => {
-    const down = heading.getAttribute("aria-sort") === "ascending";
+  const directions = { ascending: 1, descending: -1 };
+  const following = { ascending: "descending", descending: "none" };
+
+  const sort = (table, rows, column, heading) => {
+    const direction = following[heading.getAttribute("aria-sort")] ?? "ascending";
     for (const other of all("th[aria-sort]", table)) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const rows = all("tbody > tr", table);
+    heading.setAttribute("aria-sort", direction);
     const keys = new Map(rows.map((row) => [row, key(row.cells[column])]));
-    rows.sort((a, b) => (down ? -1 : 1) * order(keys.get(a), keys.get(b)));
-    table.tBodies[0].append(...rows);
+    const sign = directions[direction] ?? 0;
+    table.tBodies[0].append(...[...rows].sort((a, b) => sign * order(keys.get(a), keys.get(b))));
   };
 
   for (const table of all("table.sortable")) {
+    const rows = all("tbody > tr", table);
     all("thead th", table).forEach((heading, column) => {
       const button = element("button", heading.textContent, { type: "button" });
-      button.addEventListener("click", () => sort(table, column, heading));
+      button.addEventListener("click", () => sort(table, rows, column, heading));
       heading.replaceChildren(button);
     });
   }
@@ -214,7 +225,14 @@
     for (const item of all("[data-layer]", place)) {
       item.hidden = !fits(item.dataset.layer, [[item.dataset.check, item.dataset.verdict]]);
     }
-    find("output", form).textContent = `${count} rows`;
+    for (const group of all(".finding", place)) {
+      group.hidden = all("[data-layer]", group).every((item) => item.hidden);
+      for (const details of all("details", group)) {
+        details.hidden = all("li", details).every((item) => item.hidden);
+        details.open = Boolean(layer || check || verdict);
+      }
+    }
+    find("output", form).textContent = `${count} layers`;
   };
 
   for (const place of all(".verdicts")) {
