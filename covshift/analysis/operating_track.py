@@ -40,8 +40,9 @@ def operating_track(recording: xr.DataTree, *, layer: str, stream: str = "train"
         ``active_mass`` (step)
             Share of z with a usable derivative, see :func:`covshift.analysis.active_mass.active_mass`; NaN where it
             is not known.
-        ``derivative`` (z)
-            ``|g'(z)|`` by :func:`covshift.analysis.derivatives.derivative`; NaN for an unknown kind.
+        ``derivative_at_mean`` (step), ``derivative`` (z)
+            ``|g'|`` at the mean and at every z of the axis, by :func:`covshift.analysis.derivatives.derivative`; NaN
+            for an unknown kind.
         ``flat`` (z)
             Where that is below a tenth of its maximum on the axis.
 
@@ -70,6 +71,7 @@ def operating_track(recording: xr.DataTree, *, layer: str, stream: str = "train"
             "mean": ("step", mean, {"units": "1"}),
             "sd": ("step", sd, {"units": "1"}),
             "active_mass": ("step", mass, {"units": "1"}),
+            "derivative_at_mean": ("step", derivative(str(kinds[found[0]]), mean), {"units": "1"}),
             "derivative": ("z", curve, {"units": "1"}),
             "flat": ("z", curve < FLAT * highest),
         },

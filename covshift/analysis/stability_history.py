@@ -13,7 +13,7 @@ import xarray as xr
 from covshift.analysis import operating_point, rows
 from covshift.exceptions import InvalidArgumentError
 
-POINTS = 24
+POINTS = 16
 _KEPT = ("state", "location_drift", "location_low", "location_high", "scale_drift", "scale_low", "scale_high")
 
 
@@ -26,7 +26,7 @@ def stability_history(recording: xr.DataTree, *, stream: str = "train", points: 
         Needs the group ``layers``; ``units`` and ``parameters`` are used where they are.
     stream : {"train", "evaluation"}
         Which rows.
-    points : int, default 24
+    points : int, default 16
         Ends of windows, evenly spread over the records; the last record is the last of them.
 
     Returns
@@ -48,7 +48,8 @@ def stability_history(recording: xr.DataTree, *, stream: str = "train", points: 
     steps = rows.group(recording, "layers", stream=stream)["step"].values
     last = np.unique(np.linspace(0, len(steps), points + 1).astype(np.int64)[1:] - 1)
     ends = steps[last[last >= 0]]
-    found = [operating_point.stability(_until(recording, int(end)), stream=stream) for end in ends]
+    read = _in_memory(recording)
+    found = [operating_point.stability(_until(read, int(end)), stream=stream) for end in ends]
     if not found:
         found = [operating_point.stability(recording, stream=stream)]
         return xr.concat([one[list(_KEPT)] for one in found], "end").isel(end=slice(0)).assign_coords(end=ends)
@@ -59,12 +60,13 @@ def stability_history(recording: xr.DataTree, *, stream: str = "train", points: 
     )
 
 
-def _until(recording: xr.DataTree, step: int) -> xr.DataTree:
-    """The recording as it was after ``step``, without histograms."""
-    groups = {path: recording[path] for path in recording.groups if not path.endswith("/histograms") and path != "/"}
-    cut = {
-        path: node.to_dataset().sel(step=slice(None, step))
-        for path, node in groups.items()
-        if isinstance(node, xr.DataTree) and "step" in node.to_dataset().dims
-    }
-    return xr.DataTree.from_dict(cut)
+def _in_memory(recording: xr.DataTree) -> dict[str, xr.Dataset]:
+    """Groups with steps, histograms left out, read once."""
+    nodes = {path: recording[path] for path in recording.groups if path != "/" and not path.endswith("/histograms")}
+    groups = {path: node.to_dataset() for path, node in nodes.items() if isinstance(node, xr.DataTree)}
+    return {path: group.load() for path, group in groups.items() if "step" in group.dims}
+
+
+def _until(groups: dict[str, xr.Dataset], step: int) -> xr.DataTree:
+    """The recording as it was after ``step``."""
+    return xr.DataTree.from_dict({path: group.sel(step=slice(None, step)) for path, group in groups.items()})

@@ -19,11 +19,13 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
     FuncFormatter,
+    Locator,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -33,12 +35,13 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
 from covshift.diagnosis.thresholds import Threshold
+from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
 
 FloatArray = NDArray[np.float64]
 
-LABEL_HEIGHT = 9.0
+LABEL_HEIGHT = 9.6
 """Points of height that one tick label needs."""
 
 CHARACTER_WIDTH = 0.66
@@ -69,17 +72,45 @@ def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
     return kept
 
 
+class RowLocator(Locator):
+    """Ticks at the rows that the height of the Axes has room to label, whenever it is asked: layout comes late."""
+
+    def __init__(self, rows: int, *, every: bool = False) -> None:
+        self.rows, self.every = rows, every
+
+    def __call__(self) -> list[float]:
+        """Positions of the labelled rows."""
+        ax = self.axis.axes if isinstance(self.axis, Axis) else None
+        if self.every or not isinstance(ax, Axes):
+            return [float(row) for row in range(self.rows)]
+        low, high = sorted(ax.get_ylim())
+        share = self.rows / max(high - low, 1.0)
+        return [float(row) for row in label_positions(self.rows, points=size_in_points(ax)[1] * share)]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """The same for any view."""
+        return self()
+
+
 def label_layers(
     ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
 ) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
-    kept = np.arange(len(short)) if every else label_positions(len(short), points=size_in_points(ax)[1])
-    ax.set_yticks(kept, [short[row] for row in kept], parse_math=False)
+    ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda at, _: _name_at(short, at)))
+    for label in ax.get_yticklabels():
+        label.set_parse_math(False)
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
     ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
+
+
+def _name_at(names: Sequence[str], at: float) -> str:
+    """Name of the row at a tick; ``$`` is escaped, since a tick made late would take it for a formula."""
+    row = round(at)
+    return names[row].replace("$", r"\$") if 0 <= row < len(names) and abs(at - row) < 1e-6 else ""
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:
@@ -165,9 +196,10 @@ def colorbar(
     return bar
 
 
-def mark_limit(bar: Colorbar, threshold: Threshold) -> None:
-    """Draw the limits of ``threshold`` that lie on the scale of ``bar``: what a rule called too much."""
+def mark_limit(bar: Colorbar, threshold: Threshold) -> list[Line2D]:
+    """Draw the limits of ``threshold`` that lie on the scale of ``bar``; handles that say what they are."""
     low, high = sorted(bar.ax.get_ylim())
+    keys: list[Line2D] = []
     for word, limit in (("watch", threshold.watch), ("bad", threshold.bad)):
         for at in limit if isinstance(limit, tuple) else () if limit is None else (limit,):
             if low <= at <= high:
@@ -176,6 +208,10 @@ def mark_limit(bar: Colorbar, threshold: Threshold) -> None:
                 bar.ax.axhline(at, color=mark.color, linewidth=1.2, label=f"{word} above {at:g}")
                 place = bar.ax.get_yaxis_transform()
                 bar.ax.plot(-0.35, at, mark.marker, color=mark.color, markersize=4, transform=place, clip_on=False)
+                amount = percent(at) if threshold.unit == "share" else f"{at:g} {threshold.unit}"
+                look = {"marker": mark.marker, "color": mark.color, "markersize": 4.0}
+                keys.append(Line2D([], [], linestyle="", label=f"rule: {word} above {amount}", **look))  # type: ignore[arg-type]
+    return keys
 
 
 def unmeasured_key() -> Patch:
@@ -202,6 +238,12 @@ def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float
     as_plain_text(legend)
 
 
+def key_of_figure(figure: Figure | SubFigure, handles: Sequence[Any], *, columns: int = 6) -> None:
+    """A legend below all panels of ``figure``."""
+    legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, handlelength=1.2)
+    as_plain_text(legend)
+
+
 def as_plain_text(legend: Legend) -> None:
     """Keep ``$`` in the entries of ``legend`` from starting a formula: names are data."""
     for text in legend.get_texts():
@@ -211,10 +253,29 @@ def as_plain_text(legend: Legend) -> None:
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
     low, high = sorted(axis.get_view_interval())
-    if low > 0 and high < 50 * low:
+    if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def mark_edge(
+    ax: Axes, at: ArrayLike, *, edge: float, marker: str, along: Literal["x", "y"], label: str, **options: Any
+) -> None:
+    """Marks on an edge of ``ax`` for what its scale cannot hold.
+
+    ``at`` are positions on the axis ``along``, ``edge`` is the position across it, from 0 to 1. Nothing is drawn for
+    no position: an empty line that is not clipped would count as lying at the figure's corner.
+    """
+    places = np.asarray(at, dtype=np.float64)
+    if not places.size:
+        return
+    across = np.full(places.size, edge)
+    look: dict[str, Any] = {"color": style.look().ink, "markersize": 4.0, "clip_on": False} | options
+    if along == "x":
+        ax.plot(places, across, marker, transform=ax.get_xaxis_transform(), label=label, **look)
+    else:
+        ax.plot(across, places, marker, transform=ax.get_yaxis_transform(), label=label, **look)
 
 
 def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, most: int = 9) -> None:

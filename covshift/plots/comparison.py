@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, title
+from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, mark_edge, title
 from covshift.plots.labels import amount, elide, share, short_names
 
 FloatArray = NDArray[np.float64]
+
+ENDS = ("low", "high")
+SPREAD = 0.5
+"""Rows between the first and the last run's mark of one layer where marks have intervals."""
 
 MEASURES = {
     "gradient_zero_rate": ("gradient zeros", "share"),
@@ -163,9 +167,10 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
     elif scale == "share":
         ax.set_xlim(-0.03, 1.03)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    _dumbbells(ax, numbers)
-    if f"{measure}_low" in paired:
-        _intervals(ax, *(paired[f"{measure}_{end}"].transpose("run", "layer").values for end in ("low", "high")))
+    ends = [paired[f"{measure}_{end}"].transpose("run", "layer").values for end in ENDS if f"{measure}_{end}" in paired]
+    _dumbbells(ax, numbers, spread=SPREAD if ends else 0.0)
+    if ends:
+        _intervals(ax, *ends)
     if ax.get_xscale() == "log":
         label_amounts(ax.xaxis)
     label_layers(ax, values["layer"].values, width=20)
@@ -176,8 +181,11 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
     title(ax, f"{words}\n{_furthest_apart(values, scale=scale)}", size=9.0)
 
 
-def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
-    """One mark for each run and layer of ``numbers`` (run, layer), and a line from the lowest to the highest."""
+def _dumbbells(ax: Axes, numbers: FloatArray, *, spread: float) -> None:
+    """One mark for each run and layer of ``numbers`` (run, layer), and a line from the lowest to the highest.
+
+    Marks of one layer lie at most ``spread`` rows apart, so that intervals do not cover one another.
+    """
     rows = np.arange(numbers.shape[1])
     known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
     low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
@@ -186,7 +194,7 @@ def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
         color, marker = _look(run)
         ax.plot(
             along,
-            rows,
+            rows + _offset(run, len(numbers), spread),
             linestyle="",
             marker=marker,
             markersize=_mark_size(rows.size),
@@ -196,6 +204,10 @@ def _dumbbells(ax: Axes, numbers: FloatArray) -> None:
         )
 
 
+def _offset(run: int, runs: int, spread: float) -> float:
+    return spread * (run / (runs - 1) - 0.5) if runs > 1 else 0.0
+
+
 def _intervals(ax: Axes, low: FloatArray, high: FloatArray) -> None:
     """Intervals over seeds, one thin line a run and layer; the part below an axis of logarithms is cut off."""
     lower, rows = ax.get_xlim()[0], np.arange(low.shape[1])
@@ -203,23 +215,16 @@ def _intervals(ax: Axes, low: FloatArray, high: FloatArray) -> None:
         known = np.isfinite(low[run]) & np.isfinite(high[run]) & (high[run] > lower)
         color = _look(run)[0]
         ends = np.maximum(low[run][known], lower), high[run][known]
-        ax.hlines(rows[known], *ends, color=color, linewidth=0.9, alpha=0.7, zorder=1.5)
+        ax.hlines(
+            rows[known] + _offset(run, len(low), SPREAD), *ends, color=color, linewidth=0.9, alpha=0.7, zorder=1.5
+        )
 
 
 def _mark_zeros(ax: Axes, numbers: FloatArray) -> None:
     """Arrows on the left edge for exact zeros, which a logarithmic axis cannot hold."""
     for run, along in enumerate(numbers):
-        zero = np.flatnonzero(along == 0)
-        if zero.size:
-            ax.plot(
-                np.zeros(zero.size),
-                zero,
-                "<",
-                color=_look(run)[0],
-                markersize=_mark_size(along.size),
-                transform=ax.get_yaxis_transform(),
-                clip_on=False,
-            )
+        look = {"color": _look(run)[0], "markersize": _mark_size(along.size)}
+        mark_edge(ax, np.flatnonzero(along == 0), edge=0.0, marker="<", along="y", label="_zero", **look)
 
 
 def _mark_size(layers: int) -> float:

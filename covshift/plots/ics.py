@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from covshift.plots import style
-from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, title, wrapped
+from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, mark_edge, title, wrapped
 from covshift.plots.labels import amount, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -57,6 +57,9 @@ def plot_gradient_ics(
         _cosines(axes[1], ics)
         if attribution is not None:
             _parts(axes[2], attribution)
+        handles = {str(one.get_label()): one for panel in axes for one in panel.get_legend_handles_labels()[0]}
+        if handles:
+            key_of_figure(figure, list(handles.values()))
         text = wrapped(_finding(ics), width=44 * columns)
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     return figure
@@ -77,14 +80,12 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
     both = (sizes["ics"] > 0) & (sizes["gradient_noise"] > 0)
     ax.hlines(rows[both], sizes["ics"][both], sizes["gradient_noise"][both], color=look.line, zorder=1)
     zero = np.flatnonzero(sizes["ics"] == 0)
-    place = ax.get_yaxis_transform()
-    ax.plot(np.zeros(zero.size), zero, "<", color=look.accent, transform=place, clip_on=False, label="_zero")
+    mark_edge(ax, zero, edge=0.0, marker="<", along="y", label="exactly zero", color=look.accent)
     label_amounts(ax.xaxis)
     label_layers(ax, ics["layer"].values, width=20)
     ax.grid(axis="x")
     ax.set_xlabel("L2 norm, loss / parameter")
     title(ax, "Change of the gradient", size=9.0)
-    key_below(ax, ax.get_legend_handles_labels()[0], columns=1)
 
 
 def _cosines(ax: Axes, ics: xr.Dataset) -> None:
@@ -126,7 +127,6 @@ def _parts(ax: Axes, attribution: xr.Dataset) -> None:
     ax.set_xlim(left=0.0)
     ax.set_xlabel("movement of z, sd of each unit before")
     title(ax, "Who moved the layer", size=9.0)
-    key_below(ax, ax.get_legend_handles_labels()[0], columns=2)
 
 
 def _finding(ics: xr.Dataset) -> str:

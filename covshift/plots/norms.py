@@ -14,7 +14,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, title
+from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, mark_edge, title
 from covshift.plots.labels import amount, share
 
 FloatArray = NDArray[np.float64]
@@ -79,7 +79,7 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
     ax.set_xscale("log")
     for position, step in enumerate(chosen):
         _line(ax, drawn.sel(step=step), position=position - len(chosen))
-    _guides(ax, drawn.isel(step=-1).values)
+    _guides(ax, drawn.isel(step=-1).values, slope=float(profile["slope"].sel(step=chosen[-1])))
     label_amounts(ax.xaxis)
     label_layers(ax, rms["layer"].values)
     ax.grid(axis="x")
@@ -88,15 +88,16 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
     key_below(ax, ax.get_legend_handles_labels()[0], columns=3)
 
 
-def _guides(ax: Axes, last: FloatArray) -> None:
-    """Slopes at which the rule speaks, hung on the last layer: how a gradient would shrink there towards the input."""
+def _guides(ax: Axes, last: FloatArray, *, slope: float) -> None:
+    """Slopes at which the rule speaks, hung on the last layer, to the side on which the fitted ``slope`` lies."""
     known = np.flatnonzero(last > 0)
     limits = THRESHOLDS["depth_slope"]
     low, high = ax.get_xlim()
+    side = -1.0 if slope < 0 else 1.0
     for word, limit in (("watch", limits.watch), ("bad", limits.bad)):
         if isinstance(limit, float) and known.size > 1:
             rows = np.arange(max(known[-1] - GUIDE_STEPS, known[0]), known[-1] + 1)
-            sizes = last[known[-1]] * 10.0 ** (-limit * (known[-1] - rows))
+            sizes = last[known[-1]] * 10.0 ** (-limit * side * (known[-1] - rows))
             look = style.look().verdicts[word]
             label = f"{word}: {limit:g} decades a layer"
             ax.plot(sizes, rows, color=look.color, linestyle=(0, (1, 2)), linewidth=1.1, label=label)
@@ -111,13 +112,15 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         style.message(ax, "gradients of the parameters: not measured")
         return
     ax.set_xscale("log")
+    dashed = False
     for position, step in enumerate(steps):
         here = at.sel(step=step)
         _line(ax, here["after"].rename(parameter="layer"), position=position - len(steps))
         color = _color(position - len(steps))
         before = np.where(here["before"].values > 0, here["before"].values, np.nan)
-        if np.isfinite(before).any():
-            label = f"before clipping, step {step}"
+        if (before > here["after"].values).any():
+            label = "_before" if dashed else "before clipping"
+            dashed = True
             ax.plot(before, np.arange(before.size), color=color, linestyle=(0, (4, 2)), linewidth=1.0, label=label)
     label_amounts(ax.xaxis)
     label_layers(ax, norms["parameter"].values, what="parameter")
@@ -160,17 +163,8 @@ def _line(ax: Axes, rms: xr.DataArray, *, position: int) -> None:
     size = 3.2 if rms.size <= 60 else 2.0
     ax.plot(positive, rows, color=color, marker=marker, markersize=size, label=f"step {int(rms['step'])}")
     vanished = rows[rms.values == 0]
-    if vanished.size:
-        edge = np.zeros(vanished.size)
-        ax.plot(
-            edge,
-            vanished,
-            "<",
-            color=color,
-            transform=ax.get_yaxis_transform(),
-            clip_on=False,
-            label=f"exactly zero at step {int(rms['step'])}: {plural(int(vanished.size), 'layer')}",
-        )
+    label = f"exactly zero at step {int(rms['step'])}: {plural(int(vanished.size), 'layer')}"
+    mark_edge(ax, vanished, edge=0.0, marker="<", along="y", label=label, color=color)
 
 
 def _slope_finding(at: xr.Dataset) -> str:

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from covshift.plots import style
-from covshift.plots.axes import key_below, label_steps, title, wrapped
+from covshift.plots.axes import key_of_figure, label_steps, mark_edge, title, wrapped
 from covshift.plots.labels import amount, elide, share
 
 FloatArray = NDArray[np.float64]
@@ -49,7 +49,7 @@ def plot_operating_track(track: xr.Dataset, *, ax: style.Target = None) -> Figur
         _path(path, track, known)
         _curve(curve, track, known)
         path.set_ylim(float(track["z"].values[0]), float(track["z"].values[-1]))
-        _key(path, track)
+        _key(figure, path, track)
         figure.suptitle(
             wrapped(_finding(track, name, known), width=92),
             x=0.01,
@@ -96,13 +96,8 @@ def _beyond(ax: Axes, track: xr.Dataset) -> None:
     """Triangles on the edge where the mean lies beyond it."""
     low, high = float(track["z"].values[0]), float(track["z"].values[-1])
     mean, steps = track["mean"].values, track["step"].values
-    for where, height, marker in ((mean > high, 0.985, "^"), (mean < low, 0.015, "v")):
-        if where.any():
-            at = np.full(int(where.sum()), height)
-            place = ax.get_xaxis_transform()
-            ax.plot(
-                steps[where], at, marker, color=style.look().ink, markersize=5, transform=place, label="beyond the axis"
-            )
+    mark_edge(ax, steps[mean > high], edge=0.985, marker="^", along="x", label="beyond the axis")
+    mark_edge(ax, steps[mean < low], edge=0.015, marker="v", along="x", label="beyond the axis")
 
 
 def _curve(ax: Axes, track: xr.Dataset, known: NDArray[np.int64]) -> None:
@@ -114,7 +109,7 @@ def _curve(ax: Axes, track: xr.Dataset, known: NDArray[np.int64]) -> None:
     ax.plot(slope, z, color=look.ink, linewidth=1.2, label="derivative")
     for index, label, color in _ends(known):
         mean, sd = float(track["mean"].values[index]), float(track["sd"].values[index])
-        height = float(np.interp(mean, z, slope))
+        height = float(track["derivative_at_mean"].values[index])
         ax.plot([height, height], [mean - sd, mean + sd], color=color, linewidth=1.2)
         ax.plot(height, mean, marker=label[1], color=color, markersize=7, linestyle="", label=label[0])
     ax.set_xlim(left=min(0.0, float(np.nanmin(slope))) - 0.04, right=float(np.nanmax(slope)) * 1.12 + 0.02)
@@ -123,14 +118,14 @@ def _curve(ax: Axes, track: xr.Dataset, known: NDArray[np.int64]) -> None:
     title(ax, kind, size=9.0)
 
 
-def _key(ax: Axes, track: xr.Dataset) -> None:
+def _key(figure: Figure | SubFigure, ax: Axes, track: xr.Dataset) -> None:
     handles = [line for line in ax.get_lines() if line.get_label() in ("mean of z", "start", "end", "beyond the axis")]
     distinct = {str(line.get_label()): line for line in handles}
     keys: list[Line2D | Patch] = list(distinct.values())
     keys.insert(1, Patch(color=style.look().second, alpha=0.3, label="± sd"))
     if track["flat"].values.any():
         keys.append(Patch(color=style.look().within_floor, label="derivative below a tenth of its maximum"))
-    key_below(ax, keys, columns=len(keys))
+    key_of_figure(figure, keys)
 
 
 def _finding(track: xr.Dataset, name: str, known: NDArray[np.int64]) -> str:

@@ -15,7 +15,7 @@ from covshift.diagnosis import Finding
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_steps, title
+from covshift.plots.axes import key_below, label_amounts, label_steps, mark_edge, title
 from covshift.plots.headline import flagged, headline, named
 from covshift.plots.labels import amount, short_names
 
@@ -122,27 +122,13 @@ def _targets(ax: Axes) -> None:
 
 def _edges(ax: Axes, steps: NDArray[np.generic], sizes: FloatArray, low: float, high: float) -> None:
     """Marks on the edges at steps where a parameter's ratio is exactly zero or beyond the axis."""
-    place = ax.get_xaxis_transform()
     marks = (
-        ((sizes == 0).any(axis=1), 0.0, "v", "an update of exactly 0"),
-        (((sizes > 0) & (sizes < low)).any(axis=1), 0.03, "v", "beyond the axis"),
-        ((sizes > high).any(axis=1), 0.985, "^", "beyond the axis"),
+        ((sizes == 0).any(axis=1), 0.0, "v", "an update of exactly 0", style.look().ink),
+        (((sizes > 0) & (sizes < low)).any(axis=1), 0.03, "v", "beyond the axis", "none"),
+        ((sizes > high).any(axis=1), 0.985, "^", "beyond the axis", "none"),
     )
-    for where, height, marker, meaning in marks:
-        if where.any():
-            face = style.look().ink if meaning.startswith("an") else "none"
-            at = np.full(int(where.sum()), height)
-            ax.plot(
-                steps[where],
-                at,
-                marker,
-                color=style.look().ink,
-                markerfacecolor=face,
-                markersize=4.5,
-                transform=place,
-                clip_on=False,
-                label=f"_{meaning}",
-            )
+    for where, height, marker, meaning, face in marks:
+        mark_edge(ax, steps[where], edge=height, marker=marker, along="x", label=f"_{meaning}", markerfacecolor=face)
 
 
 def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
@@ -155,7 +141,10 @@ def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
         keys.append(Line2D([], [], color=color, marker=marker, linewidth=drawn.get_linewidth(), label=names[position]))
     keys.append(Patch(color=style.look().target, alpha=0.1, label="ok"))
     keys.append(Line2D([], [], color=style.look().target, linestyle=(0, (5, 3)), label=f"guide {GUIDE:g}"))
-    keys.append(Line2D([], [], color=style.look().verdicts["bad"].color, linestyle=(0, (1, 2)), label="bad beyond"))
+    low, high = sorted(ax.get_ylim())
+    if any(low < np.asarray(line.get_ydata())[0] < high for line in lines if line.get_label() == "_bad"):
+        bad = style.look().verdicts["bad"].color
+        keys.append(Line2D([], [], color=bad, linestyle=(0, (1, 2)), label="bad beyond"))
     seen = {
         str(line.get_label())[1:]: line
         for line in lines

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from covshift.plots import style
-from covshift.plots.axes import key_below, label_layers, layer_height, symlog_ticks, title
+from covshift.plots.axes import key_below, label_layers, layer_height, mark_edge, symlog_ticks, title
 from covshift.plots.labels import amount, elide, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -20,6 +20,9 @@ MOST_ROWS = 60
 
 OVERLAP = 1.7
 """Height of the highest ridge, and of a spike of 100 %, in rows."""
+
+BULK = 0.9
+"""Share of the ridges drawn in full; the peaks of the others are cut off at full height."""
 
 WITH_NUMBERS = 24
 """Rows up to which mean, sd and share of zeros are written beside each ridge."""
@@ -42,9 +45,9 @@ def plot_ridgeline(ridges: xr.Dataset, *, ax: style.Target = None) -> Axes:
     Returns
     -------
     Axes
-        Every ridge has the same scale. A spike at zero is the share of exact zeros, a bar the mean and one standard
-        deviation either side, triangles at the ends mean that more than 1 % of the elements lie beyond. Where no row
-        holds an element, the Axes says so instead.
+        Every ridge has the same scale, on which the highest tenth is cut off. A spike at zero is the share of exact
+        zeros, a bar the mean and one standard deviation either side, triangles at the ends mean that more than 1 % of
+        the elements lie beyond. Where no row holds an element, the Axes says so instead.
     """
     with style.context():
         rows = _rows(ridges)
@@ -97,19 +100,26 @@ def _first(ridges: xr.Dataset) -> FloatArray | None:
 def _draw(ax: Axes, rows: xr.Dataset, first: FloatArray | None) -> None:
     density = rows["density"].transpose("row", "cell").values
     seen = [density] if first is None else [density, first]
-    highest = max(float(np.max(part, initial=0.0, where=np.isfinite(part))) for part in seen) or 1.0
+    highest = _scale(seen)
     look, count = style.look(), len(density)
     centres = _centres(rows)
     width = float(np.clip(30.0 / max(count, 1), 0.5, 1.0))
     for row in range(count):
         order = 2.0 + row / count
-        ridge = row - OVERLAP * np.nan_to_num(density[row]) / highest
+        ridge = row - OVERLAP * np.minimum(np.nan_to_num(density[row]) / highest, 1.0)
         ax.fill_between(centres, ridge, row, color=look.second, alpha=0.55, linewidth=0, zorder=order)
         ax.plot(centres, ridge, color=look.paper, linewidth=width, zorder=order, label=f"_ridge {row}")
         if first is not None and np.isfinite(first[row]).any():
-            outline = row - OVERLAP * np.nan_to_num(first[row]) / highest
+            outline = row - OVERLAP * np.minimum(np.nan_to_num(first[row]) / highest, 1.0)
             ax.plot(centres, outline, color=look.muted, linewidth=0.6, zorder=order, label=f"_first {row}")
     _ticks(ax, rows)
+
+
+def _scale(seen: list[FloatArray]) -> float:
+    """Density drawn at full height: that of nearly the highest ridge, so that one narrow peak flattens no other."""
+    peaks = np.concatenate([part.max(axis=1, initial=0.0) for part in seen])
+    peaks = peaks[np.isfinite(peaks) & (peaks > 0)]
+    return float(np.quantile(peaks, BULK)) if peaks.size else 1.0
 
 
 def _centres(rows: xr.Dataset) -> FloatArray:
@@ -131,8 +141,7 @@ def _ticks(ax: Axes, rows: xr.Dataset) -> None:
     ax.plot(mean[inside], at[inside] + 0.12, "|", color=look.ink, markersize=4, zorder=4, label="mean")
     for name, edge, marker in (("below_share", 0.0, "<"), ("above_share", 1.0, ">")):
         beyond = np.flatnonzero(rows[name].values > OUTSIDE)
-        place = ax.get_yaxis_transform()
-        ax.plot(np.full(beyond.size, edge), beyond, marker, color=look.ink, markersize=3.5, transform=place, label=name)
+        mark_edge(ax, beyond, edge=edge, marker=marker, along="y", label=name, markersize=3.5)
     if at.size <= WITH_NUMBERS:
         for row in at[known]:
             words = f"sd {amount(float(sd[row]))}, zeros {share(float(zero[row]))}"
@@ -186,8 +195,9 @@ def _key(ax: Axes, ridges: xr.Dataset) -> None:
     if ridges.sizes["layer"] > 1 and ridges.sizes["step"] > 1:
         first = int(ridges["step"].values[0])
         keys.append(Line2D([], [], color=look.muted, linewidth=0.8, label=f"at step {first}"))
-    keys.append(Line2D([], [], color=look.accent, label=f"exact zeros, 100 % = {OVERLAP:g} rows"))
+    if bool((ridges["zero_share"] > 0).any()):
+        keys.append(Line2D([], [], color=look.accent, label=f"exact zeros, 100 % = {OVERLAP:g} rows"))
     keys.append(Line2D([], [], color=look.ink, marker="|", label="mean ± sd"))
-    if any(line.get_label() in ("below_share", "above_share") and np.size(line.get_xdata()) for line in ax.get_lines()):
+    if any(line.get_label() in ("below_share", "above_share") for line in ax.get_lines()):
         keys.append(Line2D([], [], color=look.ink, linestyle="", marker=">", label="more than 1 % beyond"))
     key_below(ax, keys, columns=len(keys))

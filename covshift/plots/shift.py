@@ -65,10 +65,10 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         mesh = layer_cells(ax, w1.where(moved), norm=_norm(w1.where(moved)))
         flat_cells(ax, measured & ~moved, color=style.look().within_floor)
         bar = colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
-        mark_limit(bar, THRESHOLDS["shift"])
+        limits = mark_limit(bar, THRESHOLDS["shift"])
         keys: list[object] = [Patch(facecolor=style.look().within_floor, label="within the noise floor")]
         marks = mark_since(ax, found, w1)
-        key_below(ax, [*keys, unmeasured_key(), *([marks] if marks else [])])
+        key_below(ax, [*keys, unmeasured_key(), *limits, *([marks] if marks else [])])
         title(ax, _title(w1, moved, found))
     return ax
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
-from covshift.plots.axes import key_below, label_layers, layer_height, title, wrapped
+from covshift.plots.axes import key_of_figure, label_layers, layer_height, mark_edge, title, wrapped
 from covshift.plots.labels import amount, elide, short_names
 
 FloatArray = NDArray[np.float64]
@@ -71,7 +71,7 @@ def plot_stability(
             label_layers(axes[0], stability["layer"].values)
         for panel in axes[1:]:
             panel.tick_params(axis="y", labelleft=False, length=0)
-        key_below(axes[0], [*_state_keys(stability), _band_key()], columns=5)
+        key_of_figure(figure, [*_state_keys(stability), _band_key()])
         _headline(figure, _finding(stability), width=124)
     return figure
 
@@ -94,9 +94,7 @@ def _drifts(ax: Axes, stability: xr.Dataset, part: str) -> None:
     ax.hlines(rows, np.clip(low, -reach, reach), np.clip(high, -reach, reach), color=look.muted, linewidth=0.9)
     _state_marks(ax, np.clip(drift, -reach, reach), rows, stability["state"].values)
     for beyond, edge, marker in ((drift < -reach, 0.0, "<"), (drift > reach, 1.0, ">")):
-        place = ax.get_yaxis_transform()
-        at = np.full(int(beyond.sum()), edge)
-        ax.plot(at, rows[beyond], marker, color=look.ink, markersize=4, transform=place, clip_on=False, label="_beyond")
+        mark_edge(ax, rows[beyond], edge=edge, marker=marker, along="y", label="_beyond")
     ax.set_xlim(-reach, reach)
     ax.set_xlabel(PARTS[part])
     ax.grid(axis="x")
@@ -184,10 +182,13 @@ def _of_one(stability: xr.Dataset, history: xr.Dataset | None, layer: str, ax: s
     if layer not in stability["layer"].values or history is None or layer not in history["layer"].values:
         there = ", ".join(short_names(stability["layer"].values)[:8]) or "none"
         raise InvalidArgumentError(f"layer={layer!r}: expected a layer of both results; there are {there}")
-    figure = style.figure_on(ax, width=7.6, height=3.8)
+    figure = style.figure_on(ax, width=8.4, height=3.8)
     at, past = stability.sel(layer=layer), history.sel(layer=layer)
     for panel, part in zip(style.panels(figure, 2), PARTS, strict=True):
         _course(panel, past, part, float(stability.attrs[f"{part}_margin"]), int(at["settled_step"]))
+    lines = {str(line.get_label()): line for panel in figure.get_axes() for line in panel.get_lines()}
+    keys = [line for label, line in lines.items() if not label.startswith("_")]
+    key_of_figure(figure, [*keys, *_state_keys(past), _band_key()])
     _headline(figure, _word(at, layer), width=92)
     return figure
 
@@ -206,9 +207,7 @@ def _course(ax: Axes, past: xr.Dataset, part: str, margin: float, settled: int) 
     ax.plot(ends, np.clip(drift, -reach, reach), color=look.second, label="drift")
     _state_marks(ax, ends.astype(float), np.clip(drift, -reach, reach), past["state"].values)
     for beyond, edge, marker in ((drift < -reach, 0.0, "v"), (drift > reach, 1.0, "^")):
-        place = ax.get_xaxis_transform()
-        at = np.full(int(beyond.sum()), edge)
-        ax.plot(ends[beyond], at, marker, color=look.ink, markersize=4, transform=place, clip_on=False, label="_beyond")
+        mark_edge(ax, ends[beyond], edge=edge, marker=marker, along="x", label="_beyond")
     if settled >= 0:
         ax.axvline(settled, color=look.accent, linewidth=1.1, label=f"settled since step {settled}")
     ax.set_ylim(-reach, reach)
@@ -216,8 +215,6 @@ def _course(ax: Axes, past: xr.Dataset, part: str, margin: float, settled: int) 
     ax.set_ylabel(PARTS[part])
     ax.grid(axis="y")
     title(ax, f"90 % interval, margin ±{amount(margin)}", size=9.0)
-    keys = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    key_below(ax, [*keys, *_state_keys(past), _band_key()], columns=2)
 
 
 def _word(at: xr.Dataset, layer: str) -> str:

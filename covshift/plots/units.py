@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
@@ -16,6 +17,9 @@ from covshift.plots.labels import count, elide
 
 ORDER = ("born dead", "died", "silent", "not recorded", "revived", "alive")
 """Fates from the bottom up: what is worst stands on the axis, where it can be read."""
+
+ROOM = 0.25
+"""Least share of the units that the axis holds."""
 
 WORDS = {
     "born dead": "dead from the start",
@@ -53,14 +57,23 @@ def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.
             return style.message(ax, "units: not measured (units_every= records them)")
         _bands(ax, history)
         label_steps(ax, history["step"].values)
-        ax.set_ylim(0, units)
-        ax.set_ylabel(f"units (n = {count(units)})")
+        top = _top(history, units)
+        ax.set_ylim(0, top)
+        ax.set_ylabel(f"units (n = {count(units)})" + ("" if top == units else f", axis cut at {count(top)}"))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if layer is not None:
             _limits(ax, units)
         title(ax, _finding(history, units, layer))
         handles = {handle.get_label(): handle for handle in ax.get_legend_handles_labels()[0]}
         key_below(ax, list(handles.values()), columns=3)
     return ax
+
+
+def _top(history: xr.Dataset, units: int) -> float:
+    """End of the axis: all units, or twice those that are not simply alive where they are few."""
+    rest = history["count"].sel(fate=[fate for fate in ORDER if fate != "alive"]).sum("fate")
+    needed = max(2 * int(rest.max()), ROOM * units)
+    return float(min(np.ceil(needed), units))
 
 
 def _bands(ax: Axes, history: xr.Dataset) -> None:

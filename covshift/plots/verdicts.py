@@ -26,7 +26,7 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
     Parameters
     ----------
     diagnosis : Diagnosis
-        From :func:`covshift.diagnosis.diagnose`.
+        From :func:`covshift.diagnosis.diagnose`. Checks that apply to no layer are left out and named in the key.
     rows : int, default 60
         At most so many layers. Where there are more, those with the worst verdicts are kept, in the order of the
         network, and the title says how many are left out.
@@ -46,17 +46,19 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
     if rows < 1:
         raise InvalidArgumentError(f"rows={rows}: expected at least 1 layer to draw")
     grid = diagnosis.grid().transpose("layer", "check")
-    shown = _worst(grid, rows)
+    idle = [str(check) for check in grid["check"].values if not (grid.sel(check=check) != "").any()]
+    shown = _worst(grid, rows).drop_sel(check=idle)
     with style.context():
         height = layer_height(shown.sizes["layer"], row=0.165, least=2.0, most=12.0)
-        ax = style.axes_on(ax, width=2.6 + 0.95 * grid.sizes["check"], height=height)
-        if not grid.size:
+        ax = style.axes_on(ax, width=2.6 + 0.95 * shown.sizes["check"], height=height)
+        if not shown.size:
             return style.message(ax, "verdicts: no layer was judged")
         _marks(ax, shown)
         _columns(ax, [str(check) for check in shown["check"].values])
         label_layers(ax, shown["layer"].values, every=True)
         title(ax, _finding(grid, left_out=grid.sizes["layer"] - shown.sizes["layer"]))
-        key_below(ax, [_handle(verdict) for verdict in LOUDNESS], drop=8.0)
+        without = [Line2D([], [], linestyle="", label=f"does not apply here: {', '.join(idle)}")] if idle else []
+        key_below(ax, [*(_handle(verdict) for verdict in LOUDNESS), *without], columns=5, drop=8.0)
     return ax
 
 

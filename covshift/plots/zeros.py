@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
 from covshift.plots.axes import (
     colorbar,
-    key_below,
+    key_of_figure,
     label_steps,
     layer_cells,
     layer_height,
@@ -75,17 +77,20 @@ def plot_gradient_zeros(
     with style.context():
         figure = style.figure_on(ax, width=2.6 + 3.1 * columns, height=layer_height(zero_rate.sizes["layer"]))
         axes = style.panels(figure, columns)
-        _zero_maps(axes[: len(maps)], maps, found)
+        keys = _zero_maps(axes[: len(maps)], maps, found)
         if survival is not None:
-            _survival_curves(axes[-1], survival)
+            keys.extend(_survival_curves(axes[-1], survival))
+        if keys:
+            key_of_figure(figure, keys)
         text = wrapped(headline(found, _words) or _zero_finding(zero_rate), width=50 * columns)
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     return figure
 
 
-def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[Finding]) -> None:
-    """Maps of shares side by side on one colour scale, the layers named on the first that is drawn."""
+def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[Finding]) -> list[Artist]:
+    """Maps of shares side by side on one colour scale, the layers named on the first that is drawn; their key."""
     drawn: list[tuple[Axes, QuadMesh]] = []
+    limits: list[Artist] = []
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         if not np.isfinite(values.values).any():
             style.message(ax, f"{name}: not measured")
@@ -96,23 +101,24 @@ def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[F
             ax.set_ylabel("")
             ax.tick_params(axis="y", labelleft=False)
         marks = None if drawn else mark_since(ax, findings, values)
-        keys = [*([marks] if marks else []), *([] if np.isfinite(values.values).all() else [unmeasured_key()])]
-        if keys:
-            key_below(ax, keys, columns=1)
+        limits.extend([marks] if marks else [])
+        if not np.isfinite(values.values).all() and not any(isinstance(one, Patch) for one in limits):
+            limits.append(unmeasured_key())
         drawn.append((ax, mesh))
     if drawn:
         share_of = PercentFormatter(1.0, symbol=" %")
         bar = colorbar(drawn[0][1], [ax for ax, _ in drawn], label="share of elements", formatter=share_of)
         if len(maps) > 1:
-            mark_limit(bar, THRESHOLDS["structural_zeros"])
+            limits.extend(mark_limit(bar, THRESHOLDS["structural_zeros"]))
+    return limits
 
 
-def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
+def _survival_curves(ax: Axes, survival: xr.DataArray) -> list[Artist]:
     by_step = survival.transpose("step", "layer")
     known = by_step.isel(layer=np.flatnonzero(np.isfinite(by_step.values).any(axis=0)))
     if not known.size:
         style.message(ax, "units: not measured")
-        return
+        return []
     last = _last_known(known.values)
     worst = [int(row) for row in np.argsort(last, kind="stable")[:NAMED_CURVES] if last[row] < 1.0]
     _quiet_curves(ax, known.isel(layer=[row for row in range(last.size) if row not in worst]))
@@ -127,8 +133,7 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> None:
     ax.set_ylabel("units alive")
     lost = int((last < 1.0).sum())
     title(ax, f"{lost} of {plural(last.size, 'layer')} lost units (one line each)", size=9.0)
-    if worst:
-        key_below(ax, ax.get_legend_handles_labels()[0], columns=2 if max(map(len, names)) <= 12 else 1)
+    return list(ax.get_legend_handles_labels()[0])
 
 
 def _alive_limits(ax: Axes) -> None:
@@ -146,6 +151,7 @@ def _alive_limits(ax: Axes) -> None:
                 va="top",
                 fontsize=7,
                 color=style.look().muted,
+                bbox={"facecolor": style.look().paper, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
             )
 
 
@@ -205,4 +211,4 @@ def _words(finding: Finding) -> str:
         return f"{named(finding)} receives no gradient"
     begun = "" if finding.since_step is None else f" since step {finding.since_step}"
     quantity = finding.threshold.quantity if finding.threshold is not None else "share of zeros"
-    return f"{named(finding)}: {share(finding.value)} is the {quantity}{begun}"
+    return f"{named(finding)}: {quantity} is {share(finding.value)}{begun}"
