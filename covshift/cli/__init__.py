@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck
+from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck, watch
 
 app = typer.Typer(
     name="covshift",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(report.report)
+app.command()(watch.watch)
 app.command()(plot.plot)
 app.command()(check.check)
 app.command()(info.info)

@@ -54,7 +54,7 @@ def log_levels(counts: Floats) -> NDArray[np.int64]:
     top = np.log1p(counts.max(initial=0.0))
     if top == 0:
         return np.zeros(counts.shape, dtype=np.int64)
-    return np.ceil(LEVELS * np.log1p(counts) / top).astype(np.int64)
+    return np.asarray(np.ceil(LEVELS * np.log1p(counts) / top).astype(np.int64))
 
 
 def line(label: str, values: Any, role: str, **look: Any) -> dict[str, Any]:
@@ -85,7 +85,9 @@ class Axis:
         return told
 
     def _ticks(self) -> list[float]:
-        assert self.low is not None and self.high is not None and self.within is not None
+        assert self.low is not None
+        assert self.high is not None
+        assert self.within is not None
         reach = max(abs(self.low), abs(self.high))
         decades = max(int(np.floor(np.log10(reach / self.within))), 0)
         sizes = [float(f"{self.within * 10.0**power:.1g}") for power in range(0, decades + 1, decades // 4 + 1)]

@@ -1,4 +1,4 @@
-"""The part of a report that sets runs side by side: numbers, curves and figures, from results that are there already."""
+"""The part of a report that sets runs side by side: numbers, curves and figures of results that are there already."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import xarray as xr
 from covshift.analysis import comparison
 from covshift.analysis.seeds import over_seeds
 from covshift.plots import style
-from covshift.reporting.charts import Axis, chart, line
 from covshift.plots.asking import compared_scalars
+from covshift.reporting.charts import Axis, chart, line
 from covshift.reporting.layer_charts import MOST_STEPS, thinned
 
 

@@ -67,9 +67,9 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 """Figures of one run by name, the first needed most: the section each belongs to, and how to read it."""
 
 COMPARED = (
-    "Above: what was logged, by run or group of seeds, with the 90 % interval of the mean over seeds. Below: each layer "
-    "is a row, each run or group a mark with its interval, the line joins the lowest and the highest; medians over the "
-    "last window of each run."
+    "Above: what was logged, by run or group of seeds, with the 90 % interval of the mean over seeds. Below: each "
+    "layer is a row, each run or group a mark with its interval, the line joins the lowest and the highest; medians "
+    "over the last window of each run."
 )
 
 

@@ -15,8 +15,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import rows
-from covshift.analysis.flat_regions import flat_regions
 from covshift.analysis.distributions import DisplayAxis
+from covshift.analysis.flat_regions import flat_regions
 from covshift.analysis.rivers import rivers
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
@@ -112,7 +112,9 @@ def _owner(name: str, described: xr.Dataset) -> str:
 def _facts(layer: xr.Dataset, steps: dict[str, list[int]]) -> str:
     units = int(layer["unit_count_of_layer"])
     told = [str(layer["module_type"].values), f"depth {int(layer['depth'])}", plural(units, "unit") if units else ""]
-    drawn = f"{plural(len(steps.get('layers', [])), 'record')} drawn, {len(steps.get('histograms', []))} with histograms"
+    drawn = (
+        f"{plural(len(steps.get('layers', [])), 'record')} drawn, {len(steps.get('histograms', []))} with histograms"
+    )
     return ", ".join(word for word in told if word) + f"; {drawn}"
 
 
@@ -249,7 +251,8 @@ def _track(
     axis = Axis(what, "symlog", float(reach.min()), float(reach.max()), within) if symlog and reach.size else Axis(what)
     return chart(
         "track",
-        f"Mean ± sd of {what}: {' to '.join(ends)}" + ("; shaded: derivative below a tenth of its largest" * bool(flat)),
+        f"Mean ± sd of {what}: {' to '.join(ends)}"
+        + ("; shaded: derivative below a tenth of its largest" * bool(flat)),
         x="layers",
         y=axis,
         lines=[

@@ -132,20 +132,24 @@ def render(
         number = numbers[run].get(layer)
         return shown if number is None else Markup('<a href="#r{}-l{}">{}</a>').format(run, number, shown)
 
-    return _environment().get_template("report.html.j2").render(
-        content=content,
-        mark_of=_marks(content),
-        pictures=pictures,
-        comparison_pictures=comparison,
-        n=lambda pointer, kind: number_element(content, pointer, kind),
-        layer_link=layer_link,
-        grid_of=verdict_table,
-        style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
-        scripts=[Markup(script) for script in scripts],
-        script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
-        layer_data=layer_data,
-        curve_data=curve_data,
-        refresh_seconds=refresh_seconds,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            content=content,
+            mark_of=_marks(content),
+            pictures=pictures,
+            comparison_pictures=comparison,
+            n=lambda pointer, kind: number_element(content, pointer, kind),
+            layer_link=layer_link,
+            grid_of=verdict_table,
+            style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
+            scripts=[Markup(script) for script in scripts],
+            script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
+            layer_data=layer_data,
+            curve_data=curve_data,
+            refresh_seconds=refresh_seconds,
+        )
     )
 
 

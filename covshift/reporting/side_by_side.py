@@ -62,7 +62,9 @@ def comparison_content(
         ],
         "rows": _rows(kept, [run["name"] for run in runs], groups),
         "findings": [
-            change for name in named[1:] for change in _changes(members[named[0]], members[name], group=name, names=names)
+            change
+            for name in named[1:]
+            for change in _changes(members[named[0]], members[name], group=name, names=names)
         ],
         "matching": _matching(by_depth),
     }

@@ -23,9 +23,7 @@ def verdict_table(run: Mapping[str, Any]) -> dict[str, Any]:
     grid = run["grid"]
     numbers = {row["layer"]: number for number, row in enumerate(run["layers"])}
     of_run = [words for layer, words in zip(grid["layer"], grid["verdict"], strict=True) if layer == WHOLE_RUN]
-    layers = [
-        (layer, words) for layer, words in zip(grid["layer"], grid["verdict"], strict=True) if layer != WHOLE_RUN
-    ]
+    layers = [(layer, words) for layer, words in zip(grid["layer"], grid["verdict"], strict=True) if layer != WHOLE_RUN]
     used = [at for at in range(len(grid["check"])) if any(words[at] for _, words in layers)]
     whole_run = [(check, word) for words in of_run for check, word in zip(grid["check"], words, strict=True) if word]
     named = {grid["check"][at] for at in used} | {check for check, _ in whole_run}
