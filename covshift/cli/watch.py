@@ -89,7 +89,7 @@ def _counts(diagnosis: Diagnosis) -> Text:
     counts = Counter(worst(found) for found in verdicts.values())  # type: ignore[arg-type]
     text = Text("layers: ")
     for verdict in ("bad", "watch", "ok", "not measured"):
-        text.append(f"{counts[verdict]} {verdict}  ", style=STYLES.get(verdict, ""))  # type: ignore[index]
+        text.append(f"{counts[verdict]} {verdict}  ", style=STYLES.get(verdict, ""))
     return text
 
 

@@ -115,7 +115,7 @@ def chart(
     title : str
         What it shows, as a statement; also what stands in for the picture.
     x : str or dict
-        Name of a step axis of the run, or an axis with ``values``.
+        Name of a step axis of the run, or an axis with its number of ``centres``, evenly spread over its scale.
     y : Axis
         The axis of values.
     lines : sequence of dict

@@ -25,7 +25,7 @@ class Comparison:
     curve_data: str
 
 
-def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -> Comparison:
+def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *, most: int) -> Comparison:
     """The comparison of all runs that have records.
 
     Parameters
@@ -34,6 +34,8 @@ def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -
         Content of every run of the report, in its order.
     results : mapping of str to Results
         Of those with records, by name.
+    most : int
+        Most figures.
     """
     recordings = {name: result.recording for name, result in results.items()}
     groups = seed_groups(recordings)
@@ -46,7 +48,7 @@ def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -
         names=names,
         by_depth=by_depth,
     )
-    drawn = figures.comparison_pictures(recordings, _paired(results, names), groups)
+    drawn = figures.comparison_pictures(recordings, _paired(results, names), groups) if most else []
     return Comparison(compared, drawn, embedding.block({"curves": curves(recordings, groups)}))
 
 

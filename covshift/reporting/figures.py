@@ -81,11 +81,13 @@ class Picture:
     caption: str
 
 
-def pictures_of_runs(names: Sequence[str], results: Mapping[str, Results]) -> list[dict[str, list[Picture]]]:
-    """Pictures of every run by section, one mapping a run; the more runs, the fewer each has."""
-    most = (MOST_FIGURES - (len(results) > 1)) // max(len(results), 1)
+def pictures_of_runs(
+    names: Sequence[str], results: Mapping[str, Results], *, most: int
+) -> list[dict[str, list[Picture]]]:
+    """Pictures of every run by section, one mapping a run, ``most`` in all: the more runs, the fewer each has."""
+    share = most // max(len(results), 1)
     return [
-        _of_run(results[name], prefix=f"run-{at}", most=most) if name in results else {}
+        _of_run(results[name], prefix=f"run-{at}", most=share) if name in results else {}
         for at, name in enumerate(names)
     ]
 

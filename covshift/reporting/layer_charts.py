@@ -15,7 +15,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import rows
-from covshift.analysis.distributions import DisplayAxis
 from covshift.analysis.flat_regions import flat_regions
 from covshift.analysis.rivers import rivers
 from covshift.diagnosis.thresholds import THRESHOLDS
@@ -112,10 +111,8 @@ def _owner(name: str, described: xr.Dataset) -> str:
 def _facts(layer: xr.Dataset, steps: dict[str, list[int]]) -> str:
     units = int(layer["unit_count_of_layer"])
     told = [str(layer["module_type"].values), f"depth {int(layer['depth'])}", plural(units, "unit") if units else ""]
-    drawn = (
-        f"{plural(len(steps.get('layers', [])), 'record')} drawn, {len(steps.get('histograms', []))} with histograms"
-    )
-    return ", ".join(word for word in told if word) + f"; {drawn}"
+    records, histograms = (len(steps.get(axis, [])) for axis in ("layers", "histograms"))
+    return ", ".join(word for word in told if word) + f"; {plural(records, 'record')} drawn, {histograms} histograms"
 
 
 def _read(result: Results, most: int) -> _Thinned:
@@ -156,7 +153,7 @@ def _rivers(recording: xr.DataTree, steps: dict[str, list[int]], most: int) -> d
     except SignalNotRecorded:
         return {}
     chosen = thinned(records, most)
-    steps["histograms"] = recording["histograms"]["step"].values[chosen].tolist()
+    steps["histograms"] = rows.group(recording, "histograms")["step"].values[chosen].tolist()
     return rivers(recording, records=chosen.tolist(), cells=CELLS)
 
 
@@ -216,15 +213,12 @@ def _ridges(river: xr.Dataset) -> Spec | None:
     roles = ("second", "zero", "accent")[-len(ends) :]
     zeros = [share(float(z / n)) if n else "unknown" for z, n in zip(*_zero_and_all(river, ends), strict=True)]
     axis = _axis(river, _words(river.attrs["signal"]))
-    map_ = DisplayAxis(axis.low or 0.0, axis.high or 0.0, axis.within or np.inf)
-    ends_of_cells = map_.forward(np.append(river["lower"].values, river["upper"].values[-1]))
-    centres = map_.backward((ends_of_cells[:-1] + ends_of_cells[1:]) / 2)
     return chart(
         "ridges",
         f"The same at {len(ends)} steps; exactly zero: {', '.join(zeros)}",
-        x=axis.told() | {"values": [float(f"{centre:.4g}") for centre in centres]},
+        x=axis.told() | {"centres": CELLS},
         y=Axis("share of a cell", low=0.0, high=float(f"{np.nanmax(shares) * 1.05:.3g}")),
-        lines=[line(f"step {steps[at]}", shares[row], roles[row]) for row, at in enumerate(ends)],
+        lines=[line(f"step {steps[at]}", shares[row].round(4), roles[row]) for row, at in enumerate(ends)],
     )
 
 
@@ -251,8 +245,7 @@ def _track(
     axis = Axis(what, "symlog", float(reach.min()), float(reach.max()), within) if symlog and reach.size else Axis(what)
     return chart(
         "track",
-        f"Mean ± sd of {what}: {' to '.join(ends)}"
-        + ("; shaded: derivative below a tenth of its largest" * bool(flat)),
+        f"Mean ± sd of {what}: {' to '.join(ends)}" + "; shaded: derivative below a tenth of its largest" * bool(flat),
         x="layers",
         y=axis,
         lines=[

@@ -182,6 +182,7 @@ def _environment() -> jinja2.Environment:
         "printed": printed,
         "explained": explained,
         "listed": _listed,
+        "bare": _bare,
         "run_marks": RUN_MARKS,
         "vendored": vendored.credit(),
     }
@@ -203,6 +204,12 @@ def _listed(names: Sequence[str], *, most: int = 6) -> str:
     """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _bare(finding: Mapping[str, Any]) -> str:
+    """The reason without the layer's name before it, which stands there as a link."""
+    reason: str = finding["reason"]
+    return reason.removeprefix(f"{finding['layer']}: ")
 
 
 def _own(name: str) -> str:

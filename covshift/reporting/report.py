@@ -35,6 +35,7 @@ def write_report(
     json: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     title: str | None = None,
+    figures_at_most: int = figures.MOST_FIGURES,
     refresh_seconds: int | None = None,
 ) -> Path:
     """Write a report of one recording, or of several side by side, as one HTML file that opens offline.
@@ -56,6 +57,8 @@ def write_report(
         Replace files that exist.
     title : str, optional
         Heading of the page; made from the names of the runs by default.
+    figures_at_most : int, default 15
+        Overview figures, drawn by matplotlib; 0 is fastest. Charts of single layers are there all the same.
     refresh_seconds : int, optional
         Let the page read itself again this often, for a report that is rewritten while a run goes on.
 
@@ -83,7 +86,13 @@ def write_report(
         raise InvalidArgumentError(f"diagnoses: no run called {', '.join(unknown)}; runs: {', '.join(runs)}")
     targets = [Path(target) for target in (path, json) if target is not None]
     _demand_free(targets, overwrite=overwrite)
-    told, html = _compose(runs, given, title=title or _default_title(runs), refresh_seconds=refresh_seconds)
+    told, html = _compose(
+        runs,
+        given,
+        title=title or _default_title(runs),
+        figures_at_most=figures_at_most,
+        refresh_seconds=refresh_seconds,
+    )
     texts = [html, dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"]
     for target, text in zip(targets, texts, strict=False):
         _write(target, text)
@@ -95,6 +104,7 @@ def _compose(
     diagnoses: Mapping[str, Diagnosis],
     *,
     title: str,
+    figures_at_most: int,
     refresh_seconds: int | None,
 ) -> tuple[dict[str, Any], str]:
     """Content and page of the report; a run that cannot be read is the reason why."""
@@ -105,11 +115,12 @@ def _compose(
         told.append(judged if isinstance(judged, dict) else content.run_content(judged))
         if isinstance(judged, Results):
             results[name] = judged
-    compared = compare(told, results) if len(results) > 1 else None
+    compared = compare(told, results, most=figures_at_most) if len(results) > 1 else None
+    left = figures_at_most - len(compared.pictures if compared else ())
     report = content.report_content(title, told, comparison=compared.content if compared else None)
     html = page.render(
         report,
-        pictures=figures.pictures_of_runs(list(runs), results),
+        pictures=figures.pictures_of_runs(list(runs), results, most=left),
         comparison=compared.pictures if compared else (),
         layer_data=_layer_data(told, results),
         curve_data=compared.curve_data if compared else "",

@@ -36,6 +36,12 @@
     return told;
   };
 
+  const centres = (axis) => {
+    const { fwd = (v) => v, bwd = (p) => p } = scaled(axis);
+    const [low, high] = axis.range.map(fwd);
+    return Array.from({ length: axis.centres }, (_, at) => bwd(low + ((at + 0.5) * (high - low)) / axis.centres));
+  };
+
   const drawnAxis = (axis, colors, grid) => ({
     label: axis.label,
     stroke: colors.muted,
@@ -81,7 +87,8 @@
   };
 
   const drawn = (chart, steps, { colors, palette }, place) => {
-    const along = typeof chart.x === "string" ? { label: "step", scale: "linear", values: steps[chart.x] } : chart.x;
+    const along = typeof chart.x === "string" ? { label: "step", scale: "linear" } : chart.x;
+    const x = steps[chart.x] ?? centres(along);
     const series = chart.lines.map(({ label, role, width = 1.25, dash, points }) => ({
       label,
       stroke: colors[role],
@@ -100,7 +107,7 @@
       cursor: { drag: { x: true, y: false } },
       hooks: { drawClear: [backdrop(chart, palette, colors)] },
     };
-    return new uPlot(options, [along.values, ...chart.lines.map((line) => line.values)], place);
+    return new uPlot(options, [x, ...chart.lines.map((line) => line.values)], place);
   };
 
   const height = 260;
@@ -209,6 +216,17 @@
     });
   }
 
+  // Layer names in tables lead to their sections
+
+  for (const table of all(".numbers[data-base^='/runs/']")) {
+    const run = table.dataset.base.split("/")[2];
+    const links = new Map(all(`tr[id^="r${run}-l"] > th`).map((cell) => [cell.title || cell.textContent, `#${cell.parentElement.id}`]));
+    for (const cell of all("tbody th", table)) {
+      const href = links.get(cell.textContent);
+      if (href) cell.replaceChildren(element("a", cell.textContent, { href }));
+    }
+  }
+
   // Verdicts filtered by layer, check and verdict
 
   const filter = (place, form) => {
@@ -222,11 +240,12 @@
       row.hidden = !fits(row.cells[0].textContent, words);
       count += !row.hidden;
     }
-    for (const item of all("[data-layer]", place)) {
-      item.hidden = !fits(item.dataset.layer, [[item.dataset.check, item.dataset.verdict]]);
+    for (const item of all(".told", place)) {
+      const [name, told] = all("b", item).map((word) => word.textContent);
+      item.hidden = !fits(name, [[told, item.classList[1].slice(2).replace("-", " ")]]);
     }
     for (const group of all(".finding", place)) {
-      group.hidden = all("[data-layer]", group).every((item) => item.hidden);
+      group.hidden = all(".told", group).every((item) => item.hidden);
       for (const details of all("details", group)) {
         details.hidden = all("li", details).every((item) => item.hidden);
         details.open = Boolean(layer || check || verdict);
