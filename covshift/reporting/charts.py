@@ -1,7 +1,7 @@
 """What a chart of a layer's section holds: series, axes and cells as JSON types, small enough to embed by the thousand.
 
 The script of the page draws these as they stand; it computes nothing but pixels. Numbers are kept to three digits, and
-a heat map to 64 levels, one character a cell, which deflates well.
+a heat map to 32 levels, one character a cell, which deflates well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LEVELS = 63
+LEVELS = 31
 """The highest level of a heat map; 0 is an empty cell."""
 
 _FIRST_CHARACTER = 48
@@ -33,12 +33,12 @@ def rounded(values: Any) -> list[float | None]:
 
 
 def packed_levels(levels: NDArray[np.int64]) -> str:
-    """Levels of 0 to 63 as one character each, row after row, beginning with ``"0"``.
+    """Levels of 0 to 31 as one character each, row after row, beginning with ``"0"``.
 
     Examples
     --------
-    >>> packed_levels(np.array([[0, 1], [63, 10]]))
-    '01o:'
+    >>> packed_levels(np.array([[0, 1], [31, 10]]))
+    '01O:'
     """
     return (levels.astype(np.uint8) + _FIRST_CHARACTER).tobytes().decode("ascii")
 
@@ -49,7 +49,7 @@ def log_levels(counts: Floats) -> NDArray[np.int64]:
     Examples
     --------
     >>> log_levels(np.array([[0.0, 0.5, 1000.0]]))
-    array([[ 0,  4, 63]])
+    array([[ 0,  2, 31]])
     """
     top = np.log1p(counts.max(initial=0.0))
     if top == 0:
@@ -58,7 +58,9 @@ def log_levels(counts: Floats) -> NDArray[np.int64]:
 
 
 def line(label: str, values: Any, role: str, **look: Any) -> dict[str, Any]:
-    """A line: its name in the legend, its values, the role of its colour, and ``dash``, ``points`` or ``width``."""
+    """A line: its name in the legend, its values, the role of its colour, and ``dash``, ``points``, ``width`` or
+    ``aside`` (not in the legend).
+    """
     return {"label": label, "values": rounded(values), "role": role, **look}
 
 

@@ -48,7 +48,7 @@ def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *
         names=names,
         by_depth=by_depth,
     )
-    drawn = figures.comparison_pictures(recordings, _paired(results, names), groups) if most else []
+    drawn = figures.comparison_pictures(_paired(results, names), groups) if most else []
     return Comparison(compared, drawn, embedding.block({"curves": curves(recordings, groups)}))
 
 

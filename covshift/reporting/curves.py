@@ -8,7 +8,6 @@ from typing import Any
 import xarray as xr
 
 from covshift.analysis import comparison
-from covshift.analysis.seeds import over_seeds
 from covshift.plots import style
 from covshift.plots.asking import compared_scalars
 from covshift.reporting.charts import Axis, chart, line
@@ -29,7 +28,7 @@ def curves(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str]) -> 
     -------
     dict
         ``steps`` and ``charts`` as of :func:`covshift.reporting.layer_charts.layer_sections`. A line is the mean over
-        the seeds of a group, the ribbon about it the 90 % interval of that mean.
+        the seeds of a group, the ribbon about it reaches from their lowest to their highest.
     """
     steps: dict[str, list[int]] = {}
     charts = []
@@ -37,20 +36,21 @@ def curves(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str]) -> 
         values = comparison.scalars(recordings, name)
         values = values.isel(step=thinned(values.sizes["step"], MOST_STEPS))
         steps[name] = values["step"].values.tolist()
-        charts.append(_curve(over_seeds(values.to_dataset(name="value"), groups, logarithmic=()), name))
+        charts.append(_curve(values, groups, name))
     return {"steps": steps, "charts": [made for made in charts if made]}
 
 
-def _curve(means: xr.Dataset, name: str) -> dict[str, Any] | None:
+def _curve(values: xr.DataArray, groups: Mapping[str, str], name: str) -> dict[str, Any] | None:
     lines: list[dict[str, Any]] = []
     ribbons = []
-    for number, group in enumerate(means["run"].values):
-        role, here = f"run-{number % len(style.RUN_COLORS)}", means.isel(run=number)
-        if int(here["seeds"]) > 1:
+    for number, group in enumerate(dict.fromkeys(groups.values())):
+        role = f"run-{number % len(style.RUN_COLORS)}"
+        here = values.sel(run=[run for run, of_group in groups.items() if of_group == group])
+        if here.sizes["run"] > 1:
             ribbons.append((len(lines), len(lines) + 1))
-            ends = (("high", here["value_high"]), ("low", here["value_low"]))
-            lines += [line(f"{group}, 90 % {end}", values.values, role, width=0.5) for end, values in ends]
-        lines.append(line(str(group), here["value"].values, role, width=1.75))
-    seeds = f"{int(means['seeds'].min())} to {int(means['seeds'].max())} seeds a group"
-    title = f"{name.replace('_', ' ')} over the steps; {seeds}, ribbons: 90 % interval of the mean" if ribbons else name
-    return chart(f"curve-{name}", title, x=name, y=Axis(name), lines=lines, ribbons=ribbons)
+            ends = (("highest", here.max("run")), ("lowest", here.min("run")))
+            lines += [line(f"{group}, {end}", curve.values, role, width=0.5, aside=True) for end, curve in ends]
+        lines.append(line(group, here.mean("run").values, role, width=1.75))
+    words = name.replace("_", " ")
+    title = f"{words} over the steps; means over seeds, lowest to highest filled" if ribbons else words
+    return chart(f"curve-{name}", title, x=name, y=Axis(words), lines=lines, ribbons=ribbons)

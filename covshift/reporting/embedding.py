@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from covshift.plots import style
 from covshift.reporting.charts import LEVELS
 
-PAGE_STEPS = 40_000
+PAGE_STEPS = 32_000
 """Steps drawn of all layers of a page together; what a page of 5 MB has room for."""
 
 COLORS = {

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from covshift.analysis import comparison
 from covshift.analysis.seeds import over_seeds
 from covshift.exceptions import SignalNotRecorded
 from covshift.plots import style
-from covshift.plots.asking import Subject, compared_scalars
+from covshift.plots.asking import Subject
 from covshift.plots.registry import FIGURES, Drawn
 from covshift.reporting.results import Results
 from covshift.reporting.svg import inline_svg
@@ -67,9 +66,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
 """Figures of one run by name, the first needed most: the section each belongs to, and how to read it."""
 
 COMPARED = (
-    "Above: what was logged, by run or group of seeds, with the 90 % interval of the mean over seeds. Below: each "
-    "layer is a row, each run or group a mark with its interval, the line joins the lowest and the highest; medians "
-    "over the last window of each run."
+    "Each layer is a row, each run or group of seeds a mark, with the 90 % interval of its mean where there are seeds; "
+    "the line joins the lowest and the highest. Medians over the last window of each run."
 )
 
 
@@ -114,24 +112,18 @@ def _draw(name: str, result: Results) -> Drawn:
     return FIGURES[name].plot(result.shift, findings=subject.findings("shift"))
 
 
-def comparison_pictures(
-    recordings: Mapping[str, xr.DataTree], paired: xr.Dataset, groups: Mapping[str, str]
-) -> list[Picture]:
-    """Curves of the runs above, paired layers below; seeds of one group together.
+def comparison_pictures(paired: xr.Dataset, groups: Mapping[str, str]) -> list[Picture]:
+    """Layers of all runs in pairs; seeds of one group together.
 
     Parameters
     ----------
-    recordings : mapping of str to DataTree
-        Runs by name.
     paired : Dataset
         As :func:`covshift.analysis.comparison.paired_layers` gives it.
     groups : mapping of str to str
         Group of every run.
     """
-    curves = {name: comparison.scalars(recordings, name).to_dataset(name=name) for name in compared_scalars(recordings)}
-    together = {name: over_seeds(curve, groups) for name, curve in curves.items()}
     draw = FIGURES["comparison"].plot
-    return [_picture(lambda: draw(over_seeds(paired, groups), together), prefix="comparison", caption=COMPARED)]
+    return [_picture(lambda: draw(over_seeds(paired, groups)), prefix="comparison", caption=COMPARED)]
 
 
 def _picture(draw: Callable[[], Drawn], *, prefix: str, caption: str) -> Picture:

@@ -21,7 +21,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import SignalNotRecorded
 from covshift.plots.labels import amount, share
-from covshift.reporting.charts import Axis, chart, line, log_levels, packed_levels
+from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
 from covshift.reporting.results import Answer, Results
 
 CELLS = 64
@@ -298,7 +298,7 @@ def _units(read: _Thinned, name: str) -> Spec | None:
         x="units",
         y=Axis("units", low=0.0, high=float(mine.sizes["unit"])),
         lines=[line("units that fire", firing * mine.sizes["unit"], "accent", width=1.75)],
-        cells=packed_levels(np.round(63 * share_silent).astype(np.int64)),
+        cells=packed_levels(np.round(LEVELS * share_silent).astype(np.int64)),
     )
 
 

@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from covshift.plots import labels, style
 from covshift.reporting import vendored
 from covshift.reporting.figures import Picture
-from covshift.reporting.verdict_table import explained, verdict_table
+from covshift.reporting.verdict_table import alike_findings, bare_reason, explained, verdict_table
 
 Printer = Callable[[Any], str]
 
@@ -182,7 +182,8 @@ def _environment() -> jinja2.Environment:
         "printed": printed,
         "explained": explained,
         "listed": _listed,
-        "bare": _bare,
+        "bare": bare_reason,
+        "alike_findings": alike_findings,
         "run_marks": RUN_MARKS,
         "vendored": vendored.credit(),
     }
@@ -204,12 +205,6 @@ def _listed(names: Sequence[str], *, most: int = 6) -> str:
     """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _bare(finding: Mapping[str, Any]) -> str:
-    """The reason without the layer's name before it, which stands there as a link."""
-    reason: str = finding["reason"]
-    return reason.removeprefix(f"{finding['layer']}: ")
 
 
 def _own(name: str) -> str:

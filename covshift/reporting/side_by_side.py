@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-import numpy as np
-import xarray as xr
-
-from covshift.analysis.seeds import over_seeds
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
-from covshift.reporting.sections import number
 
 Run = Mapping[str, Any]
 Row = tuple[str, str, list[Any]]
@@ -46,7 +41,8 @@ def comparison_content(
     -------
     dict
         ``groups``: ``name``, ``seeds`` and positions of the ``runs``; ``rows``: ``name``, ``kind`` (how to print it)
-        and per group ``values``, ``low``, ``high``, None where unknown, rows without any value left out;
+        and per group the mean of its ``values``, the ``low``est and the ``high``est of them, None where unknown, rows
+        without any value left out; ``sentence``: how many runs are well;
         ``findings``: a row a check and group, against the first group; ``matching``: how layers were paired, in words.
     """
     named = list(dict.fromkeys(groups[run["name"]] for run in runs))
@@ -60,27 +56,37 @@ def comparison_content(
             {"name": name, "seeds": len(of_group), "runs": [places[run["name"]] for run in of_group]}
             for name, of_group in members.items()
         ],
-        "rows": _rows(kept, [run["name"] for run in runs], groups),
+        "rows": _rows(kept, {name: [at for at, run in enumerate(runs) if run in members[name]] for name in named}),
         "findings": [
             change
             for name in named[1:]
             for change in _changes(members[named[0]], members[name], group=name, names=names)
         ],
         "matching": _matching(by_depth),
+        "sentence": _sentence(runs),
     }
 
 
-def _rows(found: Sequence[Row], runs: Sequence[str], groups: Mapping[str, str]) -> list[dict[str, Any]]:
-    tables = {str(at): ("run", np.array(values, dtype=np.float64)) for at, (_, _, values) in enumerate(found)}
-    means = over_seeds(xr.Dataset(tables, {"run": list(runs)}), groups, logarithmic=())
-    return [
-        {"name": name, "kind": kind}
-        | {
-            part: [number(value) for value in means[f"{at}{suffix}"].values]
-            for part, suffix in (("values", ""), ("low", "_low"), ("high", "_high"))
+def _sentence(runs: Sequence[Run]) -> str:
+    """How many runs are unhealthy, to watch, healthy."""
+    words = {"bad": "unhealthy", "watch": "to watch", "ok": "healthy", "not measured": "not judged"}
+    found = {said: [run["name"] for run in runs if run["verdict"] == verdict] for verdict, said in words.items()}
+    counts = [f"{len(names)} {said}" for said, names in found.items() if names]
+    named = f" ({', '.join(found['unhealthy'])})" if found["unhealthy"] else ""
+    return f"Of {plural(len(runs), 'run')}: {', '.join(counts)}{named}."
+
+
+def _rows(found: Sequence[Row], members: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """Mean, least and greatest of each group; ``members`` are positions in the values of a row."""
+    rows = []
+    for name, kind, values in found:
+        known = [[values[at] for at in of_group if values[at] is not None] for of_group in members.values()]
+        ends = {
+            part: [summary(group) if group else None for group in known]
+            for part, summary in (("values", fmean), ("low", min), ("high", max))
         }
-        for at, (name, kind, _) in enumerate(found)
-    ]
+        rows.append({"name": name, "kind": kind} | ends)
+    return rows
 
 
 def _changes(

@@ -1,4 +1,4 @@
-"""The verdict grid as a page shows it: a row a layer, a column a check that some layer has, the whole run apart."""
+"""Verdicts as a page shows them: the grid, a row a layer and the whole run apart, and findings that say the same once."""
 
 from __future__ import annotations
 
@@ -52,3 +52,27 @@ def explained(consequences: Sequence[Mapping[str, Any]]) -> str:
     'gradient zeros (99), units (1)'
     """
     return ", ".join(f"{one['check']} ({one['count']})" for one in consequences)
+
+
+def bare_reason(finding: Mapping[str, Any]) -> str:
+    """The reason without the layer's name before it, which stands there as a link."""
+    reason: str = finding["reason"]
+    return reason.removeprefix(f"{finding['layer']}: ")
+
+
+def alike_findings(run: Mapping[str, Any], positions: Sequence[int]) -> list[dict[str, Any]]:
+    """Findings at ``positions``, those together that say the same of several layers.
+
+    Returns
+    -------
+    list of dict
+        ``check``, ``verdict``, ``reason`` without a layer's name, and ``layers``, in the order given.
+    """
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for finding in (run["findings"][position] for position in positions):
+        key = finding["check"], finding["verdict"], bare_reason(finding)
+        together.setdefault(key, []).append(finding["layer"])
+    return [
+        {"check": check, "verdict": verdict, "reason": reason, "layers": layers}
+        for (check, verdict, reason), layers in together.items()
+    ]

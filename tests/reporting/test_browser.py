@@ -14,24 +14,18 @@ import xarray as xr
 
 from covshift.analysis import distributions, gradient_health, linkage, rows, shift
 from covshift.reporting import write_report
-from tests.reporting.browser import Browser, started
 
 NAMES = [
     "conv0",
     "act0",
     "<script>alert(1)</script>",
     "</script><script>window.taken = 1</script>",
-    'quotes "double" and \'single\'',
+    "quotes \"double\" and 'single'",
     "act2",
     "block.3.conv",
     "block.3.act",
 ]
 STEPS = (0, 10, 20, 30, 40, 50)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    yield from started()
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +59,12 @@ def quiet(request) -> Iterator[None]:
     browser.command("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def opened(browser: Browser, layer: str) -> None:
+def opened(browser, layer: str) -> None:
     browser.until("return document.querySelector('#layer-name').textContent === arguments[0]", layer)
     browser.until("return document.querySelectorAll('#layer-charts figure canvas').length > 0")
 
 
-def chart(browser: Browser, key: str) -> tuple[list[str], np.ndarray]:
+def chart(browser, key: str) -> tuple[list[str], np.ndarray]:
     """Labels and numbers of a chart as the browser holds them, x first; NaN where it holds nothing."""
     labels, data = browser.js(
         "const plot = document.querySelector('#chart-' + arguments[0]).plot;"
@@ -147,7 +141,9 @@ class TestLayerSections:
         assert browser.texts("#layer-places a, .layer-places a") == ["next"]
         browser.click("#layer-next")
         opened(browser, "act0")
-        browser.js("const list = document.querySelector('#layer-of'); list.value = 7; list.dispatchEvent(new Event('change'))")
+        browser.js(
+            "const list = document.querySelector('#layer-of'); list.value = 7; list.dispatchEvent(new Event('change'))"
+        )
         opened(browser, "block.3.act")
         assert browser.texts(".layer-places a") == ["previous"]
         browser.driver.back()
@@ -195,13 +191,15 @@ class TestFilterAndSort:
         assert browser.texts(".filter output") == ["2 layers"]
         browser.click(".filter button")
         assert self.shown(browser) == everything
-        self.choose(browser, "check", "units")
+        self.choose(browser, "check", "gradient arrives")
         self.choose(browser, "verdict", "bad")
         cells = browser.texts(".grid tbody tr")
         assert 0 < len(cells) < len(everything)
         told = browser.texts(".finding .told")
         assert told
-        assert browser.js("return [...document.querySelectorAll('.told')].every((e) => e.hidden || e.textContent.includes('units'))")
+        assert browser.js(
+            "return [...document.querySelectorAll('.told')].every((e) => e.hidden || e.textContent.includes('gradient arrives'))"
+        )
 
     def choose(self, browser, name: str, value: str) -> None:
         browser.js(
@@ -229,7 +227,9 @@ class TestFilterAndSort:
         browser.visit(page)
         browser.click("#runs-0-layers > summary")
         browser.click("#runs-0-layers thead th:nth-child(5) button")
-        cells = browser.js("return [...document.querySelectorAll('#runs-0-layers tbody tr')].map((row) => row.cells[4].textContent)")
+        cells = browser.js(
+            "return [...document.querySelectorAll('#runs-0-layers tbody tr')].map((row) => row.cells[4].textContent)"
+        )
         numbers = [np.inf if cell == "\N{EN DASH}" else float(cell.replace(",", "")) for cell in cells]
         assert numbers == sorted(numbers)
         assert len(set(numbers)) > 2
@@ -247,7 +247,9 @@ class TestKeyboard:
         reached = []
         for _ in range(80):
             browser.keys("\ue004")  # Tab
-            tag, text = browser.js("const e = document.activeElement; return [e.tagName, e.textContent.trim().slice(0, 20)]")
+            tag, text = browser.js(
+                "const e = document.activeElement; return [e.tagName, e.textContent.trim().slice(0, 20)]"
+            )
             reached.append((tag, text))
             if (tag, text) == ("A", "block.3.act"):
                 break
@@ -275,8 +277,10 @@ class TestKeyboard:
 class TestEverywhere:
     def test_every_section_opens_by_a_click(self, browser, request, which):
         browser.visit(request.getfixturevalue(which))
-        browser.js("document.querySelectorAll('details.run').forEach((d) => { d.open = true; })")
-        for identifier in browser.js("return [...document.querySelectorAll('details.section[id]')].map((d) => d.id)"):
+        browser.js("document.querySelectorAll('#run-0-details').forEach((d) => { d.open = true; })")
+        for identifier in browser.js(
+            "return [...document.querySelectorAll('details.section[id^=runs-0]')].map((d) => d.id)"
+        ):
             browser.click(f"#{identifier} > summary")
             assert browser.js("return document.getElementById(arguments[0]).open", identifier)
 
@@ -348,8 +352,11 @@ class TestSeveralRuns:
         browser.visit(several)
         browser.until("return document.querySelectorAll('#curves canvas').length > 0")
         labels, data = chart(browser, "curve-loss")
-        assert [label for label in labels if "90 %" not in label] == ["step", "plain", "linked"]
-        assert np.isfinite(data).all()
+        assert [label for label in labels if "est" not in label.split(", ")[-1]] == ["step", "plain", "linked"]
+        assert np.isfinite(data[:, :-1]).all()
+        low, high = (data[labels.index(f"plain, {end}")][:-1] for end in ("lowest", "highest"))
+        assert (low <= data[labels.index("plain")][:-1]).all()
+        assert (low <= high).all()
 
     def test_a_layer_opens_in_the_run_it_was_clicked_in_and_the_run_can_be_changed(self, browser, several):
         browser.visit(several)
@@ -358,7 +365,9 @@ class TestSeveralRuns:
         opened(browser, "act0")
         selected = "const list = document.querySelector('#layer-run'); return list.options[list.selectedIndex].text"
         assert browser.js(selected) == "linked seed 0"
-        browser.js("const list = document.querySelector('#layer-run'); list.value = 0; list.dispatchEvent(new Event('change'))")
+        browser.js(
+            "const list = document.querySelector('#layer-run'); list.value = 0; list.dispatchEvent(new Event('change'))"
+        )
         browser.until("return location.hash === '#r0-l1'")
         browser.until(f"return (() => {{ {selected} }})() === 'plain seed 0'")
 

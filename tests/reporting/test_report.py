@@ -142,7 +142,7 @@ def hostile(make_run, tmp_path_factory):
     run["scalars"] = run["scalars"].to_dataset().rename(loss="<svg onload=alert(4)>loss")
     other = make_run(pairs=3, steps=(0, 10), names=HOSTILE, name="'--><script>")
     folder = tmp_path_factory.mktemp("hostile")
-    return written(folder, [run, other], title="<script>title</script>", figures_at_most=3)
+    return written(folder, [run, other], title="<script>title</script>", figures_at_most=5)
 
 
 def number_of(text: str, kind: str) -> tuple[float, float]:
@@ -230,9 +230,8 @@ def test_the_page_needs_nothing_from_outside(report):
 
 
 def test_only_the_scripts_of_the_page_itself_may_run(report):
-    (policy,) = [
-        e.attributes["content"] for e in report.page.find("meta") if "content-security" in str(e.attributes).lower()
-    ]
+    policies = [e.attributes for e in report.page.find("meta") if e.attributes.get("http-equiv")]
+    (policy,) = [meta["content"] for meta in policies if meta["http-equiv"] == "Content-Security-Policy"]
     allowed = re.search(r"script-src ([^;]*)", policy)[1].split()
     run = [script.text for script in report.page.find("script") if "type" not in script.attributes]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
@@ -379,7 +378,7 @@ def test_headings_descend_without_gaps(report):
 
 def test_every_figure_says_in_words_what_it_shows(report):
     figures = report.page.find("figure")
-    assert len(figures) >= 6
+    assert len(figures) >= 5
     for figure in figures:
         (canvas,) = [svg for svg in figure.find("svg") if svg.attributes.get("role") == "img"]
         caption = figure.find("figcaption")[0].words
@@ -444,7 +443,7 @@ def test_numbers_by_layer_are_those_of_the_analysis(several, runs):
 
 def test_the_same_recordings_give_the_same_bytes(make_run, tmp_path):
     run = make_run(pairs=1, steps=(0, 10))
-    first, second = (write_report(run, tmp_path / name).read_bytes() for name in ("a", "b"))
+    first, second = (write_report(run, tmp_path / name, figures_at_most=3).read_bytes() for name in ("a", "b"))
     assert first == second
 
 

@@ -89,8 +89,9 @@
   const drawn = (chart, steps, { colors, palette }, place) => {
     const along = typeof chart.x === "string" ? { label: "step", scale: "linear" } : chart.x;
     const x = steps[chart.x] ?? centres(along);
-    const series = chart.lines.map(({ label, role, width = 1.25, dash, points }) => ({
+    const series = chart.lines.map(({ label, role, width = 1.25, dash, points, aside }) => ({
       label,
+      class: aside && "aside-series",
       stroke: colors[role],
       width: points ? 0 : width,
       dash: dash && [5, 4],
