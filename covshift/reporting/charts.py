@@ -58,9 +58,7 @@ def log_levels(counts: Floats) -> NDArray[np.int64]:
 
 
 def line(label: str, values: Any, role: str, **look: Any) -> dict[str, Any]:
-    """A line: its name in the legend, its values, the role of its colour, and ``dash``, ``points``, ``width`` or
-    ``aside`` (not in the legend).
-    """
+    """A line: name in the legend, values, role of its colour, and ``dash``, ``points``, ``width``, ``aside`` (unnamed)."""
     return {"label": label, "values": rounded(values), "role": role, **look}
 
 

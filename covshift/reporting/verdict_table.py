@@ -1,4 +1,4 @@
-"""Verdicts as a page shows them: the grid, a row a layer and the whole run apart, and findings that say the same once."""
+"""Verdicts as a page shows them: the grid, the whole run apart, and findings that say the same said once."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def hostile(make_run, tmp_path_factory):
     run["scalars"] = run["scalars"].to_dataset().rename(loss="<svg onload=alert(4)>loss")
     other = make_run(pairs=3, steps=(0, 10), names=HOSTILE, name="'--><script>")
     folder = tmp_path_factory.mktemp("hostile")
-    return written(folder, [run, other], title="<script>title</script>", figures_at_most=5)
+    return written(folder, [run, other], title="<script>title</script>", figures_at_most=7)
 
 
 def number_of(text: str, kind: str) -> tuple[float, float]:
