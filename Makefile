@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 OUT ?=
 
-.PHONY: help demo test test-slow soak lint types clean
+.PHONY: help demo test test-slow smoke soak lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ test: $(STAMP)  ## tests and doctests
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python tests/mutations.py
+
+smoke: $(STAMP)  ## every analysis of the paper, for seconds: OUT=DIR keeps the recordings
+	$(BIN)/python analyses/smoke.py $(if $(OUT),--out $(OUT))
 
 soak: $(STAMP)  ## half an hour of recorded training: does memory, or anything else, grow?
 	$(BIN)/python analyses/soak.py --minutes 30 $(if $(OUT),--json $(OUT))

@@ -178,8 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
         measure, show = SECTIONS[name]
         results[name] = measure(quick=options.quick, model=options.model)
         show(results[name])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        if options.json:
+            # After each section: all of them take more than an hour.
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from torch import nn
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
+from covshift.instrument import identity, sites
 from covshift.instrument import schedule as schedules
-from covshift.instrument import sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import is_distributed, rank
 from covshift.instrument.provenance import describe
@@ -21,6 +21,8 @@ from covshift.instrument.sites import Selection
 from covshift.instrument.surroundings import demand_observable
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.recorder import Recorder
+from covshift.store import layout
+from covshift.store.opening import demand_writable
 from covshift.store.writer import MAX_MEMORY, Writer
 
 RANKS = ("separate", "merge")
@@ -110,7 +112,9 @@ def record(
         Replace an existing recording.
     resume : bool, default False
         Continue the recording at ``path``, or begin it where there is none. Rows of steps that are made again go to
-        ``/superseded``. It needs ``start_step`` or :meth:`Recorder.load_state_dict`.
+        ``/superseded``; steps that were due and are missing between the last one recorded and the start are warned
+        about. It needs ``start_step`` or :meth:`Recorder.load_state_dict`, and the model the recording was begun with.
+        Layers that are no longer chosen read as absent from there on, which is warned about too; new ones join.
     start_step : int, optional
         Optimizer steps already done.
     max_memory : int, default 1 GiB
@@ -125,6 +129,8 @@ def record(
     ------
     RecordingExists
         If there is a recording at ``path`` and ``overwrite`` is False.
+    ResumeMismatch
+        If ``resume`` is True and the recording is of a model with other modules or parameter shapes.
     UnsupportedModelError
         If ``model`` is no ``torch.nn.Module`` or is a ScriptModule, which cannot be hooked; ProbeUnsupported if it
         cannot be probed although ``probe`` was given.
@@ -166,16 +172,20 @@ def record(
         due = schedules.as_schedule(probe_every, name="probe_every")
         fixed = FixedBatch(model, probe, every=due, mode=probe_mode, functional=functional)
         provenance |= fixed.description
-    provenance |= {"run_name": name or _stem(path), **(attrs or {})}
+    provenance |= {"run_name": name or _stem(path), **(attrs or {}), layout.MODEL_ATTRIBUTE: identity.structure(model)}
+
+    where = _path_of_rank(path, ranks)
+    # Of merged ranks only the first writes; what the others may find at the path is its beginning.
+    is_writer = ranks == "separate" or not is_distributed() or rank() == 0
+    place = demand_writable(where, attrs=provenance, overwrite=overwrite, resume=resume) if is_writer else None
 
     def make_writer() -> Writer:
-        return Writer(
-            _path_of_rank(path, ranks), attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory
-        )
+        return Writer(where, attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory)
 
     return Recorder(
         model,
         make_writer,
+        path=place,
         settings=settings,
         updates=updates,
         scaler=scaler,
@@ -187,7 +197,16 @@ def record(
     )
 
 
-_PROVENANCE = ("ranks", "rank", "loss_reduction", "every", "histograms_every", "units_every", "world_size")
+_PROVENANCE = (
+    layout.MODEL_ATTRIBUTE,
+    "ranks",
+    "rank",
+    "loss_reduction",
+    "every",
+    "histograms_every",
+    "units_every",
+    "world_size",
+)
 
 
 def _demand_kinds(path: Any, unit_axis: Any, signals: Any, attrs: Any) -> None:

@@ -22,6 +22,10 @@ class ProbeUnsupported(UnsupportedModelError):  # noqa: N818 - a name fixed by t
     """A model that cannot be run beside its own training without disturbing it or other ranks."""
 
 
+class DatasetError(CovshiftError):
+    """The files of a data set are missing, damaged or not what their names promise; the message names the file."""
+
+
 class RecordingError(CovshiftError):
     """A recording cannot be read or written as asked."""
 
@@ -32,6 +36,10 @@ class RecordingExists(RecordingError, FileExistsError):  # noqa: N818 - a name f
 
 class StoreLocked(RecordingError):  # noqa: N818 - reads like its siblings
     """Another process is writing the recording; the message names its pid and host."""
+
+
+class ResumeMismatch(RecordingError, InvalidArgumentError):  # noqa: N818 - reads like its siblings
+    """The model that resumes a recording is not the one it was begun with; the message says where they differ."""
 
 
 class RecordingDamaged(RecordingError, ValueError):  # noqa: N818 - reads like its sibling RecordingExists

@@ -6,17 +6,18 @@ Whatever goes wrong here costs rows and is named in a warning; the training goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import xarray as xr
 
 from covshift import schema
-from covshift.exceptions import RecordingError
+from covshift.exceptions import RecordingError, ResumeMismatch
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import Ranks, merged
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.rows import Record, arranged, record_of, stored_rows
@@ -29,6 +30,9 @@ from covshift.store.writer import Writer
 MANY, LARGE = 10_000, 1_000_000_000
 """Records, and bytes that so many of them may take before it is worth a word."""
 
+_SITE = re.compile(r"#\d+|:.*")
+"""What a layer's name says beyond its module's path: the number of the call, the part of the output, a function."""
+
 _logger = logging.getLogger("covshift")
 
 
@@ -38,13 +42,17 @@ class Handover:
     Parameters
     ----------
     make_writer : callable
-        Makes the writer; not called on ranks whose records another rank writes.
+        Makes the writer, in :meth:`open`; not called on ranks whose records another rank writes.
     observer, meter, incidents
         The recorder's own.
     ranks : Ranks or None
         With whom records are pooled; None for nobody.
+    every : Schedule
+        Steps that are due; it tells which of them a resume leaves out.
     histograms_every, units_every : Schedule
         By record; they tell how large the recording will be.
+    unobserved : collection of str
+        Names of the modules that are not recorded; it tells which layers a resume leaves out.
     """
 
     def __init__(
@@ -55,14 +63,23 @@ class Handover:
         meter: ParameterMeter,
         incidents: Incidents,
         ranks: Ranks | None,
+        every: Schedule,
         histograms_every: Schedule,
         units_every: Schedule,
+        unobserved: Collection[str],
     ) -> None:
+        self._every, self._unobserved = every, unobserved
         self._observer, self._meter, self._incidents, self._ranks = observer, meter, incidents, ranks
         self._histograms_every, self._units_every = histograms_every, units_every
         self._layers: dict[str, schema.Layer] = {}
         self._has_parameters = False
-        self.writer = make_writer() if ranks is None or ranks.is_first else None
+        self._make_writer = make_writer
+        self.writer: Writer | None = None
+
+    def open(self) -> None:
+        """Make the recording, or take it up; until then nothing is claimed and nothing replaced."""
+        if self._ranks is None or self._ranks.is_first:
+            self.writer = self._make_writer()
 
     @property
     def is_resumed(self) -> bool:
@@ -70,9 +87,35 @@ class Handover:
         return self.writer is None or self.writer.resumed
 
     def resume_at(self, step: int) -> None:
-        """Continue the recording at ``step``; rows of that step and later are set aside."""
-        if self.writer is not None and self.writer.resumed:
-            self.writer.resume_at(step)
+        """Continue the recording at ``step``; rows of that step and later are set aside.
+
+        What then is missing from the history is named: steps and layers left out, and a recording set aside as a whole.
+        """
+        if self.writer is None or not self.writer.resumed:
+            return
+        last = self.writer.last_steps[schema.LAYERS.name]
+        moved = self.writer.resume_at(step)
+        resumed = f"'{self.writer.path}' is resumed at step {step}"
+        left_out = [due for due in range(last + 1, step) if self._every(due)]
+        if left_out:
+            self._warn(
+                f"{resumed}, but {_ends(last)}: {len(left_out)} steps that were due, from {left_out[0]} to "
+                f"{left_out[-1]}, are in no record; start_step= counts the optimizer steps already done"
+            )
+        if moved and self.writer.last_steps[schema.LAYERS.name] < 0 <= last:
+            self._warn(
+                f"{resumed}, before its first record, and {_ends(last)}: all of them are set aside under superseded/; "
+                "start_step= counts the optimizer steps already done"
+            )
+        lost = [name for name in self.writer.stored_layers if _module_of(name) in self._unobserved]
+        if lost:
+            self._warn(
+                f"{resumed} and holds layers that are not observed any more, {listed(lost)}: they read as absent from "
+                "there on; give the layers= the recording was begun with to go on with them"
+            )
+
+    def _warn(self, message: str) -> None:
+        self._incidents.warn_once(message, "recording", message)
 
     def give(self, block: Block | None, parameters: Mapping[str, Any], *, scale: float) -> None:
         """Take a closed block, None where this rank recorded nothing of a step that was due."""
@@ -101,15 +144,22 @@ class Handover:
         if self.writer is None or not given:
             return
         record = merged(given)
+        try:
+            self._declare(self.writer, record)
+        except ResumeMismatch as error:
+            self._warn(f"{error}; nothing of this run is recorded")
+            return
+        self.writer.append(stored_rows(arranged(record, list(self._layers.values()))))
+
+    def _declare(self, writer: Writer, record: Record) -> None:
         new = [layer for layer in record.layers if layer.name not in self._layers]
-        self.writer.declare_layers(new)
+        writer.declare_layers(new)
         self._layers |= {layer.name: layer for layer in new}
         if record.parameters and not self._has_parameters:
             # Not before: the parameters of lazy modules have no size until the first forward pass.
-            self.writer.declare_parameters(self._meter.parameters)
+            writer.declare_parameters(self._meter.parameters)
             self._has_parameters = True
             self._estimate_size()
-        self.writer.append(stored_rows(arranged(record, list(self._layers.values()))))
 
     def _estimate_size(self) -> None:
         """Say so once where the recording will be large."""
@@ -154,7 +204,10 @@ class Handover:
     def snapshot(self, *, flush: bool) -> xr.DataTree:
         """Everything written so far, as :func:`covshift.open` reads it."""
         if self.writer is None:
-            raise RecordingError('recording: rank 0 holds it, for ranks="merge"; read it there')
+            raise RecordingError(
+                "recording: this recorder was not entered yet, or rank 0 holds what it records: read it inside the "
+                'with or after it, and with ranks="merge" on rank 0'
+            )
         if flush and self.writer.path is None:
             # On disk the journal is read along; a flush would only leave a partly filled chunk behind.
             self.writer.flush()
@@ -168,3 +221,11 @@ class Handover:
             self.writer.close(warnings=self._incidents.messages)
         except RecordingError as error:
             self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")
+
+
+def _ends(last: int) -> str:
+    return f"its last record is of step {last}" if last >= 0 else "it holds no record"
+
+
+def _module_of(layer: str) -> str:
+    return _SITE.sub("", layer)

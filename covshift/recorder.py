@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import xarray as xr
@@ -22,16 +23,24 @@ from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import Ranks, is_distributed
 from covshift.instrument.hooks import ModuleHooks
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.identity import unobserved
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.logged import Log
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
 from covshift.instrument.schedule import Schedule
 from covshift.instrument.steps import StepClock
-from covshift.instrument.surroundings import Surroundings, listed
+from covshift.instrument.surroundings import Surroundings
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import Writer
+
+
+class Unfinished(NamedTuple):
+    """A step that has ended, whose record may await the updates of other optimizers; no block where none is due."""
+
+    block: Block | None
+    scale: float
 
 
 class Recorder:
@@ -42,7 +51,7 @@ class Recorder:
     step_count : int
         Optimizer steps done so far, which is also the number of the step now open.
     path : Path or None
-        Where the recording lies; None in memory.
+        Where the recording lies, once the recorder is entered; None in memory.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class Recorder:
         model: nn.Module,
         make_writer: Callable[[], Writer],
         *,
+        path: Path | None,
         every: Schedule,
         histograms_every: Schedule,
         units_every: Schedule,
@@ -78,31 +88,41 @@ class Recorder:
         self._opening = threading.Lock()
         self._evaluation: Block | None = None
         self._last_evaluation = -1
-        self._parameters: Mapping[str, Any] = {}
+        self._unfinished: Unfinished | None = None
         self._paused = self._active = self._entered = False
         self.step_count = 0
         self._measures_preclip = Block.can_tell_end_of_backward() and not is_distributed()
         self._ranks = Ranks() if ranks == "merge" and is_distributed() else None
-        # Last, so that a refused argument leaves whatever stands at the path as it was.
         self._handover = Handover(
             make_writer,
             observer=self._observer,
             meter=self._meter,
             incidents=self._incidents,
             ranks=self._ranks,
+            every=every,
             histograms_every=histograms_every,
             units_every=units_every,
+            unobserved=unobserved(model, settings),
         )
-        self.path = self._handover.writer.path if self._handover.writer is not None else None
-        self._must_be_told_step = resume and self._handover.is_resumed
+        self.path = path
+        self._must_be_told_step = resume
         if start_step is not None:
             self.load_state_dict({"step": start_step})
 
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
-        if self._must_be_told_step:
+        self._handover.open()
+        try:
+            self._begin()
+        except BaseException:
             self._handover.close()
+            raise
+        self._entered = self._active = True
+        return self
+
+    def _begin(self) -> None:
+        if self._must_be_told_step and self._handover.is_resumed:
             raise InvalidArgumentError(
                 f"resume=True: '{self.path}' is continued, but from which step? Give start_step=, the optimizer steps "
                 "already done, or call recorder.load_state_dict(state) with the recorder.state_dict() of your "
@@ -114,22 +134,24 @@ class Recorder:
         self._attend()
         self._hooks.install()
         self._clock.install()
-        self._entered = self._active = True
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._run_probe()
-        self._hooks.remove()
-        self._clock.remove()
-        self._observer.abandon()
-        self._active = False
+        try:
+            self._finish()
+            if kind is None:
+                self._run_probe()
+        finally:
+            self._hooks.remove()
+            self._clock.remove()
+            self._observer.abandon()
+            self._active = False
         with self._incidents.guard("step"):
             self._clock.settle()
             if kind is None and self._scale.skipped():
                 self._close_step(skipped=True)
+            self._finish()
         for block in (self._block, self._evaluation):
             if block is not None:
                 block.close()
@@ -167,8 +189,11 @@ class Recorder:
     def recording(self) -> xr.DataTree:
         """Everything recorded so far: flushes, then a snapshot equal to what ``covshift.open`` reads.
 
-        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it.
+        Inside the ``with`` the scalars of the step just closed are not in it yet: more may be logged for it. Read
+        between the steps of several optimizers, it holds the step without the updates that are still to come.
         """
+        if self._ranks is None:
+            self._finish()
         return self._handover.snapshot(flush=self._active)
 
     @property
@@ -201,11 +226,12 @@ class Recorder:
         self._log.begin_at(step)
         self._must_be_told_step = False
 
-    def log(self, **values: float | torch.Tensor) -> None:
-        """Keep scalars of a step: loss, accuracy, learning rate.
+    def log(self, values: Mapping[str, float | torch.Tensor] | None = None, /, **more: float | torch.Tensor) -> None:
+        """Keep scalars of a step: loss, accuracy, learning rate; by keyword, or in a mapping: ``{"val/loss": 0.1}``.
 
         Before the optimizer step they belong to the step now open, after it and before the next forward pass to the
-        step just closed. Of several values for one name in one step the last stays.
+        step just closed. Of several values for one name in one step the last stays. A slash in a name is stored as a
+        dot, for in a recording it would begin a group: ``val/loss`` is read as ``val.loss``.
 
         Raises
         ------
@@ -215,7 +241,7 @@ class Recorder:
             If the recorder is not open.
         """
         self._demand_active("log()")
-        self._log.add(values)
+        self._log.add({**(values or {}), **more})
 
     def _demand_active(self, call: str) -> None:
         if not self._active:
@@ -229,10 +255,12 @@ class Recorder:
         self._clock.settle()
         if self._clock.has_begun:
             self._close_step(skipped=self._scale.skipped())
+        self._finish()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Record nothing inside the ``with``; steps are still counted."""
+        self._finish()
         paused, self._paused = self._paused, True
         self._attend()
         try:
@@ -248,16 +276,23 @@ class Recorder:
         All batches of the pass merge into one record of the ``evaluation/`` groups, at the number of steps done so far,
         whatever the schedule. Outside of it, forward passes under ``no_grad`` are not recorded.
 
-        Raises
-        ------
-        InvalidArgumentError
-            If a pass was already recorded at this step: one record a step.
+        There is one such record a step: a further pass at the same step, over other data perhaps, is not recorded, with
+        one warning; a pass inside a pass is part of the outer one.
         """
         self._demand_active("evaluation()")
-        if self._evaluation is not None or self._last_evaluation == self.step_count:
-            raise InvalidArgumentError(
-                f"evaluation(): a pass was already recorded after {self.step_count} steps; record one pass a step"
+        self._finish()
+        if self._evaluation is not None:
+            yield
+            return
+        is_first = self._last_evaluation != self.step_count
+        if not is_first:
+            self._incidents.warn_once(
+                "evaluation",
+                "model",
+                f"evaluation(): a pass was already recorded after {self.step_count} steps; this one is not recorded, "
+                "nor are other second passes at one step",
             )
+        self._observer.abandon()
         self._evaluation = block = Block(self.step_count, stream="evaluation")
         self._attend()
         try:
@@ -266,9 +301,8 @@ class Recorder:
             self._evaluation = None
             block.close()
             self._attend()
-        if block.passes:
+        if is_first and (block.passes or self._ranks is not None):
             self._last_evaluation = self.step_count
-        if block.passes or self._ranks is not None:
             self._handover.give(block if block.passes else None, {}, scale=1.0)
 
     def _attend(self) -> None:
@@ -289,6 +323,7 @@ class Recorder:
             self._close_step(skipped=True)
         self._scale.begin()
         self._clock.forward()
+        self._finish()
         self._give_scalars()
         if self._probe is not None:
             self._probe.remember_autocast()
@@ -325,25 +360,34 @@ class Recorder:
         self._attend()
         self._handover.give(block, {}, scale=1.0)
 
-    def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> None:
+        if self._unfinished is not None and (runs_model or not self._clock.continues(optimizer)):
+            self._finish()
         with self._incidents.guard("parameters"):
-            if self._block is not None or (not self._paused and self._every(self.step_count)):
+            if self._unfinished is not None:
+                self._meter.before_next(optimizer, scale=handed_scale(optimizer))
+            elif self._block is not None or (not self._paused and self._every(self.step_count)):
                 # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
                 self._meter.before_step(scale=handed_scale(optimizer), has_gradients=self._block is not None)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
-        if self._block is not None:
-            with self._incidents.guard("parameters"):
-                self._parameters = self._meter.after_step(
-                    optimizer, left_to_others=self._clock.left_to_others(optimizer), scale=handed_scale(optimizer)
+        with self._incidents.guard("parameters"):
+            if self._block is not None or self._unfinished is not None:
+                others = self._clock.left_to_others(optimizer)
+                forwards = self._clock.forwards_of_step
+                self._meter.after_step(
+                    optimizer, left_to_others=others, scale=handed_scale(optimizer), forwards=forwards
                 )
-                rate = self._clock.own_group(optimizer).get("lr")
-                if rate is not None:
-                    self._log.note(learning_rate=float(rate))
+            rate = self._clock.own_group(optimizer).get("lr") if self._block is not None else None
+            if rate is not None:
+                self._log.note(learning_rate=float(rate))
         if is_boundary:
             self._close_step(skipped=told_to_skip(optimizer))
+        elif self._meter.is_complete:
+            self._finish()
 
     def _close_step(self, *, skipped: bool = False) -> None:
+        self._finish()
         self._give_scalars()
         block, self._block = self._block, None
         if self._scale.is_known:
@@ -353,13 +397,22 @@ class Recorder:
             block.close()
             self._records += 1
         if block is not None or (self._ranks is not None and self._every(self.step_count)):
-            self._handover.give(block, self._parameters, scale=self._scale.in_force)
-        self._meter.forget()
+            self._unfinished = Unfinished(block, self._scale.in_force)
+        else:
+            self._meter.forget()
         self._scale.end()
-        self._parameters = {}
         self.step_count += 1
         self._clock.closed()
         self._attend()
+        if self._meter.is_complete:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Hand over the step that has ended; what other optimizers have not updated by now, they leave as it is."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            self._handover.give(unfinished.block, self._meter.row(), scale=unfinished.scale)
+            self._meter.forget()
 
     def _give_scalars(self) -> None:
         """Hand over what was logged for the step just closed; its time to log is over."""

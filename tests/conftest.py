@@ -166,8 +166,6 @@ def _unit_of(array: np.ndarray) -> dict[str, float]:
         "unit_active_examples": (values != 0).any(axis=1).sum(),
         "unit_mean": finite.mean() if finite.size else np.nan,
         "unit_m2": ((finite - finite.mean()) ** 2).sum() if finite.size else np.nan,
-        "unit_min": finite.min() if finite.size else np.nan,
-        "unit_max": finite.max() if finite.size else np.nan,
     }
 
 
@@ -231,6 +229,7 @@ def build_recording(
     *,
     layers: list[Layer] | None = None,
     evaluation: Mapping[int, Tensors] | None = None,
+    probe: Mapping[int, Tensors] | None = None,
     histogram_steps: Iterable[int] | None = None,
     unit_steps: Iterable[int] | None = None,
     flat: Mapping[str, Callable[..., Any]] | None = None,
@@ -243,11 +242,15 @@ def build_recording(
 ) -> xr.DataTree:
     """A recording in memory.
 
-    ``steps`` and ``evaluation`` map step -> layer -> signal -> array (examples, units, ...); ``flat`` maps a layer to
-    the test whether its derivative is zero at z; ``statuses`` overrides (step, layer, signal) of the training stream;
-    ``without`` drops groups.
+    ``steps``, ``evaluation`` and ``probe`` map step -> layer -> signal -> array (examples, units, ...); ``flat`` maps a
+    layer to the test whether its derivative is zero at z; ``statuses`` overrides (step, layer, signal) of the training
+    stream; ``without`` drops groups.
     """
-    streams = {"": (steps or {}, Source.TRAIN, mode), "evaluation/": (evaluation or {}, Source.EVALUATION, Mode.EVAL)}
+    streams = {
+        "": (steps or {}, Source.TRAIN, mode),
+        "evaluation/": (evaluation or {}, Source.EVALUATION, Mode.EVAL),
+        "probe/": (probe or {}, Source.PROBE, Mode.EVAL),
+    }
     layers = layers if layers is not None else _default_layers(stream[0] for stream in streams.values())
     tree: dict[str, xr.Dataset] = {}
     for prefix, (tensors, source, flag) in streams.items():

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def _by_first_name(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, module, None, None, root=root)
 
     return reached
+
+
+def _by_path_alone(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def at(self: Any, path: str, what: int) -> Any:
+        return original(self, path, 0)
+
+    return at
 
 
 def _stays_open(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,6 +133,37 @@ MUTATIONS = {
     ),
     "stack per thread": Mutation(f"{INSTRUMENT}.observer:_Local", _shared_by_threads, ("test_threads.py",)),
     "in-place version": Mutation(f"{INSTRUMENT}.forward:_version", _constant(0), ("test_inplace_and_views.py",)),
+    "interrupts": Mutation(f"{INSTRUMENT}.calls:is_running", _constant(True), ("test_interrupts.py",)),
+    "keywords of a call": Mutation(f"{INSTRUMENT}.calls:keywords", _constant({}), ("test_keywords.py",)),
+    "views that were modified": Mutation(
+        f"{INSTRUMENT}.hooks:version_counter", _constant(SimpleNamespace(_version=-1)), ("test_inplace_and_views.py",)
+    ),
+    "hooks of the user's own": Mutation(
+        f"{INSTRUMENT}.userhooks:may_replace", _constant(False), ("test_user_hooks.py",)
+    ),
+    "fake tensors": Mutation(f"{INSTRUMENT}.hooks:faked", _constant(False), ("test_fake_tensors.py",)),
+    "batched gradients": Mutation(f"{INSTRUMENT}.hooks:is_batched", _constant(False), ("../test_mended.py",)),
+    "reentrant checkpoint": Mutation(
+        f"{INSTRUMENT}.calls:in_reentrant_checkpoint", _constant(False), ("../test_mended.py",)
+    ),
+    "process group let go": Mutation(f"{INSTRUMENT}.distributed:Ranks.leave", _constant(None), ("../test_mended.py",)),
+    "parameters without values": Mutation(
+        f"{INSTRUMENT}.parameters:_has_values", _constant(True), ("../test_mended.py",)
+    ),
+    "waiting for other optimizers": Mutation(
+        f"{INSTRUMENT}.parameters:ParameterMeter.is_complete",
+        lambda original: property(_constant(True)(original)),
+        ("../test_several_optimizers.py",),
+    ),
+    "updates left to others": Mutation(
+        f"{INSTRUMENT}.steps:StepClock.left_to_others", _constant(frozenset()), ("../test_several_optimizers.py",)
+    ),
+    "names told apart": Mutation(
+        f"{INSTRUMENT}.callsites:CallSites._at", _by_path_alone, ("test_calls_and_sharing.py",)
+    ),
+    "the user's line": Mutation(
+        f"{INSTRUMENT}.incidents:users_line", lambda original: sys._getframe, ("../test_incidents.py",)
+    ),
     "compile guard": Mutation(f"{INSTRUMENT}.hooks:is_compiling", _constant(False), ("test_compile.py",)),
 }
 

@@ -130,7 +130,6 @@ def _units(generator: np.random.Generator) -> dict[str, NDArray[Any]]:
     columns["unit_active_examples"][:] = generator.integers(1, EXAMPLES, size=shape)
     columns["unit_mean"][:] = generator.normal(0, 0.1, size=shape)
     columns["unit_m2"][:] = EXAMPLES * POSITIONS
-    columns["unit_min"][:], columns["unit_max"][:] = -4.0, 4.0
     return columns
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from covshift.datasets import digits
 from covshift.linked import LinkedReLU
-from covshift.models import depth_net
+from covshift.models import all_cnn, depth_net
 
 RECORDED_EVERY_STEP, RECORDED_EVERY_TENTH, PAUSED = "record(every=1)", "record(every=10)", "attached, paused"
 """The arms that have targets."""
@@ -39,30 +39,6 @@ class TokenTransformer(nn.Module):
         hidden = self.encoder(self.embedding(tokens) + self.position(positions))
         logits: torch.Tensor = self.head(hidden)
         return logits.flatten(0, 1)
-
-
-def all_cnn(classes: int = 10) -> nn.Sequential:
-    """All-CNN-C for 32x32 images, with its dropout (Springenberg et al., 2015, arXiv 1412.6806, table 1)."""
-
-    def stage(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2), nn.ReLU()]
-
-    return nn.Sequential(
-        nn.Dropout(0.2),
-        *stage(3, 96, 3),
-        *stage(96, 96, 3),
-        *stage(96, 96, 3, stride=2),
-        nn.Dropout(0.5),
-        *stage(96, 192, 3),
-        *stage(192, 192, 3),
-        *stage(192, 192, 3, stride=2),
-        nn.Dropout(0.5),
-        *stage(192, 192, 3),
-        *stage(192, 192, 1),
-        *stage(192, classes, 1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
 
 
 class Trainer:
@@ -131,7 +107,7 @@ def _depth_net() -> Trainer:
 
 STEP_WORKLOADS = {
     "all-cnn": Workload(
-        "All-CNN-C, 32x32 images, batch 32",
+        "All-CNN, 32x32 images, batch 32",
         _all_cnn,
         {RECORDED_EVERY_STEP: 1.05, RECORDED_EVERY_TENTH: 1.02, PAUSED: 1.01},
     ),

@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.analysis.dead_units import dead_units
+from covshift.analysis.gradient_direction import gradient_turn, signal_to_noise
 from covshift.analysis.gradient_scale import clip_factor, growth_over_time, range_risk, trust_ratio
 from covshift.analysis.unit_profile import unit_profile
 
 __all__ = [
     "clip_factor",
     "dead_units",
+    "gradient_turn",
     "growth_over_time",
     "norm_profile",
     "range_risk",
+    "signal_to_noise",
     "trust_ratio",
     "unit_profile",
     "update_ratio",
@@ -31,6 +34,9 @@ __all__ = [
 
 MIN_LAYERS = 5
 """Fewest layers a slope over depth is fitted to."""
+
+_RESCALING = ("Pool", "Flatten", "Dropout", "Norm", "Pad", "Upsample", "Shuffle", "Identity")
+"""Parts of the names of modules that change the scale of a gradient, or the number of its elements, by construction."""
 
 
 def zero_rate(recording: xr.DataTree, *, signal: str = "activation_grad", stream: str = "train") -> xr.DataArray:
@@ -67,10 +73,13 @@ def zero_rate(recording: xr.DataTree, *, signal: str = "activation_grad", stream
 def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", stream: str = "train") -> xr.Dataset:
     """Size of the gradient over depth, and the slope at which it shrinks or grows, at every step.
 
-    The layers are the nonlinearities where at least five were recorded, else all: tensors of one kind, ordered by
-    depth. The slope is the least-squares slope of ``log10(rms)`` on a layer's position among them. Layers whose
-    gradient is exactly zero in every element keep their position but are left out of the fit and counted in
-    ``vanished``: the logarithm of an underflow would pass for a slope.
+    The layers are the nonlinearities where at least five were recorded, else all but those that change the scale by
+    construction (pooling, flattening, dropout, normalisation, padding, resampling): tensors of one kind, ordered by
+    depth. The slope is the least-squares slope of ``log10(rms)`` on a layer's position among them, with an intercept
+    for each number of positions a unit has (``H W`` of a convolution, 1 of a linear layer): global average pooling
+    over 64 positions makes the gradient of every element before it 64 times smaller, and strides do likewise, which is
+    no vanishing. Layers whose gradient is exactly zero in every element keep their position but are left out of the fit
+    and counted in ``vanished``: the logarithm of an underflow would pass for a slope.
 
     Parameters
     ----------
@@ -91,9 +100,11 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
         ``slope_low``, ``slope_high`` (step)
             90 % interval of the fit (Student t). Neighbouring layers are not independent, so it is on the narrow side.
         ``total_decades`` (step)
-            Fitted change from the first to the last layer of the fit, with the sign of the slope.
+            Fitted change from the first to the last layer of the fit, with the sign of the slope: what the slope makes,
+            without the jumps between intercepts.
         ``n_layers`` (step)
-            Layers in the fit. Below five, slope, interval and total are NaN.
+            Layers in the fit. Below five, or with fewer than three more than intercepts, slope, interval and total are
+            NaN.
         ``vanished`` (step)
             Layers with an exactly zero gradient.
 
@@ -103,9 +114,10 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
         If the signal was not recorded.
     """
     rms = rows.moments(recording, signal=signal, stream=stream)["rms"]
-    rms = rms.isel(layer=_one_kind(recording, rms, stream))
+    chosen = _one_kind(recording, rms, stream)
+    rms = rms.isel(layer=chosen)
     sizes = rms.values
-    fit = _slopes(np.log10(np.where(sizes > 0, sizes, np.nan)))
+    fit = _slopes(np.log10(np.where(sizes > 0, sizes, np.nan)), _positions(recording, signal, stream)[chosen])
     per_step = {name: ("step", values) for name, values in fit.items()}
     vanished = xr.DataArray((sizes == 0).sum(axis=1), dims="step")
     return xr.Dataset({"rms": rms, **per_step, "vanished": vanished}, coords={"step": rms["step"]}).reset_coords(
@@ -142,25 +154,42 @@ def _one_kind(recording: xr.DataTree, rms: xr.DataArray, stream: str) -> NDArray
     layers = rows.group(recording, "layers", stream=stream)
     recorded = rms.notnull().any("step").values
     nonlinear = recorded & rows.nonlinear(layers)
-    chosen = np.flatnonzero(nonlinear if nonlinear.sum() >= MIN_LAYERS else recorded)
+    types = rows.names(layers, "module_type")
+    rescaling = np.any([np.char.find(types, kind) >= 0 for kind in _RESCALING], axis=0)
+    chosen = np.flatnonzero(nonlinear if nonlinear.sum() >= MIN_LAYERS else recorded & ~rescaling)
     return np.asarray(chosen[np.argsort(layers["depth"].values[chosen], kind="stable")])
 
 
-def _slopes(logs: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Least squares of every row of ``logs`` (step, layer) on the position, over the entries that are not NaN."""
+def _positions(recording: xr.DataTree, signal: str, stream: str) -> NDArray[np.float64]:
+    """Elements of a unit in one example, shape ``(layer,)``, to six digits; NaN where examples or units are unknown."""
+    found = rows.layer_rows(recording, signal=signal, stream=stream)
+    elements, examples = (found[name].values.astype(np.float64).sum(axis=0) for name in ("count", "example_count"))
+    units = rows.group(recording, "layers", stream=stream)["unit_count_of_layer"].values
+    return np.array([float(f"{each:.6g}") for each in rows.ratio(elements, examples * units)])
+
+
+def _slopes(logs: NDArray[np.float64], positions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Least squares of every row of ``logs`` (step, layer) on the place, over the entries that are not NaN.
+
+    Layers of equal ``positions`` share an intercept, by which both sides are centred; unknown ones share one as well.
+    """
     from scipy.special import stdtrit
 
     there = np.isfinite(logs)
-    n = there.sum(axis=1)
-    enough = n >= MIN_LAYERS
+    _, group = np.unique(positions, return_inverse=True)
+    members = group == np.arange(group.max(initial=0) + 1)[:, None]
+    n, intercepts = there.sum(axis=1), (there[:, None, :] & members).any(axis=2).sum(axis=1)
+    enough = (n >= MIN_LAYERS) & (n - intercepts >= MIN_LAYERS - 2)
     known = there[enough]
-    position = np.broadcast_to(np.arange(logs.shape[1]), known.shape)
-    x, y = _centred(position, known), _centred(logs[enough], known)
+    place = np.broadcast_to(np.arange(logs.shape[1]), known.shape)
+    x, y = _centred(place, known, members), _centred(logs[enough], known, members)
     xx = (x**2).sum(axis=1)
-    slope = (x * y).sum(axis=1) / xx
+    slope = rows.ratio((x * y).sum(axis=1), xx)
     residual = ((y - slope[:, None] * x) ** 2 * known).sum(axis=1)
-    margin = stdtrit(n[enough] - 2, 0.95) * np.sqrt(residual / (n[enough] - 2) / xx)
-    span = x.max(axis=1, initial=0) - x.min(axis=1, initial=0)
+    degrees = n[enough] - intercepts[enough] - 1
+    margin = stdtrit(degrees, 0.95) * np.sqrt(rows.ratio(residual / degrees, xx))
+    last = np.where(known, place, -np.inf).max(axis=1, initial=-np.inf)
+    span = last - np.where(known, place, np.inf).min(axis=1, initial=np.inf)
     columns = {"slope": slope, "slope_low": slope - margin, "slope_high": slope + margin, "total_decades": slope * span}
     full = {name: np.full(len(logs), np.nan) for name in columns}
     for name, values in columns.items():
@@ -168,8 +197,12 @@ def _slopes(logs: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return {**full, "n_layers": n}
 
 
-def _centred(values: NDArray[Any], known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Deviations from the row's mean over the known entries, 0 elsewhere."""
-    filled = np.where(known, values, 0.0)
-    mean = filled.sum(axis=1, keepdims=True) / known.sum(axis=1, keepdims=True)
-    return np.where(known, filled - mean, 0.0)
+def _centred(values: NDArray[Any], known: NDArray[np.bool_], members: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Deviations from the mean of the row's known entries in the same group, 0 elsewhere."""
+    centred = np.zeros(values.shape)
+    for group in members:
+        here = known & group
+        filled = np.where(here, values, 0.0)
+        mean = filled.sum(axis=1, keepdims=True) / np.maximum(here.sum(axis=1, keepdims=True), 1)
+        centred += np.where(here, filled - mean, 0.0)
+    return centred

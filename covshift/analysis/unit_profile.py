@@ -68,7 +68,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
             maximum, so at 0.01 at least 90 % of elements are saturated.
         ``dormancy``
             Mean size of the output relative to the mean of the layer's units; 0 where all units of the layer are 0.
-            Known where the output never changes sign, else NaN.
+            Known where the output never changes sign, else NaN; a NaN among the output has no known sign.
         ``gradient_dormancy``
             The same for the root mean square of dL/d(output), which stands in for its mean size; NaN without gradients.
         ``examples``
@@ -88,8 +88,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
     kind = rows.names(owners, "activation")[columns.owner]
     constant = _constant(output, columns)
     positive = np.where(np.isin(kind, _SIGN_KEEPING), columns.largest(rows.ratio(output.positive, output.n)), np.nan)
-    one_sided = columns.smallest((output.least >= 0) | (output.most <= 0))
-    size = np.where(one_sided, columns.total(np.abs(output.mean)), np.nan)
+    size = np.where(columns.smallest(output.one_sided), columns.total(np.abs(output.mean)), np.nan)
     seen = owners["example_count"].reindex(step=recent["step"], fill_value=0).values.sum(axis=0).astype(np.int64)
     found = xr.Dataset(
         {
@@ -112,22 +111,25 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
 
 @dataclass(frozen=True)
 class _Pooled:
-    """Moments of each column over a window, shape (column,); ``within`` is the largest variance inside one record."""
+    """Numbers of each column over a window, shape (column,).
+
+    ``within`` is the largest variance inside one record; ``one_sided`` is true where all elements are known to be 0 or
+    more, or none of them above 0.
+    """
 
     n: Floats
     mean: Floats
     square: Floats
     within: Floats
     positive: Floats
-    least: Floats
-    most: Floats
+    one_sided: NDArray[np.bool_]
 
     @classmethod
     def of(cls, recent: xr.Dataset, signal: str, columns: UnitColumns) -> _Pooled:
         here = recent.sel(signal=signal)
-        count, positive, mean, m2, least, most = (
+        count, zero, positive, mean, m2 = (
             here[f"unit_{name}"].values[:, columns.order].astype(np.float64)
-            for name in ("count", "positive_count", "mean", "m2", "min", "max")
+            for name in ("count", "zero_count", "positive_count", "mean", "m2")
         )
         n, finite = count.sum(axis=0), np.nan_to_num(mean)
         variance = rows.ratio(np.nan_to_num(m2), count)
@@ -137,8 +139,7 @@ class _Pooled:
             rows.ratio((count * finite**2 + np.nan_to_num(m2)).sum(axis=0), n),
             np.where(count > 0, variance, 0.0).max(axis=0, initial=0.0),
             positive.sum(axis=0),
-            np.where(np.isnan(least), np.inf, least).min(axis=0, initial=np.inf),
-            np.where(np.isnan(most), -np.inf, most).max(axis=0, initial=-np.inf),
+            (zero + positive == count).all(axis=0) | (positive == 0).all(axis=0),
         )
 
 

@@ -6,8 +6,11 @@ usage, or nothing could be judged. Errors are one line with the remedy; ``--debu
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import covshift
 from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck, watch
 
 app = typer.Typer(
@@ -18,6 +21,23 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"covshift {covshift.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 app.command()(demo.demo)
 app.command()(report.report)
 app.command()(watch.watch)

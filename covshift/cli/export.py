@@ -49,7 +49,7 @@ def _event_writer() -> Callable[[str], Any]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise CovshiftError(
-            f"--to tensorboard needs torch and the package tensorboard ({error}): install it"
+            f'--to tensorboard needs torch and the package tensorboard ({error}): pip install "covshift[tensorboard]"'
         ) from error
     make_writer: Callable[[str], Any] = SummaryWriter
     return make_writer

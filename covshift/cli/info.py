@@ -46,7 +46,10 @@ def _table(description: Description) -> Table:
 
 def _lines(one: Description) -> dict[str, str]:
     torch = f", torch {one.torch_version}" if one.torch_version else ""
-    resumes = [f"at step {resume['step']} ({resume['time_utc']})" for resume in one.resumes]
+    resumes = [
+        f"at step {resume['step']} after {_last(resume.get('last_step'))} ({resume['time_utc']})"
+        for resume in one.resumes
+    ]
     return {
         "run": one.name,
         "state": one.state,
@@ -62,6 +65,10 @@ def _lines(one: Description) -> dict[str, str]:
         "size": f"{_size(one.bytes)} in {one.files} files, {_size(one.dense_bytes)} in memory",
         "warning": "\n".join(one.warnings),
     }
+
+
+def _last(step: int | None) -> str:
+    return "no record" if step is None else f"step {step}"
 
 
 def _size(count: float) -> str:

@@ -72,6 +72,7 @@ def digits(*, train_size: int = 1400, seed: int = 0) -> ImageSplit:
         description=_DESCRIPTION,
         source=_SOURCE,
         licence=_LICENCE,
+        sha256=_SHA256,
     )
 
 

@@ -34,6 +34,8 @@ class ImageSplit:
         Number of classes.
     description, source, licence : str
         What the images show and how they were prepared; who made them; under which terms they may be used.
+    sha256 : str
+        SHA-256 of the 8-bit pixels and labels as read, which tells data of one name apart: results state it.
     """
 
     train_images: Tensor
@@ -45,6 +47,7 @@ class ImageSplit:
     description: str
     source: str
     licence: str
+    sha256: str
 
 
 def stratified_split(labels: ArrayLike, *, train_size: int, seed: int = 0) -> tuple[IntArray, IntArray]:

@@ -149,6 +149,12 @@ def _handed_on(cause: Finding, effect: Finding, order: Order) -> bool:
     return cause.check == effect.check and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
 
 
+def _summed_up(cause: Finding, effect: Finding, order: Order) -> bool:
+    """That anything shifts is said again by the layers that do."""
+    shifts = cause.check == effect.check == "shift"
+    return shifts and effect.layer == WHOLE_RUN and cause.layer != WHOLE_RUN
+
+
 def _moves(finding: Finding) -> bool:
     """Whether a finding says that a layer moves; a frozen one has no drift."""
     return finding.check in ("shift", "operating point") and finding.value > 0 and finding.layer != WHOLE_RUN
@@ -171,6 +177,7 @@ _RULES: tuple[Follows, ...] = (
     _flat_activation,
     _steep,
     _stuck_parameters,
+    _summed_up,
     _handed_on,
 )
 """In the order in which a cause is looked for."""

@@ -102,7 +102,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """The sentence, and each cause on a line of its own."""
-        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}, {f.layer}: {f.reason}" for f in self.causes)])
+        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}: {f.reason}" for f in self.causes)])
 
     def __rich__(self) -> Group:
         return terminal.shown(self.sentence, self.findings)

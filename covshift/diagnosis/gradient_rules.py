@@ -20,7 +20,7 @@ from covshift.diagnosis.finding import Finding, not_measured
 from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.unit_rules import SILENT_RATE, onset_of_share
-from covshift.diagnosis.wording import percent, plural
+from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 _NOT_DUE = {
@@ -134,7 +134,7 @@ def _module(layer: str) -> str:
 
 def _no_gradient_due(layer: str, status: NDArray[np.uint8], why: str = "no gradient was recorded for it") -> Finding:
     why = next((text for flag, text in _NOT_DUE.items() if (status == flag).any()), why)
-    reason = f"{layer}: {why} in the last {plural(len(status), 'record')}"
+    reason = f"{quoted(layer)}: {why} in the last {plural(len(status), 'record')}"
     return not_measured("gradient arrives", layer, reason, "record steps in which it runs and requires a gradient")
 
 
@@ -205,7 +205,7 @@ class _Parts:
         text = f"{percent(zeros)} of the gradient of its {self.tensor} is exactly zero"
         if np.isfinite(structural):
             rest = f"{percent(other)} masked, underflowed or cancelled" if np.isfinite(other) else "the rest not split"
-            text += f": {percent(structural)} structural (no derivative in {self.activation}), {rest}"
+            text += f": {percent(structural)} structural (no derivative in '{self.activation}'), {rest}"
         text += f"; median of the last {plural(int(np.isfinite(self.zeros[window]).sum()), 'record')}"
         if units is None or not units.idle:
             return text

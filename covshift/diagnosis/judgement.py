@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from covshift.analysis import rows
 from covshift.diagnosis.finding import SEVERITY, Finding
 from covshift.diagnosis.thresholds import THRESHOLDS, Threshold, Verdict
+from covshift.diagnosis.wording import quoted
 
 Floats = NDArray[np.float64]
 Steps = NDArray[np.int64]
@@ -63,7 +64,7 @@ def conclude(layer: str, reason: str, judgements: Sequence[Judgement]) -> Findin
         chosen.value,
         chosen.interval,
         chosen.threshold,
-        f"{layer}: {reason}" + ("" if begun is None else f"; since step {begun}"),
+        f"{quoted(layer)}: {reason}" + ("" if begun is None else f"; since step {begun}"),
         chosen.advice if chosen.verdict != "ok" else "",
     )
 

@@ -7,10 +7,11 @@ import xarray as xr
 
 from covshift.analysis import operating_parts, operating_point, rows
 from covshift.analysis.active_mass import active_mass
+from covshift.diagnosis import streams
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude, judge
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import between, number, percent, plural
+from covshift.diagnosis.wording import between, number, percent, plural, quoted
 
 _UNSETTLED = (
     "train on, lower the learning rate towards the end or add a normalisation layer, at the price of time, of slower "
@@ -26,37 +27,63 @@ _SATURATED = (
 )
 
 
+_OF_STREAM = {"train": "", "probe": " of the probe", "evaluation": " of evaluation passes"}
+
+
 def operating_points(recording: xr.DataTree) -> list[Finding]:
     """State of each layer's distribution over the last part of the run.
 
-    STABLE is ok, DRIFTING and FROZEN are to watch, UNDETERMINED is not measured.
+    STABLE is ok, DRIFTING and FROZEN are to watch, UNDETERMINED is not measured. What training rows leave undetermined
+    is judged by probes, else by evaluation passes, where those are as many and reach into the last window of training.
     """
-    found = operating_point.stability(recording)
-    ran = np.asarray((rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0))
-    records = found["records"].values
-    if ran.any() and records[ran].max() < operating_point.WINDOW_RECORDS:
-        reason = f"{WHOLE_RUN}: at most {plural(int(records[ran].max()), 'record')} in the last half of the run"
+    judged, records = _of_stream(recording, "train")
+    others = [
+        _of_stream(recording, stream)[0] for stream in streams.OTHERS if streams.is_recent(recording, stream, "layers")
+    ]
+    if not judged and not any(others):
+        reason = f"{WHOLE_RUN}: at most {plural(records, 'record')} in the last half of the run"
         need = f"at least {operating_point.WINDOW_RECORDS} records there: a longer run, or a smaller every="
         return [not_measured("operating point", WHOLE_RUN, reason, need)]
+    names = dict.fromkeys([*judged, *(layer for other in others for layer in other)])
+    return [_best([found[layer] for found in (judged, *others) if layer in found]) for layer in names]
+
+
+def _best(findings: list[Finding]) -> Finding:
+    """The first of a layer's findings that comes to a verdict, else the first."""
+    return next((finding for finding in findings if finding.verdict != "not measured"), findings[0])
+
+
+def _of_stream(recording: xr.DataTree, stream: str) -> tuple[dict[str, Finding], int]:
+    """Findings of the layers by one stream's rows, none with too few of them, and the most records of any layer."""
+    found = operating_point.stability(recording, stream=stream)
+    outputs = rows.layer_rows(recording, signal="activation", stream=stream)["count"].values
+    ran = np.asarray((outputs > 0).any(axis=0))
+    records = found["records"].values
+    most = int(records[ran].max(initial=0))
+    if ran.any() and most < operating_point.WINDOW_RECORDS:
+        return {}, most
     columns = {str(name): found[name].values for name in found.data_vars}
     window = found.attrs["window_start"]
-    return [
-        _of_layer(str(layer), {name: column[index] for name, column in columns.items()}, window)
+    findings = {
+        str(layer): _of_layer(str(layer), {name: column[index] for name, column in columns.items()}, window, stream)
         for index, layer in enumerate(rows.names(found))
         if ran[index]
-    ]
+    }
+    return findings, most
 
 
-def _of_layer(layer: str, point: dict[str, float], window_start: int) -> Finding:
+def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: str) -> Finding:
     state, interval = str(point["state"]), (float(point["location_low"]), float(point["location_high"]))
     threshold = THRESHOLDS["drift"]
     if state == "FROZEN":
         reason = "frozen: its parameters and those before it do not move, or no gradient arrives"
         return Finding(
-            "operating point", layer, "watch", window_start, 0.0, None, threshold, f"{layer}: {reason}", _FROZEN
+            "operating point", layer, "watch", window_start, 0.0, None, threshold, f"{quoted(layer)}: {reason}", _FROZEN
         )
     parts = _parts(point)
-    reason = "; ".join([*parts, f"{int(point['records'])} records from step {window_start}"])
+    reason = "; ".join(
+        [*parts, f"{plural(int(point['records']), 'record')}{_OF_STREAM[stream]} from step {window_start}"]
+    )
     if state == "STABLE":
         since = f", since step {int(point['settled_step'])}" if point["settled_step"] >= 0 else ""
         reason = f"stable{since}: {reason}"
@@ -65,7 +92,13 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int) -> Finding
         value = _largest(point)
         return conclude(layer, f"drifting: {reason}", [Judgement(threshold, value, window_start, _UNSETTLED, interval)])
     need = "more or less dependent records: a longer run, a larger every=, larger batches"
-    return not_measured("operating point", layer, f"{layer}: undetermined: {reason}", need, threshold=threshold)
+    return not_measured(
+        "operating point",
+        layer,
+        f"{quoted(layer)}: neither stable nor drifting is shown: {reason}",
+        need,
+        threshold=threshold,
+    )
 
 
 def _parts(point: dict[str, float]) -> list[str]:
@@ -112,7 +145,7 @@ def saturation(recording: xr.DataTree) -> list[Finding]:
         known = np.flatnonzero(np.isfinite(series))
         window = slice(int(known[rows.last_window(len(known))][0]), None) if len(known) else slice(0, 0)
         if not len(known):
-            reason = f"{layer}: no histogram of its input z was recorded"
+            reason = f"{quoted(layer)}: no histogram of its input z was recorded"
             findings.append(not_measured("saturation", layer, reason, "histograms_every= with preactivation recorded"))
             continue
         share = float(rows.median(series[window]))

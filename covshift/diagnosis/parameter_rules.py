@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from covshift.analysis import gradient_health, rows
 from covshift.diagnosis.finding import Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Steps, conclude, judge
-from covshift.diagnosis.wording import number, plural
+from covshift.diagnosis.wording import number, plural, quoted
 
 ROOT = "(root)"
 
@@ -48,23 +48,25 @@ def _of_parameter(name: str, ratio: Floats, gradient: NDArray[np.bool_], steps: 
     window = rows.last_window(len(steps))
     known = int(np.isfinite(ratio[window]).sum())
     if known < rows.WINDOW_RECORDS:
-        reason = f"{layer}: the update of {name} was measured in {known} of the last records"
+        reason = f"{quoted(layer)}: the update of '{name}' was measured in {known} of the last records"
         need = f"at least {rows.WINDOW_RECORDS} records with updates= on, and weights that are not all 0"
         return not_measured("update ratio", layer, reason, need)
     records = f"the last {plural(known, 'record')}"
     if not gradient[window].any():
-        reason = f"{layer}: {name} had no gradient in {records} (frozen, or not used)"
+        reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
         return not_measured("update ratio", layer, reason, "unfreeze it, if it is meant to learn")
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
-        stuck = f"{name} did not move in {records} though it had a gradient"
+        stuck = f"'{name}' did not move in {records} though it had a gradient"
         return conclude(layer, stuck, [replace(judged, advice=_STUCK)])
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
-    reason = f"an update moves {name} by {number(judged.value)} of its length; median of {records}"
+    reason = f"an update moves '{name}' by {number(judged.value)} of its length; median of {records}"
     if not judged.threshold.falls_short(judged.value):
         return conclude(layer, reason, [judged])
     reason += f", {number(overall)} since the warm-up"
     finding = conclude(layer, reason, [replace(judged, value=max(judged.value, overall))])
     if judged.threshold.falls_short(overall):
         return finding
-    return Finding("update ratio", layer, "ok", None, judged.value, None, judged.threshold, f"{layer}: {reason}", "")
+    return Finding(
+        "update ratio", layer, "ok", None, judged.value, None, judged.threshold, f"{quoted(layer)}: {reason}", ""
+    )

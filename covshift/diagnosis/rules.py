@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import xarray as xr
 
+from covshift.diagnosis.direction_rules import gradient_noise, gradient_turn
 from covshift.diagnosis.finding import Finding
 from covshift.diagnosis.gradient_rules import gradient_arrives, gradient_zeros
 from covshift.diagnosis.operating_rules import operating_points, saturation
@@ -31,6 +32,8 @@ RULES: Mapping[str, Rule] = {
     "update ratio": update_ratio,
     "trust ratio": trust_spread,
     "clipping": clipping,
+    "gradient turn": gradient_turn,
+    "gradient noise": gradient_noise,
     "shift": distribution_shift,
     "operating point": operating_points,
     "precision": precision,

@@ -85,7 +85,7 @@ def _vanished(profile: xr.Dataset, steps: Steps, window: slice) -> Finding:
     count, zero = profile["vanished"].values, profile["rms"].values[window] == 0
     reason = (
         f"the gradient is exactly zero, cut off or below the range of its dtype, in {int(rows.median(count[window]))} "
-        f"of {plural(profile.sizes['layer'], 'layer')} (first {rows.names(profile)[zero.any(axis=0)][0]}); median of "
+        f"of {plural(profile.sizes['layer'], 'layer')} (first '{rows.names(profile)[zero.any(axis=0)][0]}'); median of "
         f"the last {plural(len(zero), 'record')}"
     )
     beyond = Judgement(THRESHOLDS["depth_total"], np.inf, onset(steps, count > 0), _RESCALE)
@@ -107,7 +107,7 @@ def scale_over_time(recording: xr.DataTree) -> list[Finding]:
     begun = np.flatnonzero(threshold.exceeded(judged).any(axis=1))
     reason = (
         f"gradient rms rose by at most {number(max(float(largest[most]), 0.0))} decades over the "
-        f"{gradient_scale.TRAILING} records before and stayed there for {SUSTAINED}, most in {layers[most]}"
+        f"{gradient_scale.TRAILING} records before and stayed there for {SUSTAINED}, most in '{layers[most]}'"
     )
     if over:
         reason += f"; too much in {over} of {plural(len(layers), 'layer')}"
@@ -135,8 +135,8 @@ def trust_spread(recording: xr.DataTree) -> list[Finding]:
     names = rows.names(ratios, "parameter")[matrix]
     least, most = known[middle[known].argmin()], known[middle[known].argmax()]
     reason = (
-        f"weight over gradient spans {number(float(middle[most] - middle[least]))} decades, from {names[least]} to "
-        f"{names[most]}; median of the last {plural(len(steps[window]), 'record')}"
+        f"weight over gradient spans {number(float(middle[most] - middle[least]))} decades, from '{names[least]}' to "
+        f"'{names[most]}'; median of the last {plural(len(steps[window]), 'record')}"
     )
     return [
         conclude(WHOLE_RUN, reason, [judge("trust_spread", logs[:, most] - logs[:, least], steps, window, _SPREAD)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import percent, plural, since
+from covshift.diagnosis.wording import percent, plural, quoted, since
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
 
@@ -44,7 +44,7 @@ def _gradient(findings: Sequence[Finding]) -> str:
         return f"gradient reaches {_all(len(findings))}"
     first = missing[0]
     share = f"{len(missing)} of {plural(len(findings), 'layer')}"
-    return f"gradient does not reach {share} ({first.layer}{since(first.since_step)})"
+    return f"gradient does not reach {share} ({quoted(first.layer)}{since(first.since_step)})"
 
 
 def _units(findings: Sequence[Finding]) -> str:
@@ -57,7 +57,7 @@ def _units(findings: Sequence[Finding]) -> str:
     most = max(flagged, key=lambda finding: finding.value)
     silent = any(finding.threshold == THRESHOLDS["silent_units"] for finding in flagged)
     share = f"{len(flagged)} of {plural(len(findings), 'layer')}"
-    return f"units are dead{' or silent' * silent} in {share} (most in {most.layer}: {percent(most.value)})"
+    return f"units are dead{' or silent' * silent} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
 
 
 def _other(check: str, findings: Sequence[Finding]) -> str:
@@ -65,18 +65,24 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
     if not flagged:
         return ""
     verdict = worst([finding.verdict for finding in flagged])
-    if flagged[0].layer == WHOLE_RUN:
+    of_layers = [finding for finding in flagged if finding.layer != WHOLE_RUN]
+    if not of_layers:
         return f"{check} {verdict}"
-    layers = len({finding.layer for finding in flagged})
-    return f"{check} {verdict} in {plural(layers, 'layer')} ({flagged[0].layer}{since(flagged[0].since_step)})"
+    layers = len({finding.layer for finding in of_layers})
+    first = of_layers[0]
+    return f"{check} {verdict} in {plural(layers, 'layer')} ({quoted(first.layer)}{since(first.since_step)})"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:
     parts = []
     for check, findings in checks.items():
-        unknown = sum(finding.verdict == "not measured" for finding in findings)
-        if unknown:
-            parts.append(check if unknown == len(findings) else f"{check} in {unknown} of {len(findings)}")
+        unknown = [finding.layer for finding in findings if finding.verdict == "not measured"]
+        layers = [finding.layer for finding in findings if finding.layer != WHOLE_RUN]
+        if unknown == [WHOLE_RUN] and layers:
+            parts.append(f"{check} of the {WHOLE_RUN}")
+        elif unknown:
+            missing = len([layer for layer in unknown if layer != WHOLE_RUN])
+            parts.append(check if missing == len(layers) else f"{check} in {missing} of {len(layers)}")
     return f"not measured: {', '.join(parts)}" if parts else ""
 
 

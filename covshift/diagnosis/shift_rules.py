@@ -1,37 +1,28 @@
-"""The rule about shift: whether a layer's distribution moves by more than sampling explains.
+"""The rule about shift: whether a layer's distribution moves by more than sampling explains, and whether any does.
 
-A shift is judged after its sampling noise has been taken off; where that noise cannot be known (batch norm in training
-mode) the answer is ``not measured``, not a guess.
+A shift is judged after its sampling noise has been taken off. Where that noise cannot be known (batch norm in training
+mode) probes or evaluation passes answer, if there are any; else the answer is ``not measured``, not a guess.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from covshift import schema
-from covshift.analysis import rows, shift
-from covshift.analysis.shift_records import batch_normalised
-from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, onset
+from covshift.analysis import rows
+from covshift.analysis.inference import MIN_PAIRS
+from covshift.diagnosis import streams
+from covshift.diagnosis.comparisons import FEWEST_PAIRS, SHIFTS, Comparison
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
+from covshift.diagnosis.judgement import Judgement, conclude, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import between, number, plural
+from covshift.diagnosis.wording import between, number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 LEVEL = 0.05
-"""Largest adjusted p-value with which a layer is listed as shifting."""
-
-FEWEST_PAIRS = 3
-"""Pairs of histograms in the window below which a shift has no interval, hence no verdict."""
-
-_SHIFTS = (
-    "a shift may be learning itself: set it against the loss; a lower learning rate or a normalisation layer damps "
-    "it, at the price of slower learning or of examples tied together"
-)
+"""Largest adjusted p-value with which a layer is listed as shifting, or the run is said to have moved."""
 
 
 def distribution_shift(recording: xr.DataTree) -> list[Finding]:
@@ -40,148 +31,140 @@ def distribution_shift(recording: xr.DataTree) -> list[Finding]:
     The noise-corrected squared distance, which is unbiased, is averaged over the pairs of the window, and its root
     reported as an equivalent shift of the mean. Where the bins cannot resolve a layer (mean beyond 8 sd) the squared
     standardised mean difference stands in, less ``2 / n``, the most that sampling ``n`` independent examples can add.
-    Units that move against one another, which the pooled distribution hides, are judged by their own means. Where at
-    least ten disjoint pairs were tested, a layer is flagged only if its adjusted p-value (Benjamini and Hochberg over
-    the layers) is at most 5 %, too.
+    Units that move against one another, which the pooled distribution hides, are judged by their own means.
+
+    Layers that training rows say nothing of are judged by the probe, else by evaluation passes, where these reach into
+    the last window of training. On the same examples there is no sampling noise.
+
+    Where at least ten disjoint pairs were tested, a layer is flagged only if its adjusted p-value (Benjamini and
+    Hochberg over the layers) is at most 5 %, too. The finding of the whole run rests on Holm's adjusted p-values, which
+    bound the chance of any false statement: it is flagged if some layer passes both 5 % and the threshold.
     """
-    moved = shift.between_steps(recording)
-    units = _unit_movement(recording, rows.names(moved))
-    steps, window = moved["step"].values, rows.last_window(moved.sizes["step"])
-    squares, noise = _squared_shift(moved)
-    ran = np.asarray((rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0))
-    tested = {name: moved[name].values[-1] for name in ("p", "q", "pairs")}
-    unknown = _noise_unknown(recording, moved, window)
-    off_centre = np.asarray(moved["off_centre"].values[window].any(axis=0))
-    examples = np.median(moved["n_examples"].values[window], axis=0)
-    findings = []
-    for index, layer in enumerate(rows.names(moved).tolist()):
-        known: NDArray[np.bool_] = np.isfinite(squares[window, index])
-        if unknown[index] and known.any():
-            findings.append(_under_batch_norm(layer))
-        elif known.sum() >= FEWEST_PAIRS:
-            moves = _Moves(
-                squares[:, index],
-                noise[:, index],
-                int(examples[index]),
-                bool(off_centre[index]),
-                float(tested["p"][index]),
-                float(tested["q"][index]),
-                int(tested["pairs"]),
-            )
-            findings.append(moves.finding(layer, steps, window, units.get(layer)))
-        elif ran[index]:
-            findings.append(_too_few_pairs(layer, int(known.sum())))
-    return findings
+    compared = _comparisons(recording)
+    names = rows.names(rows.group(recording, "layers"))
+    ran = (rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0)
+    told = np.array([any(one.tells_of(layer) for one in compared) for layer in names.tolist()], dtype=bool)
+    layers = names[ran | told].tolist()
+    return [_of_run(compared[0]), *(_of_layer(layer, compared, recording) for layer in layers)]
 
 
-def _squared_shift(moved: xr.Dataset) -> tuple[Floats, Floats]:
-    """Estimates of the squared shift in sd and of their noise, shape (step, layer); off centre from moments."""
-    examples = moved["n_examples"].values.astype(np.float64)
-    of_mean = np.divide(2.0, examples, out=np.full(examples.shape, np.nan), where=examples > 0)
-    off_centre = moved["off_centre"].values
-    squares = np.where(off_centre, moved["smd"].values ** 2 - of_mean, moved["u"].values / shift.CRAMER_OF_SMALL_SHIFT)
-    # A normal's squared Cramer distance carries twice the variance of its mean.
-    return squares, np.where(off_centre, 2 * of_mean, moved["u_noise"].values / shift.CRAMER_OF_SMALL_SHIFT)
-
-
-def _noise_unknown(recording: xr.DataTree, moved: xr.Dataset, window: slice) -> NDArray[np.bool_]:
-    """Layers whose examples batch norm ties together anywhere in the window."""
-    mode = rows.group(recording, "histograms")["mode"].sel(step=moved["step"].values[window]).values
-    return batch_normalised(rows.group(recording, "layers")) & bool((mode == schema.Mode.TRAIN).any())
-
-
-@dataclass(frozen=True)
-class _UnitMovement:
-    """Squared movement of a layer's units, noise taken off, over the steps at which units were recorded."""
-
-    excess: Floats
-    steps: Steps
-    units: int
-
-    @property
-    def judgement(self) -> Judgement:
-        """Root of the mean over the last window against its threshold, with a 90 % interval over its records."""
-        threshold, window = THRESHOLDS["unit_shift"], rows.last_window(len(self.steps))
-        recent = self.excess[window]
-        recent = recent[np.isfinite(recent)]
-        if len(recent) < FEWEST_PAIRS or self.units < 2:
-            return Judgement(threshold, math.nan, None, _SHIFTS)
-        mean, error = float(recent.mean()), float(recent.std(ddof=1)) / math.sqrt(len(recent) / 2)
-        low, value, high = (math.sqrt(max(end, 0.0)) for end in (mean - 1.645 * error, mean, mean + 1.645 * error))
-        begun = onset(self.steps, threshold.exceeded(np.sqrt(np.maximum(self.excess, 0.0))), np.isfinite(self.excess))
-        # What sampling may explain is no evidence; neighbouring comparisons share a record, hence half their number.
-        return Judgement(threshold, value if low > 0 else 0.0, begun, _SHIFTS, (low, high))
-
-
-def _unit_movement(recording: xr.DataTree, layers: NDArray[np.str_]) -> dict[str, _UnitMovement]:
+def _comparisons(recording: xr.DataTree) -> list[Comparison]:
+    """Training rows first, where they have histograms."""
+    recent = [stream for stream in streams.OTHERS if streams.is_recent(recording, stream, "histograms")]
     try:
-        moved = shift.between_units(recording)
+        trained = [Comparison.of(recording, "train")]
     except SignalNotRecorded:
-        return {}
-    excess, units = moved["excess"].values, moved["units"].values.max(axis=0, initial=0)
-    steps = moved["step"].values
-    return {str(name): _UnitMovement(excess[:, i], steps, int(units[i])) for i, name in enumerate(layers)}
+        if not recent:
+            raise
+        trained = []
+    return [*trained, *(Comparison.of(recording, stream) for stream in recent)]
 
 
-def _under_batch_norm(layer: str) -> Finding:
+def _of_layer(layer: str, compared: list[Comparison], recording: xr.DataTree) -> Finding:
+    """The first comparison that comes to a verdict, else the first that has anything to say."""
+    findings = [_judged(layer, one) for one in compared if one.tells_of(layer)]
+    measured = [finding for finding in findings if finding.verdict != "not measured"]
+    if findings:
+        return (measured or findings)[0]
+    if compared[0].is_tied(layer) and compared[0].known(layer).any():
+        return _under_batch_norm(layer, recording)
+    return _too_few_pairs(layer, int(compared[0].known(layer).sum()))
+
+
+def _judged(layer: str, compared: Comparison) -> Finding:
+    place, threshold = compared.place[layer], THRESHOLDS["shift"]
+    value, interval = compared.size(layer), compared.interval(layer)
+    reason = _words(layer, compared, value, interval)
+    squares = compared.squares[:, place]
+    begun = onset(compared.steps, threshold.exceeded(np.sqrt(np.maximum(squares, 0.0))), np.isfinite(squares))
+    units = compared.units.get(layer)
+    of_units = None if units is None else units.judgement
+    units_move = of_units is not None and of_units.verdict == "watch"
+    if of_units is not None and units_move and of_units.interval is not None:
+        reason += f"; its units by {number(of_units.value)} sd each {between(of_units.interval)}"
+    explained = not compared.same_examples and (interval[0] == 0 or compared.q[place] > LEVEL)
+    if threshold.verdict(value) != "ok" and explained and not units_move:
+        need = "more pairs or larger batches: sampling alone may explain this"
+        return not_measured("shift", layer, f"{quoted(layer)}: {reason}", need, threshold=threshold)
+    pooled = Judgement(threshold, 0.0 if explained else value, begun, SHIFTS, interval)
+    return conclude(layer, reason, [pooled] if of_units is None else [pooled, of_units])
+
+
+def _words(layer: str, compared: Comparison, value: float, interval: tuple[float, float]) -> str:
+    place, row = compared.place[layer], streams.ROW_NAMES[compared.stream]
+    pairs, examples = plural(int(compared.known(layer).sum()), "pair"), plural(int(compared.examples[place]), "example")
+    gap = plural(int(np.median(np.diff(compared.steps)[compared.window.start - len(compared.steps) :])), "step")
+    side = f"on the same {examples}" if compared.same_examples else f"with {examples} a side"
+    apart = f"from one {row} to the next, {gap} apart"
+    reason = f"moved by {number(value)} sd {between(interval)} {apart}; mean of {pairs} {side}"
+    if compared.stream != "train":
+        reason += f", in {compared.modes}"
+    if compared.off_centre[place]:
+        reason += ", by moments: its mean lies beyond 8 sd from 0, where bins are too wide"
+    if math.isfinite(compared.p[place]):
+        tests = plural(int(np.isfinite(compared.p).sum()), "layer")
+        reason += (
+            f"; p = {number(float(compared.p[place]))} over {compared.pairs_tested} disjoint pairs, "
+            f"{number(float(compared.q[place]))} after Benjamini-Hochberg over {tests}"
+        )
+    return reason
+
+
+def _of_run(compared: Comparison) -> Finding:
+    """Whether anything moved at all, by Holm's p-values over the layers."""
+    tested = np.isfinite(compared.p)
+    threshold = THRESHOLDS["run_shift"]
+    if not tested.any():
+        reason = f"{WHOLE_RUN}: {plural(compared.pairs_tested, 'disjoint pair')} of histograms were tested, of no layer"
+        need = (
+            f"at least {MIN_PAIRS} disjoint pairs of training histograms ({2 * MIN_PAIRS} histograms) of a layer that "
+            "batch norm in training mode does not reach: a longer run or a smaller histograms_every="
+        )
+        return not_measured("shift", WHOLE_RUN, reason, need, threshold=threshold)
+    names = list(compared.place)
+    moved = tested & (compared.p_holm <= LEVEL)
+    listed = int((tested & (compared.q <= LEVEL)).sum())
+    sizes = {names[index]: compared.size(names[index]) for index in np.flatnonzero(moved)}
+    known = {name: size for name, size in sizes.items() if math.isfinite(size)}
+    said = "something moved" if moved.any() else "nothing is shown to have moved"
     reason = (
-        f"{layer}: batch norm in training mode, here or before, normalises the example groups together, so the "
+        f"{said}: smallest p-value {number(float(np.nanmin(compared.p_holm)))} after Holm over "
+        f"{plural(int(tested.sum()), 'test')}, one a layer of {compared.pairs_tested} disjoint pairs; {listed} of them "
+        f"at most {number(LEVEL)} after Benjamini-Hochberg"
+    )
+    if known:
+        most = max(known, key=lambda name: known[name])
+        reason += f"; of those that moved by Holm's, '{most}' moved most, by {number(known[most])} sd"
+    # What moved by less than a small effect is learning; the statement stands, and is no fault.
+    value = max(known.values(), default=0.0)
+    begun = int(compared.steps[compared.window][0])
+    return conclude(WHOLE_RUN, reason, [Judgement(threshold, value, begun, SHIFTS)])
+
+
+def _under_batch_norm(layer: str, recording: xr.DataTree) -> Finding:
+    reason = (
+        f"{quoted(layer)}: batch norm in training mode, here or before, normalises the example groups together, so the "
         "sampling noise of its output is not known"
     )
-    needed = (
-        "record passes over a fixed set of examples, in eval mode, with recorder.evaluation(), and compare them with "
-        'covshift.shift.between_steps(recording, stream="evaluation", same_examples=True)'
-    )
+    have = [stream for stream in streams.OTHERS if streams.is_recorded(recording, stream, "histograms")]
+    if "probe" in have:
+        needed = (
+            f"at least {FEWEST_PAIRS + 1} probes up to the end of training, of this layer too: a smaller probe_every="
+        )
+    elif have:
+        needed = (
+            f"at least {FEWEST_PAIRS + 1} evaluation passes through this layer, in eval mode and up to the end of "
+            "training; or record(probe=batch)"
+        )
+    else:
+        needed = "record(probe=batch), or evaluation passes in eval mode inside recorder.evaluation()"
     return not_measured("shift", layer, reason, needed)
 
 
 def _too_few_pairs(layer: str, pairs: int) -> Finding:
-    reason = f"{layer}: {plural(pairs, 'pair')} of histograms with a known noise floor in the last window"
+    reason = f"{quoted(layer)}: {plural(pairs, 'pair')} of histograms with a known noise floor in the last window"
     need = (
         f"at least {FEWEST_PAIRS} such pairs: a smaller histograms_every=, batches of 2 examples or more, a known "
         "example axis, and an output that is no constant"
     )
     return not_measured("shift", layer, reason, need)
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """Squared shifts of one layer and their noise over steps, from batches of ``examples``, and what the test said."""
-
-    squares: Floats
-    noise: Floats
-    examples: int
-    off_centre: bool
-    p: float
-    q: float
-    pairs_tested: int
-
-    def finding(self, layer: str, steps: Steps, window: slice, units: _UnitMovement | None) -> Finding:
-        known: NDArray[np.bool_] = np.isfinite(self.squares[window])
-        mean, noise = float(self.squares[window][known].mean()), float(self.noise[window][known].mean())
-        value, (low, high) = math.sqrt(max(mean, 0.0)), shift.equivalent_interval(mean, noise, int(known.sum()))
-        reason = self._words(steps, window, value, (low, high), int(known.sum()))
-        threshold = THRESHOLDS["shift"]
-        begun = onset(steps, threshold.exceeded(np.sqrt(np.maximum(self.squares, 0.0))), np.isfinite(self.squares))
-        of_units = None if units is None else units.judgement
-        if of_units is not None and of_units.verdict == "watch" and of_units.interval is not None:
-            reason += f"; its units by {number(of_units.value)} sd each {between(of_units.interval)}"
-        explained = low == 0 or self.q > LEVEL
-        if threshold.verdict(value) != "ok" and explained and (of_units is None or of_units.verdict != "watch"):
-            need = "more pairs or larger batches: sampling alone may explain this"
-            return not_measured("shift", layer, f"{layer}: {reason}", need, threshold=threshold)
-        pooled = Judgement(threshold, 0.0 if explained else value, begun, _SHIFTS, (low, high))
-        judged = [pooled] if of_units is None else [pooled, of_units]
-        return conclude(layer, reason, judged)
-
-    def _words(self, steps: Steps, window: slice, value: float, interval: tuple[float, float], pairs: int) -> str:
-        gap = plural(int(np.median(np.diff(steps)[window.start - len(steps) :])), "step")
-        reason = (
-            f"moved by {number(value)} sd {between(interval)} from one histogram to the next, {gap} apart; mean of "
-            f"{plural(pairs, 'pair')} with {plural(self.examples, 'example')} a side"
-        )
-        if self.off_centre:
-            reason += ", by moments: its mean lies beyond 8 sd from 0, where bins are too wide"
-        if math.isfinite(self.p):
-            reason += f"; p = {number(self.p)} over {self.pairs_tested} disjoint pairs"
-        return reason

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
 from covshift.diagnosis.thresholds import Verdict
-from covshift.diagnosis.wording import plural, since
+from covshift.diagnosis.wording import plural, quoted, since
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -37,7 +37,7 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     if len(causes) > SHOWN:
         table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further cause')}; to_frame() lists all findings"))
     for check, unknown in _unknown(findings).items():
-        table.add_row(Text("unknown", style="dim"), _not_measured(check, unknown, findings))
+        table.add_row(Text("not measured", style="dim"), _not_measured(check, unknown, findings))
     return Group(Text(sentence, style="bold"), Text(""), table)
 
 
@@ -56,7 +56,7 @@ def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
     from rich.text import Text
 
     text = Text()
-    text.append(f"{finding.check}, {finding.layer}{since(finding.since_step)}\n", style="bold")
+    text.append(f"{finding.check}, {quoted(finding.layer)}{since(finding.since_step)}\n", style="bold")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
     following = _following(finding, findings)

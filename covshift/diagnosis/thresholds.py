@@ -218,6 +218,25 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "ours",
         "clipping is meant for exceptions; where it is the rule, the limit sets the step",
     ),
+    "gradient_turn": Threshold(
+        "gradient turn",
+        "median cosine of the gradient to that of the step before",
+        (-0.3, 1.0),
+        None,
+        "1",
+        "ours",
+        "between neighbouring steps only; batch noise makes it 0; along a curvature c, gradient descent at a rate r "
+        "multiplies the gradient by 1 - rc, so it tends to -1 where r is too high; near 1 is no fault (full batches)",
+    ),
+    "gradient_noise": Threshold(
+        "gradient noise",
+        "noise scale of the gradient, in batches of a step",
+        100.0,
+        None,
+        "batches",
+        "noise scale: McCandlish et al. (2018); that 100 batches are too many is ours",
+        "only where steps accumulate micro-batches; late training is naturally noisy, so it is never bad",
+    ),
     "underflow": Threshold(
         "precision",
         "share of nonzero gradient elements that are subnormal in their half-precision dtype",
@@ -272,6 +291,15 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "sd",
         "J. Cohen, Statistical Power Analysis for the Behavioral Sciences (1988): 0.2 sd is small",
         "movement is no proof of harm, so it is never bad by itself",
+    ),
+    "run_shift": Threshold(
+        "shift",
+        "largest shift among the layers that moved at 5 % after Holm's correction over all layers",
+        0.2,
+        None,
+        "sd",
+        "Holm (1979); J. Cohen (1988): 0.2 sd is small",
+        "a statement about the run; the list of layers is corrected after Benjamini & Hochberg (1995)",
     ),
     "non_finite_values": Threshold(
         "non-finite",

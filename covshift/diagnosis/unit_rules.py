@@ -9,13 +9,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
 from covshift.analysis.dead_units import DEAD_RATE, dead_units
 from covshift.analysis.unit_profile import unit_profile
+from covshift.diagnosis import streams
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, conclude
 from covshift.diagnosis.thresholds import IDLE_SHARE, THRESHOLDS
-from covshift.diagnosis.wording import number, plural
+from covshift.diagnosis.wording import number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 _REVIVE = (
@@ -52,7 +52,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     distinct_examples : int, optional
         Size of the data set the training batches are drawn from.
     """
-    stream = "evaluation" if _recent_evaluation(recording) else "train"
+    stream = "evaluation" if streams.is_recent(recording, "evaluation", "units") else "train"
     units = dead_units(recording, stream=stream, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
     if not units.sizes["unit"]:
         reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
@@ -111,16 +111,6 @@ def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int
     return np.where(np.array(earlier) >= 0, np.minimum(earlier, seen), seen)
 
 
-def _recent_evaluation(recording: xr.DataTree) -> bool:
-    try:
-        evaluated = rows.group(recording, "units", stream="evaluation")["step"].values
-    except SignalNotRecorded:
-        return False
-    trained = rows.group(recording, "layers")["step"].values
-    start = trained[rows.last_window(len(trained))].min(initial=np.iinfo(np.int64).max)
-    return bool(len(evaluated) and (not len(trained) or evaluated[-1] >= start))
-
-
 @dataclass(frozen=True)
 class _Census:
     """Units of one layer by state.
@@ -150,7 +140,7 @@ class _Census:
             return conclude(layer, self._words(), [dead, silent, stuck])
         needed = math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-DEAD_RATE))
         need = f"{plural(needed, 'example')} without firing would bound the rate by {number(DEAD_RATE)}"
-        return not_measured("units", layer, f"{layer}: {self._words()}", need, threshold=silent.threshold)
+        return not_measured("units", layer, f"{quoted(layer)}: {self._words()}", need, threshold=silent.threshold)
 
     def _words(self) -> str:
         others = {

@@ -11,7 +11,7 @@ from covshift.analysis import linkage, rows
 from covshift.diagnosis.finding import Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, Steps, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import percent, plural
+from covshift.diagnosis.wording import percent, plural, quoted
 
 Counts = NDArray[np.uint64]
 
@@ -86,7 +86,8 @@ def linkage_holds(recording: xr.DataTree) -> list[Finding]:
     for index, layer in enumerate(linked):
         series = rates["structural_rate"].values[:, index]
         if not np.isfinite(series[window]).any():
-            reason = f"{layer}: where its members' derivatives are zero has no closed form here, or z was not recorded"
+            why = "where its members' derivatives are zero has no closed form here, or z was not recorded"
+            reason = f"{quoted(layer)}: {why}"
             need = "covshift.linked.audit tells it for the activation by itself; record with preactivation in signals="
             findings.append(not_measured("linkage", layer, reason, need))
             continue

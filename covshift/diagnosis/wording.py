@@ -47,6 +47,17 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 10 else f"{rounded:g}"
 
 
+def quoted(layer: str) -> str:
+    """A layer in quotes, since ``9`` and ``cell.2`` would read as numbers; the whole run as it is.
+
+    Examples
+    --------
+    >>> quoted("features.9"), quoted("whole run")
+    ("'features.9'", 'whole run')
+    """
+    return layer if " " in layer else f"'{layer}'"
+
+
 def plural(count: int, noun: str) -> str:
     """A count with its noun.
 

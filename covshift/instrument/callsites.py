@@ -148,7 +148,7 @@ class CallSites:
         self._children = {
             (id(parent), id(child)): name for parent in model.modules() for name, child in parent.named_children()
         }
-        self._by_path: dict[str, CallSite] = {}
+        self._by_path: dict[tuple[str, int], CallSite] = {}
         self._roots: dict[int, CallSite] = {}
 
     def reached(self, module: nn.Module, parent: nn.Module | None, call: Call | None, *, root: str) -> CallSite:
@@ -164,15 +164,16 @@ class CallSites:
                 path = self._names[id(module)]
             else:
                 path = child if call.name == root else f"{call.name}.{child}"
-            site = known[id(module)] = self._at(path)
+            site = known[id(module)] = self._at(path, id(module))
         return site
 
     def function(self, name: str, call: Call) -> CallSite:
         """Site of the activation function ``name`` within a call."""
         site = call.functions.get(name)
         if site is None:
-            site = call.functions[name] = self._at(f"{call.name}:{name}")
+            site = call.functions[name] = self._at(f"{call.name}:{name}", id(call))
         return site
 
-    def _at(self, path: str) -> CallSite:
-        return self._by_path.setdefault(path, CallSite(path))
+    def _at(self, path: str, what: int) -> CallSite:
+        """The site of ``what``, a module or the call that a function is called in: names may make two paths alike."""
+        return self._by_path.setdefault((path, what), CallSite(path))

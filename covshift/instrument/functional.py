@@ -104,7 +104,7 @@ def _floor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float | None:
     return float(low) if isinstance(low, int | float) and high is None else None
 
 
-_ELEMENTWISE = nn.Identity()
+ELEMENTWISE = nn.Identity()
 """Stands for the function where its axes are asked for: those of its input."""
 
 
@@ -130,7 +130,7 @@ class FunctionMode(TorchFunctionMode):
         output = func(*args, **kwargs)
         with self._observer.guard(function.name), unseen():
             if isinstance(output, torch.Tensor) and is_summarizable(output):
-                self._observer.observe_activation(self._forward, running, "", output, function)
+                self._observer.collector.function(self._forward, running, output, function)
         return output
 
     def _enter(self, function: Function, within: Running, z: Any) -> Running:
@@ -138,8 +138,8 @@ class FunctionMode(TorchFunctionMode):
         call = forward.call(observer.call_sites.function(function.name, within.call))
         reads = forward.find(z) if isinstance(z, torch.Tensor) else None
         if function.kind and isinstance(z, torch.Tensor) and is_summarizable(z):
-            observer.observe_preactivation(forward, call, _ELEMENTWISE, z, reads, function.zeros)
-        return Running(_ELEMENTWISE, call, reads)
+            observer.collector.preactivation(forward, call, ELEMENTWISE, z, reads, function.zeros)
+        return Running(ELEMENTWISE, call, reads)
 
     def leave(self) -> None:
         """Let functions pass unseen, and take the mode off this thread's stack, whatever lies on top of it.

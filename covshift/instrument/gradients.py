@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from covshift.instrument.block import Block, Pass
-from covshift.instrument.hooks import hook_gradient, transformed, unseen
+from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
@@ -97,14 +97,22 @@ class _Receiver:
         self.receive(gradient, Status.OK)
 
     def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
-        """Take the first gradient of a forward: a retained graph or a second derivative brings more."""
+        """Take the first gradient of a forward: a retained graph or a second derivative brings more.
+
+        What comes later cannot be added up without keeping the first tensor, so it is named and not recorded.
+        """
         row = self._row
-        if self._arrived or row.block.closed or transformed():
+        if row.block.closed or transformed():
             return
         try:
+            if self._arrived:
+                self._name_further(gradient, status)
+                return
             with unseen():
                 if gradient is None:
                     row.rows.set_status(row.key, Status.UNUSED_OUTPUT)
+                    return
+                if is_batched(gradient):
                     return
                 self._arrived = True
                 row.block.gradient_arrived()
@@ -115,6 +123,16 @@ class _Receiver:
                     self._pass_over(gradient)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(row.layer, error)
+
+    def _name_further(self, gradient: torch.Tensor | None, status: Status) -> None:
+        if gradient is not None and status is Status.OK:
+            self._incidents.warn_once(
+                "again",
+                "gradients",
+                f"layer '{self._row.layer}': a further backward pass reached the same forward pass (a retained graph, "
+                "or a second derivative); rows hold the gradients of the first. To record those of a sum of losses, "
+                "call backward once on the sum",
+            )
 
     def _pass_over(self, gradient: torch.Tensor) -> None:
         row = self._row

@@ -147,9 +147,20 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_batched(gradient: torch.Tensor) -> bool:
+    """Whether a gradient stands for many (``is_grads_batched``), which torch wraps without telling torch.func."""
+    strided = type(gradient) is torch.Tensor and gradient.layout is torch.strided
+    return strided and not torch._C._has_storage(gradient)
+
+
 def traced() -> bool:
     """Whether torch.compile, torch.jit.trace or an export follows the call, and would take up what a hook computes."""
     return is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def faked() -> bool:
+    """Whether tensors are made without numbers (FakeTensorMode), to learn shapes."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def inside_backward() -> bool:
@@ -179,7 +190,8 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     """Have ``receiver`` called with the gradient of ``tensor``.
 
     A receiver that held the tensor would keep it alive for ever. A hook on a view that is later modified in place never
-    fires; where the view covers its whole base, the base's gradient stands in.
+    fires; where the view covers its whole base, the base's gradient stands in. Of a view that nothing has modified the
+    hook does fire, unless nothing used it.
 
     To ``handles`` are added those of hooks on leaf tensors, which outlive the graph and must be removed; others go with
     it.
@@ -188,12 +200,25 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     if tensor.is_leaf:
         handles.append(handle)
     base = tensor._base
-    if base is None or not base.requires_grad or base.numel() != tensor.numel():
+    if base is None or type(base) is not torch.Tensor or not base.requires_grad or base.numel() != tensor.numel():
         return
 
+    counter, version = version_counter(base), base._version
+
     def through_base(gradient: torch.Tensor | None) -> None:
-        receiver.receive(gradient, Status.VIA_BASE)
+        if counter._version != version:
+            receiver.receive(gradient, Status.VIA_BASE)
 
     handle = base.register_hook(through_base)  # type: ignore[no-untyped-call]
     if base.is_leaf:
         handles.append(handle)
+
+
+_EMPTY = torch.empty(0, device="cpu")
+
+
+def version_counter(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor that counts the in-place modifications of ``tensor``, too, and does not keep it alive."""
+    counter = tensor.detach()
+    counter.data = _EMPTY
+    return counter

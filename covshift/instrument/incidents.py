@@ -6,9 +6,15 @@ inside :meth:`Incidents.guard` or its like, which lets nothing but a user's own 
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
 
 from covshift.exceptions import CovshiftWarning
 
@@ -34,7 +40,10 @@ class Incidents:
         if (kind, layer) in self._messages:
             return
         self._messages[kind, layer] = message
-        warnings.warn(message, CovshiftWarning, stacklevel=2)
+        line = users_line()
+        registry = line.f_globals.setdefault("__warningregistry__", {})
+        module, path = line.f_globals.get("__name__"), line.f_code.co_filename
+        warnings.warn_explicit(message, CovshiftWarning, path, line.f_lineno, module, registry)
 
     @contextmanager
     def guard(self, where: str) -> Iterator[None]:
@@ -54,3 +63,22 @@ class Incidents:
             f"layer '{where}': covshift failed to record it ({type(error).__name__}: {error}); training goes on, "
             "the row is missing; please report this",
         )
+
+
+_PASSED_OVER = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__)
+
+
+def users_line() -> FrameType:
+    """The innermost frame that is neither covshift's nor torch's: its line made what the warning is about.
+
+    In a thread of torch's own, where there is none, the outermost.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
+        frame = frame.f_back
+    return frame
+
+
+def listed(names: list[str]) -> str:
+    """Up to ten names, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -46,7 +46,7 @@ class Log:
         InvalidArgumentError
             If a value is no real number and no tensor of one, or a name cannot name an array.
         """
-        checked = {name: _loggable(name, value) for name, value in values.items()}
+        checked = {_stored_name(name): _loggable(name, value) for name, value in values.items()}
         (self._closed or self._open).values.update(checked)
 
     def note(self, **values: float) -> None:
@@ -78,13 +78,19 @@ LONGEST_NAME = 200  # a file system allows 255 for the name of a directory
 _NAME = re.compile(r"[A-Za-z][\w.+ -]*", re.ASCII)
 
 
-def _loggable(name: str, value: Any) -> Scalar:
-    """``value`` as it is kept until its row is written."""
-    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME or name in ("step", "wall_time", "zarr.json"):
+def _stored_name(name: str) -> str:
+    """The array's name: a slash would be a group, so ``val/loss`` is kept as ``val.loss``."""
+    stored = name.replace("/", ".") if isinstance(name, str) else ""
+    if not _NAME.fullmatch(stored) or len(stored) > LONGEST_NAME or stored in ("step", "wall_time", "zarr.json"):
         raise InvalidArgumentError(
-            f"log({name!r}): expected a name of letters, digits, '_', '.', '+', '-' and blanks that begins with a "
+            f"log({name!r}): expected a name of letters, digits, '_', '.', '/', '+', '-' and blanks that begins with a "
             f"letter, of {LONGEST_NAME} characters at most, other than step and wall_time"
         )
+    return stored
+
+
+def _loggable(name: str, value: Any) -> Scalar:
+    """``value`` as it is kept until its row is written."""
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         # A copy, read when the row is written: no synchronisation now, no graph kept.
         return value.detach().clone()

@@ -1,8 +1,7 @@
-"""From a module's calls to rows of the open block: call sites, preactivations, activations and their gradients.
+"""Follows the calls of a model's modules: which forward pass they belong to, and at which call site they are made.
 
-The observer is told of every call of the model's modules. It follows the live stack of calls to name call sites, so
-that a module shared between blocks has one site for each; it summarises every output where it lies, at once, and keeps
-no tensor; and it asks for the gradient of each output it has summarised.
+The live stack of calls names call sites, so that a module shared between blocks has one site for each. What the calls
+are given and return goes to the collector, which makes rows of it.
 """
 
 from __future__ import annotations
@@ -15,33 +14,28 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from covshift import schema
 from covshift.instrument import sites
-from covshift.instrument.block import (
-    ACTIVATION,
-    ACTIVATION_GRAD,
-    INPUT,
-    PREACTIVATION,
-    PREACTIVATION_GRAD,
-    SIGNAL_COUNT,
-    Block,
-)
-from covshift.instrument.callsites import Call, CallSites, Module, Observed, reading
-from covshift.instrument.describing import Describer, Settings
-from covshift.instrument.forward import Forward, Running, Seen
-from covshift.instrument.functional import Function, FunctionMode, is_disturbed
-from covshift.instrument.gradients import Gradients, Row
-from covshift.instrument.hooks import unseen
+from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT, Block
+from covshift.instrument.calls import given, is_running, keywords
+from covshift.instrument.callsites import CallSites, Module
+from covshift.instrument.collector import Collector
+from covshift.instrument.describing import Settings
+from covshift.instrument.forward import Forward, Running
+from covshift.instrument.functional import FunctionMode, is_disturbed
+from covshift.instrument.hooks import faked, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.steps import StepClock
-from covshift.instrument.structural import ZeroSet, zero_set
-from covshift.schema import Status
-from covshift.summary.table import NOBODY, is_summarizable
+from covshift.instrument.structural import zero_set
+from covshift.instrument.userhooks import UserHooks
+from covshift.schema import Layer
+from covshift.summary.table import is_summarizable
 
 
 class _Local(threading.local):
     depth: int = 0
+    has_graph: bool = True
     forward: Forward | None = None
     functions: FunctionMode | None = None
 
@@ -64,8 +58,8 @@ class Observer:
 
     Attributes
     ----------
-    observed : list of Observed
-        Every layer observed so far, in the order of first appearance.
+    collector : Collector
+        Makes rows of what the calls are given and return.
     call_sites : CallSites
         Of all modules and functions called so far.
     """
@@ -81,7 +75,6 @@ class Observer:
     ) -> None:
         self._root = weakref.ref(model)
         self._settings = settings
-        self._wants = [signal in settings.signals for signal in schema.SIGNALS]
         self._incidents = incidents
         self._open_block, self._clock = open_block, clock
         names = {id(module): name or sites.ROOT for name, module in model.named_modules()}
@@ -91,20 +84,14 @@ class Observer:
             for module in model.modules()
         }
         self.call_sites = CallSites(model, names)
-        self._describer = Describer(settings, incidents)
-        self._by_name: dict[str, Observed] = {}
-        self._gradients = Gradients(incidents)
+        self.collector = Collector(settings, incidents)
+        self._user_hooks = UserHooks(model, incidents)
         self._local = _Local()
-        self.observed: list[Observed] = []
 
     @property
-    def layers(self) -> list[schema.Layer]:
-        """Descriptions of the layers observed so far; whoever reads them may rely on their staying as they are."""
-        for one in self.observed:
-            if not one.is_described:
-                # Its output failed or was of a kind that is not summarised: it has no axes, now and later.
-                one.describe(one.layer)
-        return [one.layer for one in self.observed]
+    def layers(self) -> list[Layer]:
+        """Descriptions of the layers observed so far, see :attr:`Collector.layers`."""
+        return self.collector.layers
 
     @property
     def never_called(self) -> list[str]:
@@ -119,16 +106,16 @@ class Observer:
     def glimpse(self, module: nn.Module) -> None:
         """Let the recorder know that a forward pass begins; what was followed before has ended."""
         self._abandon(self._local)
-        with self._incidents.guard("forward"), unseen():
-            self._open_block()
+        if not faked():
+            with self._incidents.guard("forward"), unseen():
+                self._open_block()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
         local = self._local
-        stale = local.forward is not None and local.forward.block.closed
-        if local.depth == 0 or module is self._root() or stale:
-            # An interrupt may have left a stack behind, or another thread ended the step: a new pass starts clean.
+        if local.depth == 0 or module is self._root() or self._is_left_behind(local, module):
             self._abandon(local)
+            local.has_graph = torch.is_grad_enabled()
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
             if local.forward is not None and self._settings.functional and local.forward.grad_enabled:
@@ -141,6 +128,17 @@ class Observer:
                     self._follow(forward, module, args)
             except Exception as error:  # noqa: BLE001 - see Incidents.failed
                 self._incidents.failed(self._modules[id(module)].name, error)
+
+    def _is_left_behind(self, local: _Local, module: nn.Module) -> bool:
+        """Whether the calls followed so far are over: another thread ended the step, or an interrupt the calls."""
+        forward = local.forward
+        if forward is None:
+            # A pass that is not recorded switches gradients off, or off and on again, but not from the outside.
+            return torch.is_grad_enabled() and not local.has_graph
+        if forward.block.closed or not forward.stack:
+            return forward.block.closed
+        above = forward.stack[-1]
+        return id(module) not in above.call.children and not is_running(above.module)
 
     def _see_functions(self, forward: Forward) -> None:
         root = self._root()
@@ -164,9 +162,10 @@ class Observer:
             return
         try:
             running = forward.leave(module)
-            if running is not None and output is not None and self._modules[id(module)].is_observed:
+            known = self._modules[id(module)]
+            if running is not None and output is not None and known.is_observed:
                 with unseen():
-                    self._observe_outputs(forward, running, output)
+                    self.collector.outputs(forward, running, known, output)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
         if local.depth == 0:
@@ -205,12 +204,12 @@ class Observer:
 
     def recompute(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module runs again inside backward, to recompute what activation checkpointing dropped."""
-        if self._gradients.awaits(id(module)) and self._modules[id(module)].is_activation:
-            self._rejoin(module, PREACTIVATION_GRAD, args[:1])
+        if self.collector.gradients.awaits(id(module)) and self._modules[id(module)].is_activation:
+            self._rejoin(module, PREACTIVATION_GRAD, given(args))
 
     def recomputed(self, module: nn.Module, output: Any) -> None:
         """A module has run again inside backward: gradients arrive on these tensors."""
-        if self._gradients.awaits(id(module)):
+        if self.collector.gradients.awaits(id(module)):
             self._rejoin(module, ACTIVATION_GRAD, output)
 
     def _rejoin(self, module: nn.Module, signal: int, values: Any) -> None:
@@ -218,182 +217,62 @@ class Observer:
             with unseen():
                 for _, tensor in sites.leaves(values):
                     if tensor.requires_grad and is_summarizable(tensor):
-                        self._gradients.rejoin(id(module), signal, tensor, signals=SIGNAL_COUNT)
+                        self.collector.gradients.rejoin(id(module), signal, tensor, signals=SIGNAL_COUNT)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> Forward | None:
+        positional, named = list(sites.leaves(args)), list(sites.leaves(keywords()))
+        if faked() or any(isinstance(tensor, FakeTensor) for _, tensor in positional + named):
+            self._incidents.warn_once(
+                "fake",
+                "model",
+                "a forward pass ran on fake tensors (FakeTensorMode), which hold no numbers: such passes are not "
+                "recorded",
+            )
+            return None
         block = self._open_block()
         if block is None:
             return None
         root = self._root()
         block.begin()
         forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
-        leaves = list(sites.leaves(args))
-        inputs = [(path, leaf) for path, leaf in leaves if is_summarizable(leaf)]
+        forward.batch_size = self._batch_size([tensor for _, tensor in positional], [tensor for _, tensor in named])
+        if module is root and self._modules[id(module)].is_observed:
+            inputs = [(path, tensor) for path, tensor in positional + named if is_summarizable(tensor)]
+            self.collector.inputs(forward, inputs)
+        return forward
+
+    def _batch_size(self, positional: list[torch.Tensor], named: list[torch.Tensor]) -> int | None:
+        """Length of the first argument's example axis; of keywords only, whose order tells nothing, if all agree."""
         axis = self._settings.example_axis
-        if leaves and -leaves[0][1].ndim <= axis < leaves[0][1].ndim:
-            forward.batch_size = leaves[0][1].shape[axis]
-        elif leaves and axis:
+        lengths = [tensor.shape[axis] if -tensor.ndim <= axis < tensor.ndim else None for tensor in positional or named]
+        if positional and lengths[0] is None and axis:
             self._incidents.warn_once(
                 "axis",
                 sites.INPUT,
-                f"example_axis={axis}: the model's input {tuple(leaves[0][1].shape)} has no such axis; examples are "
+                f"example_axis={axis}: the model's input {tuple(positional[0].shape)} has no such axis; examples are "
                 "taken from each layer's own axis, unchecked",
             )
-        if module is root and self._wants[INPUT] and self._modules[id(module)].is_observed:
-            for path, tensor in inputs:
-                layer = self._layer(sites.INPUT if path == "0" else f"{sites.INPUT}:{path}")
-                if not layer.is_described:
-                    layer.describe(self._describer.of_input(forward, layer.layer, tensor))
-                forward.rows.table.add(layer.key + INPUT, tensor, layer.values, units=False)
-                forward.rows.set_status(layer.key + INPUT, Status.OK)
-        return forward
-
-    def _layer(self, name: str) -> Observed:
-        """The layer of that name, new at its first appearance."""
-        layer = self._by_name.get(name)
-        if layer is None:
-            layer = Observed(schema.Layer(name, module_type="", depth=len(self.observed)), len(self.observed))
-            self._by_name[name] = layer
-            self.observed.append(layer)
-        return layer
+        if positional:
+            return lengths[0]
+        known = {length for length in lengths if length is not None}
+        return known.pop() if len(known) == 1 else None
 
     def _follow(self, forward: Forward, module: nn.Module, args: tuple[Any, ...]) -> None:
         known = self._modules[id(module)]
         parent = forward.stack[-1] if forward.stack else None
         above, within = (parent.module, parent.call) if parent else (None, None)
         call = forward.call(self.call_sites.reached(module, above, within, root=sites.ROOT))
-        z = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        reads = forward.find(z) if z is not None else None
+        is_nonlinearity = known.is_activation and known.is_observed
+        z = given(args) if is_nonlinearity or args else None
+        reads = forward.find(z) if isinstance(z, torch.Tensor) else None
         forward.stack.append(Running(module, call, reads))
         known.was_called = True
-        if z is not None and known.is_activation and known.is_observed and is_summarizable(z):
+        self._user_hooks.look_at(module)
+        if is_nonlinearity and isinstance(z, torch.Tensor) and is_summarizable(z):
             zeros = zero_set(module) if known.zeros_move else known.zeros
-            self.observe_preactivation(forward, call, module, z, reads, zeros)
-
-    def observe_preactivation(
-        self,
-        forward: Forward,
-        call: Call,
-        module: nn.Module,
-        z: torch.Tensor,
-        reads: Seen | None,
-        zeros: ZeroSet | None,
-    ) -> None:
-        """Record the input of a nonlinearity: under the layer that produced it, or as a row of its own."""
-        rows, layer = forward.rows, call.layers.get("") or self._layer_of(call, "")
-        if reads is not None and self._is_joined(call, reads):
-            row = reads.row
-            rows.mark(layer.key + PREACTIVATION, Status.UNDER_PRODUCER)
-            rows.mark(layer.key + PREACTIVATION_GRAD, Status.UNDER_PRODUCER)
-        else:
-            row = self._add_preactivation(forward, call, layer, module, z)
-        if zeros is not None and zeros.covers(z.dtype):
-            if z.is_cpu:
-                rows.add_structural_zeros(layer.place, zeros.count(z, rows.table.row(row)))
-            else:
-                count = zeros.counted_on_device(z.detach())
-                rows.table.later(count, lambda found: rows.add_structural_zeros(layer.place, int(found[0])))
-
-    def _add_preactivation(
-        self, forward: Forward, call: Call, layer: Observed, module: nn.Module, z: torch.Tensor
-    ) -> int:
-        if call.preactivation is None:
-            read = self._describer.of_preactivation(forward, layer.layer, module, z)
-            call.preactivation = reading(read, gradients=False)
-            call.preactivation_grad = reading(read, gradients=True)
-        rows, key = forward.rows, layer.key + PREACTIVATION
-        wanted = self._wants[PREACTIVATION]
-        row = rows.table.add(key if wanted else NOBODY, z, call.preactivation, units=False)
-        if wanted:
-            rows.set_status(key, Status.OK)
-        if self._wants[PREACTIVATION_GRAD] and call.preactivation_grad is not None:
-            place = Row(forward.block, rows, layer.key + PREACTIVATION_GRAD, call.preactivation_grad, False, call.name)
-            self._ask_for_gradient(forward, place, module, z, call.preactivation)
-        return row
-
-    def _is_joined(self, call: Call, producer: Seen) -> bool:
-        """Whether the producer's rows hold everything asked for of this pre-activation, now and at the first call."""
-        wants = self._wants
-        if not wants[ACTIVATION] or (wants[PREACTIVATION_GRAD] and not wants[ACTIVATION_GRAD]):
-            return False
-        if call.producer is None:
-            call.producer = producer.layer.layer.name
-        return call.producer == producer.layer.layer.name
-
-    def _layer_of(self, call: Call, path: str) -> Observed:
-        layer = call.layers.get(path)
-        if layer is None:
-            layer = call.layers[path] = self._layer(f"{call.name}:{path}" if path else call.name)
-        return layer
-
-    def _observe_outputs(self, forward: Forward, running: Running, output: Any) -> None:
-        is_leaf = self._modules[id(running.module)].is_leaf
-        for path, tensor in sites.leaves(output):
-            if not is_leaf and forward.find(tensor) is not None:
-                continue
-            if is_summarizable(tensor):
-                self.observe_activation(forward, running, path, tensor)
-            elif is_leaf:
-                name = f"{running.call.name}:{path}" if path else running.call.name
-                self._incidents.warn_once(
-                    "unsupported",
-                    name,
-                    f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
-                    "summarised (expected a strided floating-point tensor); the layer is left out",
-                )
-
-    def observe_activation(
-        self, forward: Forward, running: Running, path: str, tensor: torch.Tensor, function: Function | None = None
-    ) -> None:
-        """Record an output of a call: its values now, its gradient when it comes."""
-        module, call, _ = running
-        layer = self._layer_of(call, path)
-        if not layer.is_described:
-            self._describe(forward, layer, running, path, tensor, function)
-        rows, key = forward.rows, layer.key + ACTIVATION
-        seen = layer.seen_by(tensor, forward.batch_size)
-        if self._wants[ACTIVATION]:
-            row = rows.table.add(key, tensor, seen.values)
-            rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
-            forward.remember(tensor, layer, row)
-        if self._wants[ACTIVATION_GRAD]:
-            place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, seen.gradients, True, layer.layer.name)
-            self._ask_for_gradient(forward, place, module, tensor, seen.values)
-
-    def _describe(
-        self,
-        forward: Forward,
-        layer: Observed,
-        running: Running,
-        path: str,
-        tensor: torch.Tensor,
-        function: Function | None,
-    ) -> None:
-        module, call, reads = running
-        if function is None:
-            known = self._modules[id(module)]
-            zeros = zero_set(module) if known.zeros_move else known.zeros
-        else:
-            zeros = function.zeros
-        described = self._describer.of_output(
-            forward, layer.layer, module, tensor, reads, path=path, zeros=zeros, producer=call.producer or ""
-        )
-        layer.describe(described if function is None else function.describe(described))
-
-    def _ask_for_gradient(
-        self, forward: Forward, row: Row, module: nn.Module, tensor: torch.Tensor, values: Any
-    ) -> None:
-        if tensor.requires_grad:
-            self._gradients.ask(row, tensor)
-        elif not forward.grad_enabled:
-            row.rows.mark(row.key, Status.NO_GRAD_FORWARD)
-        elif torch.is_grad_enabled():
-            row.rows.mark(row.key, Status.NO_GRAD_REQUIRED)
-        else:
-            # Grad mode was switched off inside the forward pass: a checkpoint may run this again during backward.
-            self._gradients.await_second_pass(row, id(module), tensor, values)
+            self.collector.preactivation(forward, call, module, z, reads, zeros)
 
 
 def _described(module: nn.Module, name: str, *, is_observed: bool) -> Module:

@@ -8,16 +8,20 @@ backward pass, before the user may clip them, and at the optimizer step.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
+from covshift.instrument.directions import GradientSamples
+from covshift.instrument.steps import identities
 from covshift.summary.norms import Before, Tensors
 
 UPDATES = ("exact", "sampled", "off")
@@ -27,8 +31,34 @@ SAMPLE_SIZE = 65_536
 Array = np.ndarray[Any, Any]
 
 
+@dataclass
+class _Updates:
+    """What the optimizers of one step have changed so far, shape ``(parameter,)`` each.
+
+    Attributes
+    ----------
+    norms, shares : ndarray
+        NaN where not measured.
+    is_measured : ndarray of bool
+        Whether an update was looked for.
+    is_over : ndarray of bool
+        Whether the parameter's own optimizer has stepped, or nothing is to be learned.
+    """
+
+    norms: Array
+    shares: Array
+    is_measured: Array
+    is_over: Array
+
+    @staticmethod
+    def none_of(count: int) -> _Updates:
+        """Before the first optimizer of the step."""
+        unknown, no = np.full(count, np.nan), np.zeros(count, dtype=bool)
+        return _Updates(unknown, unknown.copy(), no, no.copy())
+
+
 class ParameterMeter:
-    """Measures all parameters of one model around one optimizer step.
+    """Measures all parameters of one model around one step, in which several optimizers may step one after another.
 
     Parameters
     ----------
@@ -36,7 +66,8 @@ class ParameterMeter:
         Its parameters as ``named_parameters`` lists them, tied ones once.
     updates : {"sampled", "exact", "off"}
         "sampled" measures the updates of parameters above a million elements on a fixed strided sample of 65,536 and
-        scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update.
+        scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update, and
+        neither turn nor noise of the gradient, for which samples of it are kept.
     """
 
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
@@ -49,7 +80,9 @@ class ParameterMeter:
         self._before: Before | None = None
         self._preclip: Array | None = None
         self._row: dict[str, Array] = {}
+        self._changed: _Updates | None = None
         self._has_gradients = True
+        self._samples = None if updates == "off" else GradientSamples()
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -67,62 +100,122 @@ class ParameterMeter:
         if self._found is None:
             model = self._model()
             now = {} if model is None else dict(model.named_parameters())
-            self._found = [_NOTHING if name not in now or is_lazy(now[name]) else now[name] for name in self._names]
+            self._found = [now[name] if name in now and _has_values(now[name]) else _NOTHING for name in self._names]
         return self._found
 
     @torch.no_grad()
     def after_backward(self, *, scale: float = 1.0) -> None:
         """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
         self._preclip = self._gradients(self._present(), scale)["gradient_norm"]
+        if self._samples is not None:
+            self._samples.after_backward(self._found_gradients(), scale=scale)
 
     @torch.no_grad()
     def before_step(self, *, scale: float = 1.0, has_gradients: bool = True) -> None:
-        """Measure weights and gradients, and keep what the update will be measured against.
+        """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
         the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
-        self._has_gradients = has_gradients
+        self._has_gradients, self._changed = has_gradients, None
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             self._row |= self._gradients(present, scale)
+            self._sample_gradients()
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
     @torch.no_grad()
-    def after_step(
-        self, optimizer: torch.optim.Optimizer, *, left_to_others: Set[int] | None = frozenset(), scale: float = 1.0
-    ) -> Mapping[str, Array]:
-        """The arrays of one ``parameters`` row, after :meth:`before_step` and the update; none without the former.
+    def before_next(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> None:
+        """Measure the gradients of a further optimizer of the same step as it finds them."""
+        if not self._row:
+            return
+        present, held = self._present(), identities(optimizer)
+        gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
+        own = self._those(lambda p: id(p) in held)
+        self._row |= {name: np.where(own, values, self._row[name]) for name, values in gradients.items()}
 
-        Updates of parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not
-        yet known) are not measured: their turn comes after the record has ended.
+    @torch.no_grad()
+    def after_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        left_to_others: Set[int] | None = frozenset(),
+        scale: float = 1.0,
+        forwards: int | None = None,
+    ) -> None:
+        """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
+
+        Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
+        are left to their turn; those that none holds are measured with the first. Backward passes are taken for
+        micro-batches where ``forwards``, the forward passes of the step, are as many, or not known.
         """
         if not self._row:
-            return {}
-        present = self._present()
-        known, others = left_to_others is not None, left_to_others or frozenset()
+            return
+        present, held = self._present(), identities(optimizer)
         if not self._has_gradients:
+            self._has_gradients = True
             self._row |= self._gradients(present, scale)
-        unknown = np.full(len(self._names), np.nan)
-        preclip = unknown if self._preclip is None else self._preclip
-        row = {**self._row, "gradient_norm_preclip": preclip, "update_norm": unknown, "sampled_share": unknown}
+            self._sample_gradients()
+        if self._changed is None:
+            self._row |= self._directions(np.full(len(self._names), np.nan), forwards)
+        changed = self._changed = self._changed or _Updates.none_of(len(present))
+        own = self._those(lambda p: id(p) in held)
+        changed.is_over |= own | self._those(lambda p: not p.requires_grad)
+        if left_to_others is not None:
+            own |= ~changed.is_measured & self._those(lambda p: id(p) not in left_to_others)
+        changed.is_measured |= own
         if self._before is not None:
-            weights = Tensors([_local(p) for p in present])
+            weights = Tensors([_local(p) if mine else _NOTHING for p, mine in zip(present, own, strict=True)])
             share = -(-weights.sizes // self._before.steps) / np.maximum(weights.sizes, 1)
-            changes = weights.squared_changes(self._before)
-            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            is_over = np.array([id(p) in held or (known and id(p) not in others) for p in present], dtype=bool)
-            row["update_norm"] = np.where(is_over, np.sqrt(changes / np.where(share > 0, share, 1)), np.nan)
-            row["sampled_share"] = np.where(is_over, share, np.nan)
-        self.forget()
-        return row
+            norms = np.sqrt(weights.squared_changes(self._before) / np.where(share > 0, share, 1))
+            own &= self._those(lambda p: p is not _NOTHING)
+            changed.norms[own], changed.shares[own] = norms[own], share[own]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is awaited: every parameter that is learned has had its optimizer's step, or none has."""
+        return self._changed is None or bool(self._changed.is_over.all())
+
+    def row(self) -> Mapping[str, Array]:
+        """The arrays of one ``parameters`` row; none where no update was measured."""
+        if self._changed is None:
+            return {}
+        preclip = np.full(len(self._names), np.nan) if self._preclip is None else self._preclip
+        changed = {"update_norm": self._changed.norms, "sampled_share": self._changed.shares}
+        return {**self._row, "gradient_norm_preclip": preclip, **changed}
 
     def forget(self) -> None:
-        """Drop what was measured for a step that ends without an update."""
-        self._row, self._before, self._preclip, self._found = {}, None, None, None
+        """Drop what was measured: the step is over."""
+        self._row, self._changed, self._before, self._preclip, self._found = {}, None, None, None, None
+        if self._samples is not None:
+            self._samples.forget()
+
+    def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
+        return np.array([condition(p) for p in self._present()], dtype=bool)
+
+    def _sample_gradients(self) -> None:
+        if self._samples is not None:
+            self._samples.at_step(self._found_gradients())
+
+    def _found_gradients(self) -> list[torch.Tensor]:
+        """Gradients in the order of the parameters; an empty tensor where there is none, or a sparse one."""
+        gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
+        return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
+
+    def _directions(self, unknown: Array, forwards: int | None) -> dict[str, Array]:
+        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
+        if self._samples is None:
+            return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
+        cosine = self._samples.cosine()
+        noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
+        measured = (self._row["gradient_measured"] > 0) & ~self.sharded
+        return {
+            "gradient_cosine": unknown if cosine is None else np.where(measured, cosine, np.nan),
+            "gradient_noise_norm": unknown if noise is None else np.where(measured, noise, np.nan),
+        }
 
     def _gradients(self, present: list[torch.Tensor], scale: float) -> dict[str, Array]:
         gradients = [p.grad for p in present]
@@ -142,6 +235,10 @@ class ParameterMeter:
 
 
 _NOTHING = torch.empty(0, device="cpu")
+
+
+def _has_values(parameter: torch.Tensor) -> bool:
+    return not (is_lazy(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta)
 
 
 def _known(values: Array, present: list[torch.Tensor]) -> Array:

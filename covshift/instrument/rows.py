@@ -193,8 +193,6 @@ _UNIT_FIELDS = {
     "unit_active_examples": "active_examples",
     "unit_mean": "mean",
     "unit_m2": "m2",
-    "unit_min": "min",
-    "unit_max": "max",
 }
 
 

@@ -20,7 +20,7 @@ from covshift.exceptions import InvalidArgumentError
 
 ROOT = "(root)"
 INPUT = "(input)"
-"""Names of the model itself, and of what it is given, among the layers; no module path has parentheses."""
+"""Names of the model itself, and of what it is given, among the layers; modules so named are refused."""
 
 Selection = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -111,16 +111,28 @@ def _unbatched_ndim(module: nn.Module) -> int:
     return len(module.kernel_size) + 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
 
 
-def leaves(output: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def leaves(output: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors inside a module's output with the path to each: "" alone, "0", "1.0" in tuples, keys in mappings.
 
-    Of a PackedSequence only the data; objects of other kinds are passed over.
+    Of a PackedSequence only the data; objects of other kinds are passed over. Where keys make two paths alike, the
+    second ends in ``~1``.
     """
     if isinstance(output, torch.Tensor):
-        yield path, output
+        yield "", output
         return
-    for key, value in _items(output):
-        yield from leaves(value, f"{path}.{key}" if path else str(key))
+    taken: dict[str, int] = {}
+    for path, tensor in _inside(output, ""):
+        k = taken[path] = taken.get(path, -1) + 1
+        yield f"{path}~{k}" if k else path, tensor
+
+
+def _inside(container: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for key, value in _items(container):
+        below = f"{path}.{key}" if path else str(key)
+        if isinstance(value, torch.Tensor):
+            yield below, value
+        else:
+            yield from _inside(value, below)
 
 
 def _items(output: Any) -> Iterator[tuple[Any, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -20,7 +21,8 @@ class StepClock:
 
     A hand-written update is not seen; ``recorder.step()`` states such boundaries. A step that ``GradScaler`` skips
     calls no hook; :mod:`covshift.instrument.scaling` notices it. An optimizer that steps inside the backward pass ends
-    its step when the next forward pass begins, for gradients are still on their way.
+    its step when the next forward pass begins, for gradients are still on their way; its updates are not measured.
+    An optimizer whose step is compiled is not seen either, and is named once the parameters are seen to move without.
 
     Parameters
     ----------
@@ -29,7 +31,7 @@ class StepClock:
     incidents : Incidents
         Takes warnings.
     before : callable
-        Called before each update of the model, with the optimizer.
+        Called before each update of the model, with the optimizer and whether it was given a closure to run the model.
     after : callable
         Called after each update, with the optimizer and whether it ends the step.
     end : callable
@@ -41,7 +43,7 @@ class StepClock:
         model: nn.Module,
         incidents: Incidents,
         *,
-        before: Callable[[torch.optim.Optimizer], None],
+        before: Callable[[torch.optim.Optimizer, bool], None],
         after: Callable[[torch.optim.Optimizer, bool], None],
         end: Callable[[], None],
     ) -> None:
@@ -51,19 +53,28 @@ class StepClock:
         self._before, self._after, self._end = before, after, end
         self._forwards = 0
         self._stepped: set[int] = set()
-        self._owed = False
-        self._held: dict[int, set[int]] = {}
+        self._owed = self._is_stepping = False
+        self._held: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
+        self._foreign: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._first: weakref.ref[torch.Tensor] | None = None
+        self._version = self._moves = 0
         self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Start listening to optimizers."""
-        model = self._model()
         # Now, not before: loading weights may have put others in place.
-        self._parameters = set() if model is None else {id(parameter) for parameter in model.parameters()}
+        self._know_parameters()
         self._handles = [
             register_optimizer_step_pre_hook(self._on_before),
             register_optimizer_step_post_hook(self._on_after),
         ]
+
+    def _know_parameters(self) -> None:
+        model = self._model()
+        present = [] if model is None else list(model.parameters())
+        self._parameters = {id(parameter) for parameter in present}
+        first = next((parameter for parameter in present if parameter.requires_grad), None)
+        self._first = None if first is None else weakref.ref(first)
 
     def remove(self) -> None:
         """Stop listening."""
@@ -74,7 +85,27 @@ class StepClock:
     def forward(self) -> None:
         """A forward pass with gradients begins."""
         self.settle()
+        self._notice_moves()
         self._forwards += 1
+
+    def _notice_moves(self) -> None:
+        """Name updates that no optimizer hook has told of, once parameters have moved twice within a step.
+
+        Once is no sign: optimizers that look ahead move them between the two forward passes of each of their steps.
+        """
+        first = self._first() if self._first is not None else None
+        if first is None or self._is_stepping:
+            return
+        version, self._version = self._version, first._version
+        self._moves += self._forwards > 0 and version != self._version
+        if self._moves == 2:
+            self._incidents.warn_once(
+                "unseen",
+                "step",
+                "parameters change between forward passes, but no optimizer step of the model is seen (a compiled "
+                "optimizer.step, or a hand-written update?), so all of it counts as one step: call recorder.step() "
+                "after each update",
+            )
 
     def settle(self) -> None:
         """End the step whose updates were made inside its backward pass, if there is one."""
@@ -84,7 +115,8 @@ class StepClock:
 
     def closed(self) -> None:
         """The step has ended."""
-        self._forwards = 0
+        self._forwards = self._moves = 0
+        self._owed = False
 
     @property
     def forwards_of_step(self) -> int:
@@ -101,15 +133,14 @@ class StepClock:
         """Whether a forward pass was seen since the last step ended."""
         return self._forwards > 0
 
+    def continues(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step of the optimizer now is part of the step that another one has just ended."""
+        return not self._forwards and bool(self._stepped) and id(optimizer) not in self._stepped
+
     def left_to_others(self, optimizer: torch.optim.Optimizer) -> set[int] | None:
         """Identities of parameters that other optimizers of the model update; None before any step was over."""
-        held = self._held.pop(id(optimizer), None)
-        if held is None and not self._held:
-            return None
-        others = set().union(*self._held.values())
-        if held is not None:
-            self._held[id(optimizer)] = held
-        return others
+        others = [held for one, held in self._held.items() if one is not optimizer]
+        return set().union(*others) if self._held else None
 
     def own_group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's first group that has a parameter of the model."""
@@ -117,20 +148,31 @@ class StepClock:
         return next((group for group in groups if any(id(p) in self._parameters for p in group["params"])), {})
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        return not hidden_from(self) and bool(self.own_group(optimizer))
+        if hidden_from(self):
+            return False
+        if not self.own_group(optimizer) and optimizer not in self._foreign:
+            # Seen for the first time: it may update parameters that were put in the place of others.
+            self._know_parameters()
+            if not self.own_group(optimizer):
+                self._foreign.add(optimizer)
+        return bool(self.own_group(optimizer))
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if is_compiling():
+            return
         if self._is_ours(optimizer) and not inside_backward():
-            self._before(optimizer)
+            self._is_stepping = True
+            self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
 
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_ours(optimizer):
+        if is_compiling() or not self._is_ours(optimizer):
             return
+        self._is_stepping = False
         if inside_backward():
             self._owed = self._owed or self.has_begun
         else:
             self._after(optimizer, self._is_boundary(optimizer))
-            self._held[id(optimizer)] = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._held[optimizer] = identities(optimizer)
 
     def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer's step ends a step of the record.
@@ -141,7 +183,7 @@ class StepClock:
         if self._forwards:
             self._stepped = {id(optimizer)}
             return True
-        if id(optimizer) not in self._stepped and self._stepped:
+        if self.continues(optimizer):
             self._stepped.add(id(optimizer))
             return False
         self._incidents.warn_once(
@@ -152,3 +194,8 @@ class StepClock:
         )
         self._stepped = {id(optimizer)}
         return True
+
+
+def identities(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Identities of the parameters that an optimizer updates."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -9,8 +9,8 @@ from covshift.exceptions import UnsupportedModelError
 from covshift.instrument import sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.functional import hidden_functions
-from covshift.instrument.hooks import unseen
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.hooks import faked, unseen
+from covshift.instrument.incidents import Incidents, listed
 from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
 from covshift.summary.norms import Tensors
@@ -60,8 +60,9 @@ class Surroundings:
 
     def prepare(self) -> None:
         """Load or compile the kernels now: the first recorded step is not slower for them."""
-        with unseen():
-            self._prepare()
+        if not faked():
+            with unseen():
+                self._prepare()
 
     def _prepare(self) -> None:
         for dtype in self._dtypes & set(FORMS):
@@ -76,7 +77,8 @@ def demand_observable(model: object) -> None:
     Raises
     ------
     UnsupportedModelError
-        If it is no eager ``torch.nn.Module``, or replicates itself over devices within one process.
+        If it is no eager ``torch.nn.Module``, replicates itself over devices within one process, or has a module that
+        is named like the model itself or its input among the layers.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
@@ -88,8 +90,8 @@ def demand_observable(model: object) -> None:
             "model: DataParallel runs copies of its modules, which hooks do not see; use DistributedDataParallel and "
             "record in every rank"
         )
-
-
-def listed(names: list[str]) -> str:
-    """Up to ten names, and how many more there are."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    for name, _ in model.named_children():
+        if name == sites.ROOT or name.startswith(sites.INPUT):
+            raise UnsupportedModelError(
+                f"model: a module is named '{name}', as layers of covshift's own are: expected another name; rename it"
+            )

@@ -99,8 +99,6 @@ def label_layers(
     short = short_names(names, width=width)
     ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda at, _: _name_at(short, at)))
-    for label in ax.get_yticklabels():
-        label.set_parse_math(False)
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
@@ -108,9 +106,12 @@ def label_layers(
 
 
 def _name_at(names: Sequence[str], at: float) -> str:
-    """Name of the row at a tick; ``$`` is escaped, since a tick made late would take it for a formula."""
+    """Name of the row at a tick, so written that a tick made when the figure is drawn takes it for no formula."""
     row = round(at)
-    return names[row].replace("$", r"\$") if 0 <= row < len(names) and abs(at - row) < 1e-6 else ""
+    if not 0 <= row < len(names) or abs(at - row) > 1e-6:
+        return ""
+    dollars = names[row].count("$") - names[row].count(r"\$")
+    return names[row].replace("$", r"\$") if dollars and dollars % 2 == 0 else names[row]
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:

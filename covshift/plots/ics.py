@@ -124,7 +124,7 @@ def _parts(ax: Axes, attribution: xr.Dataset) -> None:
         ax.text(0.02, row, "not measured", transform=place, fontsize=7, color=look.muted, va="center")
     label_layers(ax, attribution["layer"].values, width=20)
     ax.grid(axis="x")
-    ax.set_xlim(left=0.0)
+    ax.set_xlim(0.0, 1.05 * max(np.nanmax(values, initial=0.0) for values in sizes.values()) or 1.0)
     ax.set_xlabel("movement of z, sd of each unit before")
     title(ax, "Who moved the layer", size=9.0)
 

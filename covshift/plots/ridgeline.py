@@ -200,4 +200,4 @@ def _key(ax: Axes, ridges: xr.Dataset) -> None:
     keys.append(Line2D([], [], color=look.ink, marker="|", label="mean ± sd"))
     if any(line.get_label() in ("below_share", "above_share") for line in ax.get_lines()):
         keys.append(Line2D([], [], color=look.ink, linestyle="", marker=">", label="more than 1 % beyond"))
-    key_below(ax, keys, columns=len(keys))
+    key_below(ax, keys, columns=3)

@@ -29,7 +29,7 @@ SEVERITY = ("bad", "watch", "not measured", "ok")
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
 
-NOT_PROVENANCE = ("covshift_commit", "Conventions")
+NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions")
 
 
 def report_content(

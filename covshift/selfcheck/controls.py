@@ -16,18 +16,23 @@ from torch import nn
 
 from covshift.linked import LinkedReLU, LinkedSELU
 from covshift.selfcheck import nets
-from covshift.selfcheck.nets import Case, cnn, cosine, mlp, residual, transformer
+from covshift.selfcheck.nets import STEPS, Case, cnn, cosine, mlp, residual, transformer
+from covshift.selfcheck.planting import hold_firing
 
 
 @dataclass(frozen=True)
 class Control:
-    """A healthy run; ``forbidden`` are checks that must not even ask to watch, ``update`` whether weights move."""
+    """A healthy run; ``forbidden`` are checks that must not even ask to watch, ``update`` whether weights move.
+
+    ``steps`` are fewer where depth makes them dear.
+    """
 
     name: str
     build: Callable[[int], Case]
     held_back: Callable[[int], Case]
     forbidden: frozenset[str] = frozenset()
     update: bool = True
+    steps: int = STEPS
 
 
 def _changed(make: Callable[[int], Case], change: Callable[[Case], None]) -> Callable[[int], Case]:
@@ -74,34 +79,14 @@ def scale_search(case: Case) -> None:
 
 
 def sparse(case: Case) -> None:
-    """Biases are set so that units fire on about a tenth of the examples."""
-    with torch.no_grad():
-        for position in range(len(case.activations)):
-            case.linear(position).bias.fill_(-1.0 if position == 0 else -0.4)  # type: ignore[union-attr]
+    """Every unit of every layer fires on a tenth of the examples: nine of ten activations are zero, no unit is dead."""
+    every = {position: torch.tensor(True) for position in range(len(case.activations))}
+    hold_firing(case, every, 0.1)
 
 
 def small_batches(case: Case) -> None:
     """Batches of 8."""
     case.batch_size = 8
-
-
-def autocorrelated(case: Case) -> None:
-    """Every batch is shifted by a slow random walk around zero that goes nowhere (AR(1), 0.95)."""
-    generator = torch.Generator().manual_seed(3)
-    level = [0.0]
-
-    def move(step: int) -> None:
-        level[0] = 0.95 * level[0] + 0.3 * float(torch.randn((), generator=generator)) * 0.2
-
-    case.before.append(move)
-    case.alter = lambda x, step: x + level[0]
-
-
-def rare_units(case: Case) -> None:
-    """A quarter of the middle layer's units fire on about one example in two hundred."""
-    with torch.no_grad():
-        layer = case.linear(case.middle)
-        layer.bias[: layer.weight.shape[0] // 4] = -3.0  # type: ignore[index]
 
 
 class _WithSpare(nn.Module):
@@ -167,7 +152,8 @@ CONTROLS: tuple[Control, ...] = (
     Control("batch-norm CNN", *_pair(cnn, {"norm": nn.BatchNorm2d}, {"norm": nn.BatchNorm2d, "depth": 4})),
     Control(
         "deep plain batch-norm",
-        *_pair(mlp, {"depth": 24, "width": 16, "norm": nn.BatchNorm1d}, {"depth": 30, "norm": nn.BatchNorm1d}),
+        *_pair(mlp, {"depth": 40, "width": 16, "norm": nn.BatchNorm1d}, {"depth": 50, "norm": nn.BatchNorm1d}),
+        steps=80,
     ),
     Control("residual", *_pair(residual, {}, {"depth": 6, "width": 24})),
     Control("pre-norm transformer", *_pair(transformer, {}, {"depth": 3})),
@@ -199,15 +185,4 @@ CONTROLS: tuple[Control, ...] = (
     Control("rare tokens", embedding(4), embedding(6)),
     Control("unused head", with_spare_head(mlp), with_spare_head(residual)),
     Control("converged", *_both(converged)),
-    Control("rare units", *_both(rare_units)),
-    Control(
-        "masked, not structural",
-        *_pair(
-            mlp,
-            {"activation": LinkedReLU, "members": 2, "dropout": 0.5},
-            {"activation": LinkedReLU, "members": 2, "dropout": 0.3, "depth": 6},
-        ),
-        frozenset({"linkage"}),
-    ),
-    Control("autocorrelated inputs", *_both(autocorrelated)),
 )

@@ -1,7 +1,8 @@
-"""Faults with known answers: what is planted, how strongly, which check must speak, and about which layer.
+"""Faults and traps with known answers: what is planted, how strongly, which check must speak or must not, and where.
 
-Numbers are those of docs/concepts/calibration.md. A fault changes a healthy :class:`~covshift.selfcheck.nets.Case`; it
-never touches the recording.
+``number`` is the row of the list in docs/concepts/calibration.md. A fault changes a healthy
+:class:`~covshift.selfcheck.nets.Case`; it never touches the recording. Doses and networks, those of development and
+those held back, were written down before any held-back run was looked at.
 """
 
 from __future__ import annotations
@@ -9,26 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
-from covshift.linked import Linked, LinkedReLU, LinkedSiLU
-from covshift.selfcheck.nets import Case, cnn, cosine, mlp, residual
+from covshift.linked import LinkedReLU
+from covshift.selfcheck import movements, planting, wrong_training
+from covshift.selfcheck.nets import Build, Case, cnn, cosine, mlp, residual
 
 Plant = Callable[[Case, float], None]
-Build = Callable[[int, float], Case]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A planted fault.
+    """A planted fault, or a trap: what looks like a fault to a naive check and is none.
 
     Attributes
     ----------
+    number : int
+        Row of the list of faults.
     name : str
         What is wrong.
     checks : frozenset of str
-        A finding of one of these checks counts as found.
+        A finding of one of these checks counts as found; in a trap, as fallen into.
     doses : (float, float, float)
         Weak, medium, strong.
     build : callable
@@ -39,8 +39,11 @@ class Fault:
         Whether the finding must name the planted layer, the middle one, or a neighbour.
     at : int or None
         Position of the planted layer among the nonlinearities where it is not the middle one.
+    twin : bool
+        Whether dose 0 plants nothing, and must be held against: a network that learns moves, too.
     """
 
+    number: int
     name: str
     checks: frozenset[str]
     doses: tuple[float, float, float]
@@ -48,6 +51,11 @@ class Fault:
     held_back: Build
     local: bool = True
     at: int | None = None
+    twin: bool = False
+
+    def planted(self, case: Case) -> str | None:
+        """Name of the nonlinearity at which the fault lies in ``case``; None for a fault of the whole run."""
+        return case.activations[case.middle if self.at is None else self.at] if self.local else None
 
 
 def _planted(make: Callable[[int], Case], plant: Plant) -> Build:
@@ -77,204 +85,160 @@ def _deep(seed: int) -> Case:
     return mlp(seed, depth=6, width=24)
 
 
-def _share(case: Case, dose: float) -> torch.Tensor:
-    """Which units of the middle layer are hit."""
-    units = case.linear(case.middle).weight.shape[0]
-    return torch.arange(units) < max(round(dose * units), 1)
-
-
-def dead_units(case: Case, share: float) -> None:
-    """A share of the middle layer's units never fires."""
-    with torch.no_grad():
-        case.linear(case.middle).bias[_share(case, share)] = -1e3  # type: ignore[index]
-
-
-def dying(case: Case, rate: float) -> None:
-    """The middle layer's biases sink at every step."""
-
-    def sink(step: int) -> None:
-        with torch.no_grad():
-            case.linear(case.middle).bias.sub_(rate)  # type: ignore[union-attr]
-
-    case.after.append(sink)
-
-
-def born_dead(case: Case, depth: float) -> None:
-    """The middle layer starts with biases far below zero."""
-    with torch.no_grad():
-        case.linear(case.middle).bias.fill_(-depth)  # type: ignore[union-attr]
-
-
-def _plateau(make: Callable[..., Case]) -> Build:
-    def build(seed: int, share: float) -> Case:
-        case = make(seed, activation=nn.ReLU6)
-        with torch.no_grad():
-            case.linear(case.middle).bias[_share(case, share)] = 100.0  # type: ignore[index]
-        return case
-
-    return build
-
-
-def _saturated(depth: int) -> Build:
-    def build(seed: int, scale: float) -> Case:
-        case = mlp(seed, depth=depth, activation=nn.Tanh, gain=1.0)
-        with torch.no_grad():
-            case.linear(case.middle).weight *= scale
-        return case
-
-    return build
-
-
-def _sigmoid(width: int) -> Build:
-    return lambda seed, depth: mlp(seed, depth=int(depth), width=width, activation=nn.Sigmoid, gain=1.0)
-
-
-def _initialised(depth: int, optimizer: str = "adam") -> Build:
-    def build(seed: int, gain: float) -> Case:
-        case = mlp(seed, depth=depth, gain=gain)
-        case.optimizer, case.learning_rate = optimizer, 1e-4
-        return case
-
-    return build
-
-
-def _linked_swish(width: int) -> Build:
-    return lambda seed, depth: mlp(seed, depth=int(depth), width=width, activation=LinkedSiLU, members=2, gain=0.67)
-
-
-def _linked_plateau(depth: int) -> Build:
-    def build(seed: int, share: float) -> Case:
-        case = mlp(seed, depth=depth, activation=lambda: Linked(nn.ReLU6), members=2, gain=1.0)
-        with torch.no_grad():
-            case.linear(case.middle).bias[_share(case, share)] = 100.0  # type: ignore[index]
-        return case
-
-    return build
-
-
-def _zero_atom(depth: int) -> Build:
-    def build(seed: int, share: float) -> Case:
-        case = mlp(seed, depth=depth, activation=LinkedReLU, members=2, gain=1.0)
-        case.linear(0).bias = None
-        case.alter = lambda x, step: x * (torch.rand(len(x), 1, generator=case.generator) >= share)
-        return case
-
-    return build
-
-
-def detached(case: Case, _: float) -> None:
-    """The graph is cut behind the middle layer's activation."""
-    case.module(case.activations[case.middle]).register_forward_hook(lambda module, args, output: output.detach())
-
-
-def left_out(case: Case, _: float) -> None:
-    """The optimizer was never given the middle layer's weights."""
-    case.skipped = {f"{case.linears[case.middle]}.{name}" for name in ("weight", "bias")}
-
-
-def learning_rate(case: Case, factor: float) -> None:
-    """The learning rate is wrong by a factor."""
-    case.learning_rate *= factor
-
-
-def strangled(case: Case, limit: float) -> None:
-    """Gradients are clipped to next to nothing."""
-    case.optimizer, case.learning_rate, case.clip = "sgd", 0.1, limit
-
-
-def _on_output(case: Case, change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
-    """Let ``change`` have the middle linear layer's output, with the number of the step."""
-    now = [0]
-    case.before.append(lambda step: now.__setitem__(0, step))
-    case.module(case.linears[case.middle]).register_forward_hook(lambda module, args, output: change(output, now[0]))
-
-
-def injected_shift(case: Case, size: float) -> None:
-    """Every unit of the middle layer is shifted anew at every step, as in noisy batch norm (Santurkar et al. 2018)."""
-    units = case.linear(case.middle).weight.shape[0]
-    noise = torch.randn(1000, units, generator=torch.Generator().manual_seed(5)) * size
-
-    def change(output: torch.Tensor, step: int) -> torch.Tensor:
-        return output + output.detach().std() * noise[step].reshape(1, -1, *(1,) * (output.ndim - 2))
-
-    _on_output(case, change)
-
-
-def drift(case: Case, size: float) -> None:
-    """The middle layer's pre-activations rise by ``size`` of their sd over every 40 steps."""
-    start: list[float] = []
-
-    def change(output: torch.Tensor, step: int) -> torch.Tensor:
-        if not start:
-            start.append(float(output.detach().std()))
-        return output + size * start[0] * step / 40
-
-    _on_output(case, change)
-
-
-def scale_drift(case: Case, size: float) -> None:
-    """The middle layer's pre-activations grow by a factor of ``exp(size)`` over every 40 steps."""
-    _on_output(case, lambda output, step: output * float(torch.tensor(size * step / 40).exp()))
-
-
-def swapped(case: Case, spread: float) -> None:
-    """The middle layer's units trade means at every step, up to ``spread`` of their sd to either side."""
-
-    def change(output: torch.Tensor, step: int) -> torch.Tensor:
-        means = torch.linspace(-1, 1, output.shape[1]) * spread * output.detach().std()
-        side = -1 if step % 2 else 1
-        return output + side * means.reshape(1, -1, *(1,) * (output.ndim - 2))
-
-    _on_output(case, change)
-
-
-def broken_numbers(case: Case, share: float) -> None:
-    """A share of the middle layer's outputs becomes NaN from step 60 on."""
-
-    def change(output: torch.Tensor, step: int) -> torch.Tensor:
-        if step < 60:
-            return output
-        flat = torch.arange(output.numel()).reshape(output.shape)
-        return torch.where(flat < max(share * output.numel(), 1), torch.nan, output)
-
-    _on_output(case, change)
+def _masked(depth: int) -> Build:
+    return lambda seed, share: mlp(seed, depth=depth, activation=LinkedReLU, members=2, dropout=share)
 
 
 _ACTIVITY = frozenset({"units", "gradient zeros"})
-MOVEMENT = frozenset({"shift", "operating point"})
-"""Checks of faults whose dose 0 plants nothing: a network that learns moves, too."""
-
+_MOVEMENT = frozenset({"shift", "operating point"})
 _DEPTH = frozenset({"scale over depth"})
-_SIZE = frozenset({"update ratio", "non-finite", "scale over time", "scale over depth", "units"})
+_UPDATE = frozenset({"update ratio"})
+_TOO_FAST = frozenset({"update ratio", "non-finite", "scale over time", "units"})
+_LINKAGE = frozenset({"linkage"})
+_CUT = frozenset({"gradient arrives", "gradient zeros"})
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("dead units", _ACTIVITY, (0.25, 0.5, 1.0), *_on(dead_units)),
-    Fault("dying units", _ACTIVITY, (0.02, 0.05, 0.2), *_on(dying, held_back=_deep)),
-    Fault("born dead", _ACTIVITY, (3.0, 6.0, 20.0), *_on(born_dead, held_back=cnn)),
-    Fault("stuck at a plateau", _ACTIVITY, (0.25, 0.5, 1.0), _plateau(mlp), _plateau(cnn)),
-    Fault("saturated tanh", frozenset({"saturation", "units"}), (3.0, 10.0, 40.0), _saturated(4), _saturated(6)),
-    Fault("sigmoid vanishing", _DEPTH, (6, 10, 14), _sigmoid(32), _sigmoid(24), local=False),
-    Fault("vanishing initialisation", _DEPTH, (1.0, 0.5, 0.25), _initialised(16), _initialised(20), local=False),
+    Fault(1, "dead units", _ACTIVITY, (0.25, 0.5, 1.0), *_on(planting.dead_units)),
+    Fault(2, "dying units", _ACTIVITY, (0.02, 0.05, 0.2), *_on(planting.dying, held_back=_deep)),
+    Fault(3, "born dead", _ACTIVITY, (3.0, 6.0, 20.0), *_on(planting.born_dead, held_back=cnn)),
     Fault(
+        5,
+        "stuck at a plateau",
+        _ACTIVITY,
+        (0.25, 0.5, 1.0),
+        planting.plateau(image=False),
+        planting.plateau(image=True),
+    ),
+    Fault(
+        6,
+        "saturated tanh",
+        frozenset({"saturation", "units"}),
+        (3.0, 10.0, 40.0),
+        planting.saturated(4),
+        planting.saturated(6),
+    ),
+    Fault(7, "sigmoid vanishing", _DEPTH, (6, 10, 14), planting.sigmoid(32), planting.sigmoid(24), local=False),
+    Fault(
+        8,
+        "vanishing initialisation",
+        _DEPTH,
+        (1.0, 0.5, 0.25),
+        planting.initialised(16),
+        planting.initialised(20),
+        local=False,
+    ),
+    Fault(
+        9,
         "exploding initialisation",
         _DEPTH | {"non-finite"},
         (4.0, 8.0, 16.0),
-        _initialised(16),
-        _initialised(20),
+        planting.initialised(16),
+        planting.initialised(20),
         local=False,
     ),
-    Fault("linked swish vanishing", _DEPTH, (12, 20, 32), _linked_swish(16), _linked_swish(12), local=False),
-    Fault("linkage violated", frozenset({"linkage"}), (0.25, 0.5, 1.0), _linked_plateau(4), _linked_plateau(6)),
-    Fault("linkage zero atom", frozenset({"linkage"}), (0.05, 0.3, 0.8), _zero_atom(4), _zero_atom(6), at=0),
-    Fault("detached", frozenset({"gradient arrives"}), (1.0, 1.0, 1.0), *_on(detached, held_back=_deep)),
-    Fault("left out of the optimizer", frozenset({"update ratio"}), (1.0, 1.0, 1.0), *_on(left_out)),
-    Fault("learning rate too high", _SIZE, (30.0, 100.0, 1000.0), *_on(learning_rate, held_back=cnn), local=False),
-    Fault("learning rate too low", _SIZE, (1e-2, 1e-3, 1e-4), *_on(learning_rate), local=False),
-    Fault("strangled by clipping", _SIZE, (1e-3, 1e-4, 1e-6), *_on(strangled, held_back=cnn), local=False),
-    Fault("injected shift", MOVEMENT, (0.3, 0.6, 1.5), *_settling(injected_shift, cnn)),
-    Fault("drift of the mean", MOVEMENT, (0.5, 1.0, 3.0), *_settling(drift, _deep)),
-    Fault("drift of the scale", MOVEMENT, (0.3, 0.6, 1.5), *_settling(scale_drift, _deep)),
-    Fault("swapped units", MOVEMENT, (0.5, 1.0, 3.0), *_settling(swapped, cnn)),
-    Fault("broken numbers", frozenset({"non-finite"}), (1e-4, 1e-2, 1.0), *_on(broken_numbers)),
+    Fault(
+        10,
+        "linked swish vanishing",
+        _DEPTH,
+        (12, 20, 32),
+        planting.linked_swish(16),
+        planting.linked_swish(12),
+        local=False,
+    ),
+    Fault(11, "linkage violated", _LINKAGE, (0.25, 0.5, 1.0), planting.linked_plateau(4), planting.linked_plateau(6)),
+    Fault(11, "linkage of one member", _LINKAGE, (0.0, 0.5, 1.0), planting.duplicated(4), planting.duplicated(6)),
+    Fault(12, "linkage zero atom", _LINKAGE, (0.05, 0.3, 0.8), planting.zero_atom(4), planting.zero_atom(6), at=0),
+    Fault(
+        13,
+        "in-place SELU far negative",
+        _ACTIVITY | {"gradient arrives"},
+        (0.25, 0.5, 1.0),
+        planting.far_negative(4),
+        planting.far_negative(6),
+    ),
+    Fault(15, "detached", _CUT, (0.25, 0.5, 1.0), *_on(planting.detached, held_back=_deep)),
+    Fault(16, "left out of the optimizer", _UPDATE, (1e-2, 1e-4, 0.0), *_on(wrong_training.left_out)),
+    Fault(
+        16, "frozen layers", frozenset({"operating point"}), (1, 2, 3), *_on(wrong_training.frozen, held_back=cnn), at=0
+    ),
+    Fault(17, "stale parameters", _UPDATE, (60, 30, 0), *_on(wrong_training.stale, held_back=cnn)),
+    Fault(
+        18,
+        "learning rate too high",
+        _TOO_FAST,
+        (30.0, 100.0, 1000.0),
+        *_on(wrong_training.learning_rate, held_back=cnn),
+        local=False,
+    ),
+    Fault(19, "learning rate too low", _UPDATE, (1e-2, 1e-3, 1e-4), *_on(wrong_training.learning_rate), local=False),
+    Fault(
+        20,
+        "gradients accumulate",
+        _TOO_FAST,
+        (4, 16, 1000),
+        *_on(wrong_training.accumulating, held_back=cnn),
+        local=False,
+    ),
+    Fault(
+        21,
+        "strangled by clipping",
+        frozenset({"clipping", "update ratio"}),
+        (1e-3, 1e-4, 1e-6),
+        *_on(wrong_training.strangled, held_back=cnn),
+        local=False,
+    ),
+    Fault(22, "injected shift", _MOVEMENT, (0.3, 0.6, 1.5), *_settling(movements.injected_shift, cnn), twin=True),
+    Fault(23, "jump", _MOVEMENT, (0.3, 0.6, 1.0), *_settling(movements.jump, _deep), twin=True),
+    Fault(24, "drift of the mean", _MOVEMENT, (0.5, 1.0, 3.0), *_settling(movements.drift, _deep), twin=True),
+    Fault(25, "swapped units", _MOVEMENT, (0.5, 1.0, 3.0), *_settling(movements.swapped, cnn), twin=True),
+    Fault(26, "drift of the scale", _MOVEMENT, (0.3, 0.6, 1.5), *_settling(movements.scale_drift, _deep), twin=True),
+    Fault(
+        27,
+        "raw inputs",
+        _TOO_FAST,
+        (4.0, 16.0, 64.0),
+        *_on(wrong_training.raw_inputs, held_back=cnn),
+        at=0,
+    ),
+    Fault(
+        29,
+        "float16 without a loss scale",
+        frozenset({"precision", "gradient arrives"}),
+        (1.0, 2.0, 4.0),
+        *_on(wrong_training.half_precision, held_back=_deep),
+        local=False,
+    ),
+    Fault(30, "broken numbers", frozenset({"non-finite"}), (1e-4, 1e-2, 1.0), *_on(planting.broken_numbers)),
+    Fault(32, "constant inputs", _ACTIVITY, (0.5, 0.9, 1.0), *_on(wrong_training.constant_inputs, held_back=cnn), at=0),
+    Fault(
+        33,
+        "loss satisfied",
+        _CUT,
+        (0.9, 0.99, 1.0),
+        *_on(wrong_training.satisfied_hinge, held_back=_deep),
+        at=-1,
+    ),
 )
 """Those that show in a passive record."""
+
+TRAPS: tuple[Fault, ...] = (
+    Fault(4, "rarely firing units", _ACTIVITY, (1e-2, 3e-3, 1e-3), *_on(planting.rare, held_back=_deep)),
+    Fault(14, "masked, not structural", _LINKAGE, (0.1, 0.3, 0.5), _masked(4), _masked(6), local=False),
+    Fault(
+        32,
+        "shuffled labels",
+        _ACTIVITY | _DEPTH | _LINKAGE | {"gradient arrives", "saturation", "non-finite"},
+        (0.25, 0.5, 1.0),
+        *_on(wrong_training.shuffled_labels, held_back=cnn),
+        local=False,
+    ),
+    Fault(
+        34,
+        "noise without drift",
+        frozenset({"operating point"}),
+        (0.05, 0.1, 0.2),
+        *_settling(movements.noisy, _deep),
+        twin=True,
+    ),
+)
+"""What must not be taken for a fault; a finding of ``checks`` at the planted layer is a false one."""

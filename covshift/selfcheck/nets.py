@@ -19,6 +19,9 @@ from covshift.exceptions import InvalidArgumentError
 
 FEATURES, CLASSES = 16, 4
 
+STEPS = 120
+"""Of a run."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 Hook = Callable[[int], None]
 Activation = Callable[[], nn.Module]
@@ -40,14 +43,20 @@ class Case:
         Whether inputs are images of shape (1, 8, 8) rather than vectors.
     learning_rate, optimizer, batch_size, clip : training
         ``optimizer`` is ``"adam"`` or ``"sgd"``; ``clip`` the largest gradient norm, None for none.
-    skipped : set of str
-        Parameters that the optimizer is not given.
+    pace : dict of str to float
+        Factor on the learning rate of single parameters; 0 keeps one out of the optimizer.
+    clear_every : int
+        Steps after which gradients are set to zero; 1 is right.
     before, after : list of callables
         Called with the step before its forward pass and after its update.
-    alter : callable
-        Changes a batch before the model sees it.
+    alter, relabel : callable
+        Change the inputs and the classes of a batch before the model sees it.
+    criterion : callable
+        Loss of the logits and the classes.
     loss_scale : float
         Factor on the loss.
+    precision : torch.dtype or None
+        Of autocast in the forward pass; None for none.
     """
 
     model: nn.Module
@@ -59,16 +68,25 @@ class Case:
     optimizer: str = "adam"
     batch_size: int = 128
     clip: float | None = None
-    skipped: set[str] = field(default_factory=set)
+    pace: dict[str, float] = field(default_factory=dict)
+    clear_every: int = 1
     before: list[Hook] = field(default_factory=list)
     after: list[Hook] = field(default_factory=list)
     alter: Callable[[torch.Tensor, int], torch.Tensor] = lambda x, step: x
+    relabel: Callable[[torch.Tensor, int], torch.Tensor] = lambda y, step: y
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
     loss_scale: float = 1.0
+    precision: torch.dtype | None = None
 
     @property
     def middle(self) -> int:
         """Position, among the nonlinearities, of the layer in which faults are planted."""
         return len(self.activations) // 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return (1, 8, 8) if self.image else (FEATURES,)
 
     def module(self, name: str) -> nn.Module:
         """A module by its name."""
@@ -83,13 +101,19 @@ class Case:
 
     def batch(self, step: int) -> Batch:
         """A new batch of inputs and their classes."""
-        x = torch.randn(self.batch_size, *((1, 8, 8) if self.image else (FEATURES,)), generator=self.generator)
+        x = torch.randn(self.batch_size, *self.shape, generator=self.generator)
         y = (x.flatten(1) @ teacher(x[0].numel())).argmax(dim=1)
-        return self.alter(x, step), y
+        return self.alter(x, step), self.relabel(y, step)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the model's logits."""
-        return F.cross_entropy(self.model(x).float(), y) * self.loss_scale
+        """The criterion of the model's logits."""
+        with torch.autocast("cpu", dtype=self.precision, enabled=self.precision is not None):
+            logits = self.model(x)
+        return self.criterion(logits.float(), y) * self.loss_scale
+
+
+Build = Callable[[int, float], Case]
+"""``(seed, dose)`` to a case with something planted in it."""
 
 
 def teacher(features: int) -> torch.Tensor:

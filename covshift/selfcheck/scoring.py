@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from covshift.analysis.inference import wilson
 from covshift.selfcheck.trials import Outcome
@@ -24,9 +25,20 @@ class Share:
         """The share; NaN of no runs."""
         return self.hits / self.runs if self.runs else float("nan")
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        return wilson(self.hits, self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, share and interval as JSON types; None where there are no runs."""
+        ends: list[float | None] = [*self.interval] if self.runs else [None, None]
+        value = self.value if self.runs else None
+        return {"hits": self.hits, "runs": self.runs, "share": value, "low": ends[0], "high": ends[1]}
+
     def __str__(self) -> str:
         """Counts, share and 95 % interval."""
-        low, high = wilson(self.hits, self.runs)
+        low, high = self.interval
         return f"{self.hits}/{self.runs} = {self.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -40,6 +52,10 @@ class Score:
         Fault runs in which a finding of the expected check named the planted layer or a neighbour.
     localisation : Share
         The same among fault runs in which the expected check spoke at all.
+    everywhere : Share
+        Fault runs in which the expected check named every layer, though the fault has a place: false alarms.
+    fallen : Share
+        Trap runs in which a check was taken in, that is, spoke at the trap.
     false_bad, false_watch : Share
         Control runs with any finding that is bad, or to watch or worse.
     undetermined : float
@@ -48,6 +64,8 @@ class Score:
 
     recall: Share
     localisation: Share
+    everywhere: Share
+    fallen: Share
     false_bad: Share
     false_watch: Share
     undetermined: float
@@ -65,12 +83,15 @@ def score(outcomes: Iterable[Outcome]) -> Score:
     """
     outcomes = list(outcomes)
     faults = [outcome for outcome in outcomes if outcome.kind == "fault"]
+    traps = [outcome for outcome in outcomes if outcome.kind == "trap"]
     controls = [outcome for outcome in outcomes if outcome.kind == "control"]
     spoke = [outcome for outcome in faults if outcome.right_check]
     told = [outcome.undetermined for outcome in controls if outcome.undetermined is not None]
     return Score(
         Share(sum(outcome.found for outcome in faults), len(faults)),
         Share(sum(outcome.found for outcome in spoke), len(spoke)),
+        Share(sum(outcome.everywhere for outcome in faults), len(faults)),
+        Share(sum(outcome.found for outcome in traps), len(traps)),
         Share(sum(bool(outcome.bad) for outcome in controls), len(controls)),
         Share(sum(bool(outcome.bad or outcome.watch) for outcome in controls), len(controls)),
         sum(told) / len(told) if told else float("nan"),

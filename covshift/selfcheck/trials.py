@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xarray as xr
@@ -13,9 +13,7 @@ from torch import nn
 from covshift.attach import record
 from covshift.diagnosis import Diagnosis, diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
-from covshift.selfcheck.nets import Case
-
-STEPS = 120
+from covshift.selfcheck.nets import STEPS, Case
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Outcome:
 
     Attributes
     ----------
-    kind : {"fault", "control"}
+    kind : {"fault", "trap", "control"}
         What was run.
     name, dose, seed, held_back : str, str, int, bool
         Which one; ``dose`` is ``"weak"``, ``"medium"`` or ``"strong"`` and empty for controls.
@@ -32,6 +30,8 @@ class Outcome:
         A finding of an expected check was raised, near the planted layer where it has one, and not on every layer.
     right_check : bool
         A finding of an expected check was raised anywhere.
+    everywhere : bool
+        Findings of the expected checks name every layer of a run whose fault has a place: a false alarm.
     bad, watch : list of str
         Findings of each verdict as ``"check: layer"``.
     undetermined : float
@@ -48,6 +48,7 @@ class Outcome:
     bad: list[str] = field(default_factory=list)
     watch: list[str] = field(default_factory=list)
     undetermined: float | None = None
+    everywhere: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as JSON types."""
@@ -69,12 +70,13 @@ def recorded(case: Case, *, steps: int = STEPS, update: bool = True) -> xr.DataT
             if case.clip is not None:
                 nn.utils.clip_grad_norm_(case.model.parameters(), case.clip)
             for group in optimizer.param_groups:
-                group["lr"] = case.learning_rate
+                group["lr"] = case.learning_rate * group["pace"]
             if update and bool(torch.isfinite(loss)):
                 optimizer.step()
             else:
                 recorder.step()
-            case.model.zero_grad()
+            if (step + 1) % case.clear_every == 0:
+                case.model.zero_grad()
             with torch.no_grad():
                 for hook in case.after:
                     hook(step)
@@ -82,10 +84,14 @@ def recorded(case: Case, *, steps: int = STEPS, update: bool = True) -> xr.DataT
 
 
 def _optimizer(case: Case) -> torch.optim.Optimizer:
-    held = [parameter for name, parameter in case.model.named_parameters() if name not in case.skipped]
+    paces: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in case.model.named_parameters():
+        if pace := case.pace.get(name, 1.0):
+            paces.setdefault(pace, []).append(parameter)
+    groups = [{"params": parameters, "pace": pace} for pace, parameters in paces.items()]
     if case.optimizer == "sgd":
-        return torch.optim.SGD(held, lr=case.learning_rate)
-    return torch.optim.Adam(held, lr=case.learning_rate)
+        return torch.optim.SGD(groups, lr=case.learning_rate)
+    return torch.optim.Adam(groups, lr=case.learning_rate)
 
 
 def judged(
@@ -99,29 +105,52 @@ def judged(
     checks: Iterable[str] = (),
     planted: str | None = None,
     update: bool = True,
+    steps: int = STEPS,
 ) -> Outcome:
     """Outcome of a case; ``planted`` is the nonlinearity next to which the fault lies, None for the whole run."""
-    diagnosis = diagnose(recorded(case, update=update))
+    diagnosis = diagnose(recorded(case, steps=steps, update=update))
     flagged = {
         verdict: [f"{f.check}: {f.layer}" for f in diagnosis.findings if f.verdict == verdict]
         for verdict in ("bad", "watch")
     }
-    near, anywhere = _found(diagnosis, frozenset(checks), planted)
+    place = located(diagnosis, checks, planted)
     return Outcome(
-        kind, name, dose, seed, held_back, near, anywhere, flagged["bad"], flagged["watch"], _undetermined(diagnosis)
+        kind,
+        name,
+        dose,
+        seed,
+        held_back,
+        found=place.near,
+        right_check=place.anywhere,
+        bad=flagged["bad"],
+        watch=flagged["watch"],
+        undetermined=_undetermined(diagnosis),
+        everywhere=place.everywhere,
     )
 
 
-def _found(diagnosis: Diagnosis, checks: frozenset[str], planted: str | None) -> tuple[bool, bool]:
-    expected = [f for f in diagnosis.causes if f.check in checks]
+class Located(NamedTuple):
+    """Whether findings of the expected checks lie near the planted layer, anywhere, and on every layer."""
+
+    near: bool
+    anywhere: bool
+    everywhere: bool
+
+
+def located(diagnosis: Diagnosis, checks: Iterable[str], planted: str | None) -> Located:
+    """Where the causes of ``checks`` lie, against the nonlinearity at which a fault was planted.
+
+    Findings that others explain do not count. Near are the nonlinearity, the layer that feeds it, and one layer on
+    either side of the two; nothing is near if every layer is named. Without a place any finding is near.
+    """
+    expected = [f for f in diagnosis.causes if f.check in frozenset(checks)]
     if planted is None:
-        return bool(expected), bool(expected)
-    place = {layer: index for index, layer in enumerate(diagnosis.layers)}
-    here = place[planted]
-    # The linear layer that feeds the activation, the activation itself, and one layer on either side of the two.
-    around = {layer for layer, index in place.items() if here - 2 <= index <= here + 1}
-    named = {f.layer for f in expected if f.layer != WHOLE_RUN}
-    return bool(named & around) and len(named) < len(diagnosis.layers), bool(expected)
+        return Located(bool(expected), bool(expected), False)
+    here = diagnosis.layers.index(planted)
+    around = set(diagnosis.layers[max(here - 2, 0) : here + 2])
+    named = {f.layer for f in expected}
+    everywhere = named >= set(diagnosis.layers)
+    return Located(bool(named & around) and not everywhere, bool(expected), everywhere)
 
 
 def _undetermined(diagnosis: Diagnosis) -> float | None:

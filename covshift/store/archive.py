@@ -66,7 +66,7 @@ class Archive:
         nodes = documents.nodes_of(root)
         attributes = dict(root["attributes"])
         commit = attributes.pop(layout.COMMIT_ATTRIBUTE, None)
-        if nodes is None or commit is None:
+        if nodes is None or not documents.is_commit(commit):
             raise RecordingDamaged(f"the {layout.ROOT} holds no commit record; `covshift recover` restores it")
         archive = cls(medium, attributes)
         archive._sequence, archive.attempt = commit["seq"] + 1, commit.get("attempt", 0)
@@ -143,13 +143,16 @@ class Archive:
             "attempt": self.attempt,
             "closed": closed,
         }
-        nodes = {path: node for group in stored for path, node in group.documents().items()}
-        nodes |= self._superseded
-        document = documents.root_document({**self.attrs, layout.COMMIT_ATTRIBUTE: commit}, nodes)
+        document = documents.root_document({**self.attrs, layout.COMMIT_ATTRIBUTE: commit}, self.documents())
         # The copy first: a commit that took effect has not failed. What the copy may be ahead by is written already.
         self._medium.put(ROOT_COPY, document)
         self._medium.put(layout.ROOT, document)
         self._sequence += 1
+
+    def documents(self) -> dict[str, Any]:
+        """Zarr metadata of every group and array, superseded ones included, with the shapes as last written."""
+        stored = [group for group in self._groups.values() if group.exists]
+        return {path: node for group in stored for path, node in group.documents().items()} | self._superseded
 
     def trim(self) -> None:
         """Remove what lies beyond the committed rows."""
@@ -165,7 +168,7 @@ class Archive:
         dict of str to int
             Rows moved, by group; empty where there were none, and no attempt is begun.
         """
-        kept = self._rows_before(step)
+        kept, last = self._rows_before(step), self.last_steps()[schema.LAYERS.name]
         moved = {path: self._groups[path].committed - count for path, count in kept.items()}
         moved = {path: count for path, count in moved.items() if count}
         folder = f"{layout.SUPERSEDED}/attempt_{self.attempt}"
@@ -177,7 +180,7 @@ class Archive:
         try:
             for path in moved:
                 self._groups[path].cut(kept[path])
-            self._note_resume(step, folder if moved else None)
+            self._note_resume(step, folder if moved else None, last)
             self._superseded, self.attempt = self._superseded | copies, self.attempt + bool(moved)
             self.commit(closed=False)
         except OSError:
@@ -188,9 +191,10 @@ class Archive:
         self.trim()
         return moved
 
-    def _note_resume(self, step: int, folder: str | None) -> None:
+    def _note_resume(self, step: int, folder: str | None, last: int) -> None:
         noted = self.attrs.get(layout.RESUMES_ATTRIBUTE, [])
-        note = {"time_utc": now(), "step": step, "superseded": folder, "attrs": self.changed_attrs}
+        note = {"time_utc": now(), "step": step, "last_step": last if last >= 0 else None, "superseded": folder}
+        note["attrs"] = self.changed_attrs
         self.attrs[layout.RESUMES_ATTRIBUTE] = [*noted, note]
 
     def _rows_before(self, step: int) -> dict[str, int]:

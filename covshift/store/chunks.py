@@ -4,6 +4,9 @@ zarr-python reads the index of a shard and its chunks in separate requests, so a
 file when it reads from a newer one. Whatever an index ever pointed to therefore stays where it is: the new file
 begins with the bytes of the old one, adds chunks behind them and a new index at the end, and takes the old one's name
 in one step. A chunk that was not full when written is superseded by a later copy; the copy before it becomes waste.
+
+Every file within the committed shape is written, even if no chunk is in it: a file that is not there was lost, and is
+never taken for cells without counts (:mod:`covshift.store.completeness`).
 """
 
 from __future__ import annotations
@@ -62,12 +65,13 @@ class StoredArray:
             chunk = np.full(length, self._fill, dtype=self._dtype)
             key = f"{self.key}/c/{number}"
             if first % length:
-                earlier = self._medium.get(key)
-                # A scalar that was never logged before has no chunk.
-                if earlier is not None:
-                    chunk[: first % length] = self._decoded(earlier)[: first % length]
+                chunk[: first % length] = self._decoded(present(self._medium, key))[: first % length]
             chunk[first % length : (last - 1) % length + 1] = values[first - committed : last - committed]
             self._medium.put(key, self._encoded(chunk))
+
+    def blank(self, number: int) -> None:
+        """Fill chunk ``number`` of a one-dimensional array with its fill value."""
+        self._medium.put(f"{self.key}/c/{number}", self._encoded(np.full(self.tiling.chunk, self._fill, self._dtype)))
 
     def write(self, committed: int, rows: Sequence[Row], width: int) -> None:
         """Write rows behind the first ``committed`` ones, the growing axis ``width`` long.
@@ -84,9 +88,24 @@ class StoredArray:
                 shard.keep(max(0, first - number * steps))
                 own = rows[first - committed : last - committed]
                 inside = range(column * columns, min(width, (column + 1) * columns))
-                for position, chunk in self._chunks(shard, own, first, inside):
-                    shard.add(position, self._encoded(chunk))
+                if any(self.variable.name in row.variables for row in own):
+                    for position, chunk in self._chunks(shard, own, first, inside):
+                        shard.add(position, self._encoded(chunk))
                 shard.publish()
+
+    def widen(self, committed: int, before: int, width: int) -> None:
+        """Have files for the first ``committed`` rows where the growing axis, ``before`` long, becomes ``width`` long.
+
+        Rows of a scalar that was never logged before are NaN.
+        """
+        if not self.tiling.shard:
+            self.write_line(0, np.full(committed, self._fill, dtype=self._dtype))
+            return
+        steps, columns = self.tiling.shard[:2]
+        for number, column in product(
+            range(-(-committed // steps)), range(-(-before // columns), -(-width // columns))
+        ):
+            Shard(self._medium, self.key, (number, column), self.tiling).publish()
 
     def _chunks(
         self, shard: Shard, rows: Sequence[Row], first: int, columns: range
@@ -115,8 +134,7 @@ class StoredArray:
         if not rows:
             return
         if not self.tiling.shard:
-            if self._medium.get(f"{self.key}/c/{number}") is not None:
-                self.write_line(committed, np.full(steps - rows, self._fill, dtype=self.variable.dtype))
+            self.write_line(committed, np.full(steps - rows, self._fill, dtype=self.variable.dtype))
             return
         for column in self._medium.names(f"{self.key}/c/{number}"):
             if column.isdecimal():
@@ -179,20 +197,24 @@ class Shard:
         self._changed = False
 
     def keep(self, rows: int) -> None:
-        """Keep the first ``rows`` of what is there; a file of uncommitted rows alone counts as not there."""
+        """Keep the first ``rows`` of what is there; a file of uncommitted rows alone counts as not there.
+
+        Raises
+        ------
+        OSError
+            If the file of rows that were committed is missing or damaged.
+        """
         if not rows:
             return
-        self._old = self._medium.get(self._key) or b""
-        if not self._old:
-            return
+        self._old = present(self._medium, self._key)
         size = self._index.nbytes + _CHECKSUM_BYTES
         index, check = self._old[-size:-_CHECKSUM_BYTES], self._old[-_CHECKSUM_BYTES:]
         if checksum(index) != check:
             raise OSError(f"{self._key}: the index of a shard with committed rows does not have its checksum")
         kept = -(-rows // self._steps)
-        present = np.frombuffer(index, dtype="<u8").reshape(self._index.shape)
-        self._index[:kept] = present[:kept]
-        self._changed = bool((present[kept:] != _EMPTY).any())
+        found = np.frombuffer(index, dtype="<u8").reshape(self._index.shape)
+        self._index[:kept] = found[:kept]
+        self._changed = bool((found[kept:] != _EMPTY).any())
         self._end = self._kept_bytes = len(self._old) - size
 
     def position(self, step: int, column: int, rest: Position) -> Position:
@@ -222,10 +244,22 @@ class Shard:
         if self._old:
             if self._added or self._changed:
                 self._medium.extend(self._key, self._kept_bytes, tail)
-        elif self._added:
-            self._medium.put(self._key, tail)
         else:
-            self._medium.delete(self._key)
+            self._medium.put(self._key, tail)
+
+
+def present(medium: Medium, key: str) -> bytes:
+    """Bytes of an object that holds committed rows.
+
+    Raises
+    ------
+    OSError
+        If there is none, or it is empty.
+    """
+    data = medium.get(key)
+    if not data:
+        raise OSError(f"{key}: a file with committed rows is missing or empty")
+    return data
 
 
 def checksum(data: bytes) -> bytes:

@@ -130,7 +130,7 @@ def _state(path: Path, attrs: Mapping[Any, Any]) -> str:
 
 def _left_behind(path: Path) -> list[str]:
     aside = sorted(path.glob(f"{layout.HIDDEN}/{ASIDE}-*"))
-    return [f"damaged parts of a journal are kept in '{place}'" for place in aside]
+    return [f"parts that were damaged are kept in '{place}'" for place in aside]
 
 
 def _signals(recording: xr.DataTree) -> list[str]:

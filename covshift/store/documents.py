@@ -128,6 +128,14 @@ def nodes_of(root: Mapping[str, Any]) -> dict[str, Any] | None:
     return nodes if isinstance(nodes, dict) else None
 
 
+def is_commit(commit: object) -> bool:
+    """Whether a commit attribute says what the writer says in it."""
+    if not isinstance(commit, dict) or not isinstance(commit.get("records"), dict):
+        return False
+    counts = [commit.get("seq"), commit.get("attempt"), *commit["records"].values()]
+    return set(commit["records"]) <= set(layout.PATHS) and all(type(count) is int and count >= 0 for count in counts)
+
+
 def is_recording(path: Path) -> bool:
     """Whether the directory at ``path`` says of itself that it is a covshift recording."""
     try:

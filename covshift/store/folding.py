@@ -1,4 +1,7 @@
-"""Runs folds one at a time, beside the training loop or in it, and remembers what went wrong until somebody is told."""
+"""When rows are folded, and where: one fold at a time, beside the training loop or in it.
+
+What went wrong in a fold is remembered until somebody is told.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from covshift.exceptions import InvalidArgumentError
 from covshift.store.archive import Archive
 from covshift.store.axes import Axes
 from covshift.store.journal import Journal, remove
 from covshift.store.waiting import Reason, Waiting
+
+BUFFER_BYTES = 32 * 2**20
+"""Rows are folded once they hold this much memory, however few they are."""
 
 RETRY_SECONDS = 10.0
 """A fold that failed is tried again after this time."""
@@ -80,6 +87,49 @@ class Folding:
         """Let go of the thread."""
         if self._thread is not None:
             self._thread.shutdown()
+
+
+class Cadence:
+    """When rows that wait are folded.
+
+    Parameters
+    ----------
+    records : int
+        Once any group has this many rows waiting.
+    seconds : float
+        Once the last fold is longer ago than this.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``records`` is below 1 or ``seconds`` not above 0.
+    """
+
+    def __init__(self, *, records: int, seconds: float) -> None:
+        if records < 1 or not seconds > 0:
+            raise InvalidArgumentError(
+                f"flush_records={records}, flush_seconds={seconds}: expected at least 1 and more than 0"
+            )
+        self.records, self._seconds = records, seconds
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the seconds from now."""
+        self._folded_at = time.monotonic()
+
+    def due(self, waiting: Waiting, folding: Folding) -> Reason | None:
+        """Why rows are to be folded now, None where they may wait; blocks where a running fold lets too many wait."""
+        if folding.is_running:
+            if waiting.bytes < 2 * BUFFER_BYTES:
+                return None
+            folding.wait()
+        if not folding.may_run:
+            return None
+        if waiting.bytes >= BUFFER_BYTES:
+            return Reason.ALL
+        if waiting.most >= self.records:
+            return Reason.MANY
+        return Reason.AGED if time.monotonic() - self._folded_at >= self._seconds else None
 
 
 def fold_of(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from covshift import schema
-from covshift.exceptions import RecordingError
+from covshift.exceptions import RecordingDamaged, RecordingError
 from covshift.schema import Row, Variable
 from covshift.store import documents, layout
 from covshift.store.axes import Axes
@@ -57,6 +57,8 @@ class StoredGroup:
 
         Raises
         ------
+        RecordingDamaged
+            If they have another number of rows than were committed.
         RecordingError
             If they are cut otherwise than this covshift would, or some it writes are not there.
         """
@@ -71,6 +73,11 @@ class StoredGroup:
                 )
             document = nodes[key]
             array = StoredArray(self._medium, self.path, variable)
+            if variable.dims[0] == "step" and document["shape"][0] != committed:
+                raise RecordingDamaged(
+                    f"'{key}' has {document['shape'][0]} rows, {committed} were committed: `covshift recover`, or "
+                    "a copy, may restore it"
+                )
             if documents.tiling_in(document) != (array.tiling.chunk, array.tiling.shard):
                 raise RecordingError(
                     f"'{key}' is cut into chunks of another size than this covshift writes: the recording can be read, "
@@ -100,7 +107,9 @@ class StoredGroup:
         for name in dict.fromkeys(name for row in rows for name in row.variables):
             if name not in self._arrays:
                 self._create_array(layout.stepped(layout.logged_scalar(name)))
+                self._arrays[name].widen(self.committed, 0, 0)
         self._write_labels(axes)
+        self._widen(axes)
         if rows:
             self._write_rows(rows, axes)
         self._pending, self._lengths = len(rows), axes.lengths
@@ -162,11 +171,16 @@ class StoredGroup:
         for variable in layout.step_variables(self.path):
             values = np.asarray([getattr(row, variable.name) for row in rows], dtype=variable.dtype)
             self._arrays[variable.name].write_line(self.committed, values)
-        present = {name for row in rows for name in row.variables}
         for variable in self._stepped():
-            if variable.name in present:
-                width = axes.lengths[variable.dims[1]] if len(variable.dims) > 1 else 0
-                self._arrays[variable.name].write(self.committed, rows, width)
+            width = axes.lengths[variable.dims[1]] if len(variable.dims) > 1 else 0
+            self._arrays[variable.name].write(self.committed, rows, width)
+
+    def _widen(self, axes: Axes) -> None:
+        """Have files for committed rows of layers, units and parameters that are new, too."""
+        for variable in self._stepped():
+            if len(variable.dims) > 1:
+                dim = variable.dims[1]
+                self._arrays[variable.name].widen(self.committed, self._labelled[dim], axes.lengths[dim])
 
     def _stepped(self) -> list[Variable]:
         labels = {variable.name for variable in layout.step_variables(self.path)}

@@ -28,12 +28,10 @@ SUFFIX = ".zarr"
 VERSION_ATTRIBUTE = "covshift_schema_version"
 COMMIT_ATTRIBUTE = "covshift_commit"
 RESUMES_ATTRIBUTE = "covshift_resumes"
+MODEL_ATTRIBUTE = "covshift_model"
+"""Root attribute that says which model was recorded, one line of text per module."""
 
-PATHS = tuple(
-    f"{stream}/{name}".lstrip("/")
-    for stream in schema.STREAMS
-    for name in (schema.EVALUATION_GROUPS if stream else schema.GROUPS)
-)
+PATHS = schema.paths()
 """Every group a recording may hold."""
 
 GROWING = ("layer", "unit", "parameter")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.buffer import cpu
 from zarr.storage import LocalStore, MemoryStore
+
+from covshift.exceptions import RecordingError
 
 PARTIAL = ".partial"
 
@@ -111,6 +114,15 @@ def _made(path: Path) -> FileIO:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileIO(path, "wb")
+
+
+@contextmanager
+def in_words(place: str, remedy: str) -> Iterator[None]:
+    """Name the recording, and what to do, where a medium refuses to write: OSError becomes RecordingError."""
+    try:
+        yield
+    except OSError as error:
+        raise RecordingError(f"{place}: writing failed ({error}); {remedy}") from error
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -16,7 +16,6 @@ _ADDED = {
     for variable in group.variables
     if variable.dtype in ("u4", "u8")
 }
-_SMALLEST, _LARGEST = ("min", "unit_min"), ("max", "unit_max")
 
 
 def merged_group(path: str, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -27,9 +26,9 @@ def merged_group(path: str, datasets: Sequence[xr.Dataset]) -> xr.Dataset:
         columns = [dataset[name] for dataset in datasets]
         if name in _ADDED:
             merged[name] = reduce(_sum, [column.astype(np.uint64) for column in columns])
-        elif name in _SMALLEST:
+        elif name == "min":
             merged[name] = reduce(_smaller, columns)
-        elif name in _LARGEST:
+        elif name == "max":
             merged[name] = reduce(_larger, columns)
         elif name == "status":
             merged[name] = _status(datasets)

@@ -31,6 +31,8 @@ from covshift.exceptions import (
 from covshift.store import documents, journal, layout
 from covshift.store.archive import Archive, now
 from covshift.store.axes import Axes
+from covshift.store.completeness import demand_complete
+from covshift.store.identity import demand_same_model
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory, Medium, Memory, Remote
 
@@ -46,7 +48,8 @@ _FIXED_ATTRIBUTES = (
 )
 
 
-_OWN = ("run_id", "created")
+_OWN = ("run_id", "created", layout.MODEL_ATTRIBUTE)
+"""Attributes that every process has of its own, or that a resume has compared."""
 
 
 @dataclass
@@ -83,8 +86,7 @@ def opened_for_writing(
     hidden: str | os.PathLike[str] | None,
 ) -> Opened:
     """See :class:`covshift.store.writer.Writer`, which has these arguments."""
-    if overwrite and resume:
-        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+    _demand_one_way(overwrite=overwrite, resume=resume)
     described = _root_attributes(attrs)
     if path is None:
         memory = Memory()
@@ -108,6 +110,57 @@ def opened_for_writing(
         opened.release()
         raise
     return opened
+
+
+def _demand_one_way(*, overwrite: bool, resume: bool) -> None:
+    if overwrite and resume:
+        raise InvalidArgumentError("overwrite=True and resume=True: expected one of them, they exclude each other")
+
+
+def demand_writable(
+    path: str | os.PathLike[str] | None, *, attrs: Mapping[str, Any], overwrite: bool, resume: bool
+) -> Path | None:
+    """Raise what a writer of these arguments would raise now, without touching anything.
+
+    Returns
+    -------
+    Path or None
+        Where the recording will lie; None in memory and at a URL.
+    """
+    _demand_one_way(overwrite=overwrite, resume=resume)
+    described = _root_attributes(attrs)
+    if path is None:
+        return None
+    if is_url(path):
+        url = _recording_url(os.fspath(path))
+        _demand_welcome(Remote(url), url, described, overwrite=overwrite, resume=resume)
+        return None
+    place = layout.recording_path(path)
+    _demand_free(place)
+    _demand_welcome(Directory(place), place, described, overwrite=overwrite, resume=resume)
+    return place
+
+
+def _demand_welcome(medium: Medium, place: object, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> None:
+    if overwrite or not medium.get(layout.ROOT):
+        return
+    if not resume:
+        raise _exists(place)
+    archive, _ = loaded(medium, place)
+    _demand_same_model(archive.attrs, given, place)
+
+
+def _exists(place: object) -> RecordingExists:
+    return RecordingExists(
+        f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose another "
+        "path"
+    )
+
+
+def _demand_same_model(attrs: Mapping[str, Any], given: Mapping[str, Any], place: object) -> None:
+    stored, came = (one.get(layout.MODEL_ATTRIBUTE) for one in (attrs, given))
+    if isinstance(stored, dict) and isinstance(came, dict):
+        demand_same_model(stored, came, place=place)
 
 
 def _claimed(
@@ -147,10 +200,7 @@ def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bo
     stands = bool(medium.get(layout.ROOT))
     if stands and not (overwrite or resume):
         lock.release()
-        raise RecordingExists(
-            f"path='{place}' holds a recording: resume=True continues it, overwrite=True replaces it; or choose "
-            "another path"
-        )
+        raise _exists(place)
     return stands
 
 
@@ -195,11 +245,15 @@ def _take_up(opened: Opened) -> None:
     Raises
     ------
     RecordingDamaged
-        If the commit record cannot be read, or rows are missing between it and the journal. Nothing is deleted.
+        If the commit record cannot be read, a data file is missing, or rows are missing between the commit and the
+        journal. Nothing is deleted.
+    ResumeMismatch
+        If it was recorded of another model. Nothing is changed.
     """
     given = opened.archive.attrs
     archive, axes = loaded(opened.medium, opened.target)
     assert opened.hidden is not None
+    _demand_same_model(archive.attrs, given, opened.target)
     tail = journal.tail(opened.hidden, archive.committed, life=archive.life)
     if tail.gaps:
         raise RecordingDamaged(
@@ -225,16 +279,26 @@ def loaded(medium: Medium, place: object) -> tuple[Archive, Axes]:
     Raises
     ------
     RecordingDamaged
-        If its commit record cannot be read, or is of a newer schema.
+        If its commit record cannot be read, or is of a newer schema, or a data file is missing.
     """
     try:
         root = documents.root_of(medium.get(layout.ROOT))
     except ValueError as error:
         raise RecordingDamaged(
             f"recording '{place}' is damaged: its {layout.ROOT} cannot be read ({error}); `covshift recover` mends it"
-        ) from error
+        ) from None
     schema.check_version(root.get("attributes", {}))
-    return Archive.loaded(medium, root)
+    if isinstance(medium, Directory):
+        demand_complete(medium.root, documents.nodes_of(root) or {})
+    try:
+        return Archive.loaded(medium, root)
+    except RecordingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged metadata fail in any library's words, and are owed one line
+        raise RecordingDamaged(
+            f"recording '{place}' is damaged: its metadata make no sense ({error!r}); try `covshift recover`, or "
+            "restore it from a copy"
+        ) from None
 
 
 def fold_tail(opened: Opened, tail: journal.Tail) -> Path | None:

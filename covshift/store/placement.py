@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.exceptions import InvalidArgumentError
+from covshift.exceptions import ResumeMismatch
 from covshift.store.axes import Axes
 from covshift.store.frames import Numbered
 from covshift.store.rows import placed
@@ -31,8 +31,9 @@ class Placement:
         Raises
         ------
         InvalidArgumentError
-            If a name is declared twice by this process, or a known layer has another number of units, a known
-            parameter another size, than it was recorded with.
+            If a name is declared twice by this process.
+        ResumeMismatch
+            If a known layer has another number of units, a known parameter another size, than it was recorded with.
         """
         if not layers and not parameters:
             return
@@ -82,7 +83,7 @@ def _demand_equal(
     known: schema.Layer | schema.Parameter | None,
 ) -> None:
     if known is not None and getattr(known, field) != getattr(new, field):
-        raise InvalidArgumentError(
+        raise ResumeMismatch(
             f"{kind} '{name}': {field}={getattr(new, field)}, but it was recorded with {getattr(known, field)}: a "
             "recording is resumed with the model it was begun with; record the new one into another path"
         )

@@ -23,6 +23,7 @@ from covshift import schema
 from covshift.exceptions import CovshiftWarning, RecordingDamaged, RecordingError
 from covshift.store import documents, journal, layout
 from covshift.store.axes import Axes
+from covshift.store.completeness import REMEDY, in_words, lost_files
 from covshift.store.joining import dask_chunks, joined
 from covshift.store.opening import is_url
 from covshift.store.runs import matching, together
@@ -101,17 +102,23 @@ def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
     arrays are then opened as this commit describes them, whatever is committed meanwhile: its rows never change.
     """
     for _ in range(_TRIES):
-        document, attributes = _whole_root(path)
+        document, attributes, nodes = _whole_root(path)
         try:
             tail = read_tail(path, attributes)
         except FileNotFoundError:
             continue
+        lost = lost_files(path, nodes)
         if (path / layout.ROOT).read_bytes() == document:
             break
         time.sleep(0.01)
     else:
         raise RecordingError(f"'{path}' was committed to {_TRIES} times while it was opened; open it again")
+    labels = [one for one in lost if len(one.place) == 1]
+    if labels:
+        raise RecordingDamaged(f"recording '{path}' is damaged: {in_words(labels, None)}; {REMEDY}")
     recording = _opened(_CommittedStore(path, document), path)
+    if lost:
+        raise RecordingDamaged(f"recording '{path}' is damaged: {in_words(lost, recording)}; {REMEDY}")
     problems = [
         f"recording '{path}': {problem}; records behind are missing here: `covshift recover` keeps what is whole"
         for problem in (*tail.damaged, *tail.gaps)
@@ -148,24 +155,24 @@ class _CommittedStore(LocalStore):
         return (prototype or default_buffer_prototype()).buffer.from_bytes(self._document)
 
 
-def _whole_root(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """A committed root of a known version, with every array it lists in its place, and its attributes."""
+def _whole_root(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """A committed root of a known version, with every array it lists in its place, its attributes and its nodes."""
     try:
         document = (path / layout.ROOT).read_bytes()
         root = documents.root_of(document)
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"its {layout.ROOT} cannot be read ({error})") from error
+        raise _damaged(path, f"its {layout.ROOT} cannot be read ({error})") from None
     attributes: dict[str, Any] = root.get("attributes", {})
     if layout.VERSION_ATTRIBUTE not in attributes:
         raise RecordingError(f"'{path}' is no covshift recording: it has no attribute {layout.VERSION_ATTRIBUTE}")
     schema.check_version(attributes)
     nodes = documents.nodes_of(root)
-    if nodes is None:
+    if nodes is None or not documents.is_commit(attributes.get(layout.COMMIT_ATTRIBUTE)):
         raise _damaged(path, f"its {layout.ROOT} holds no consolidated metadata, which are the commit record")
     for node in nodes:
         if not (path / node / layout.ROOT).is_file():
             raise _damaged(path, f"'{node}' is missing")
-    return document, attributes
+    return document, attributes, nodes
 
 
 def _damaged(place: object, problem: str) -> RecordingDamaged:
@@ -177,11 +184,13 @@ def _damaged(place: object, problem: str) -> RecordingDamaged:
 def _opened(target: Any, place: object) -> xr.DataTree:
     try:
         recording = xr.open_datatree(target, engine="zarr", consolidated=True, chunks=None)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(place, f"xarray cannot open it ({error})") from error
-    schema.check(recording)
-    _demand_steps(recording, place)
-    return recording.map_over_datasets(_with_text_as_objects)
+        schema.check(recording)
+        _demand_steps(recording, place)
+        return recording.map_over_datasets(_with_text_as_objects)
+    except RecordingError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged metadata fail in any library's words, and are owed one line
+        raise _damaged(place, f"xarray cannot open it ({error})") from None
 
 
 def _with_text_as_objects(dataset: xr.Dataset) -> xr.Dataset:

@@ -7,6 +7,8 @@ journal for readers that know none, and mends what only damage can break.
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from typing import Any
 from covshift import schema
 from covshift.exceptions import RecordingDamaged, RecordingError
 from covshift.store import documents, journal, layout
-from covshift.store.archive import ROOT_COPY, Archive
+from covshift.store.archive import ROOT_COPY
+from covshift.store.completeness import can_be_marked, in_words, lost_files, marked_absent
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory
-from covshift.store.opening import LOCK, Opened, fold_tail
+from covshift.store.opening import ASIDE, LOCK, Opened, fold_tail, loaded
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,10 @@ def _recovered(path: Path, lock: Lock) -> Recovery:
             )
         medium.put(layout.ROOT, documents.as_json(root))
         notes.append(f"{layout.ROOT} was damaged ({problem}) and is restored from {ROOT_COPY}")
-    archive, axes = Archive.loaded(medium, root)
+    lost = _lost_marked(medium, documents.nodes_of(root) or {})
+    archive, axes = loaded(medium, path)
+    archive.warn(lost)
+    notes += lost
     tail = journal.tail(hidden, archive.committed, life=archive.life)
     opened = Opened(archive, journal.longer(axes, tail.axes), medium, path, path, hidden, lock, resumed=True)
     aside = fold_tail(opened, tail)
@@ -99,6 +105,22 @@ def _recovered(path: Path, lock: Lock) -> Recovery:
     folded = {group: len(rows) for group, rows in tail.rows.items() if rows}
     committed = {group: count for group, count in archive.committed.items() if count}
     return Recovery(path, folded, committed, aside, [*notes, *tail.damaged, *tail.gaps])
+
+
+def _lost_marked(medium: Directory, nodes: Mapping[str, Any]) -> list[str]:
+    """Mark as absent what lost files held, for good, and say so."""
+    lost = lost_files(medium.root, nodes)
+    if not lost:
+        return []
+    told = in_words(lost, None)
+    if not can_be_marked(lost):
+        raise RecordingDamaged(
+            f"recording '{medium.root}' cannot be repaired: {told}; without labels the rest means nothing: restore "
+            "them from a copy"
+        )
+    aside = medium.root / layout.HIDDEN / f"{ASIDE}-{uuid.uuid4().hex[:8]}"
+    marked_absent(medium, nodes, lost, aside=aside)
+    return [f"{told}: absent since a repair; other variables of the same rows and layers are kept in '{aside}'"]
 
 
 def _root(medium: Directory, key: str) -> tuple[dict[str, Any] | None, str]:

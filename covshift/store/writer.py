@@ -7,7 +7,6 @@ read. Folding (encoding, writing and committing chunks) goes on in a thread of i
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,10 @@ from covshift import schema
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
 from covshift.store import endings, frames
-from covshift.store.folding import Folding, fold_of
+from covshift.store.folding import Cadence, Folding, fold_of
 from covshift.store.frames import Record
 from covshift.store.journal import Journal
-from covshift.store.medium import Memory
+from covshift.store.medium import Memory, in_words
 from covshift.store.opening import Opened, opened_for_writing
 from covshift.store.placement import Placement
 from covshift.store.rows import checked
@@ -32,9 +31,6 @@ from covshift.store.waiting import Reason, Waiting
 
 MAX_MEMORY = 2**30
 """Bytes that a recording in memory may take."""
-
-BUFFER_BYTES = 32 * 2**20
-"""Rows are folded once they hold this much memory, however few they are."""
 
 
 class Writer:
@@ -71,6 +67,8 @@ class Writer:
         If a recording stands at ``path`` and neither ``overwrite`` nor ``resume`` is true.
     StoreLocked
         If another writer has it open.
+    ResumeMismatch
+        If a recording to be resumed is of another model, as far as ``attrs`` name one (``covshift_model``).
     RecordingError
         If something else stands there, or the directory cannot be made.
     RecordingDamaged
@@ -101,11 +99,7 @@ class Writer:
         journal_directory: str | os.PathLike[str] | None = None,
         max_memory: int = MAX_MEMORY,
     ) -> None:
-        if flush_records < 1 or not flush_seconds > 0:
-            raise InvalidArgumentError(
-                f"flush_records={flush_records}, flush_seconds={flush_seconds}: expected at least 1 and more than 0"
-            )
-        self._flush_records, self._flush_seconds = flush_records, flush_seconds
+        self._cadence = Cadence(records=flush_records, seconds=flush_seconds)
         self._fsync, self._max_memory = fsync, max_memory
         self._opened: Opened = opened_for_writing(
             path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
@@ -116,17 +110,16 @@ class Writer:
         self._begin()
         self._folding = Folding(background=background and path is not None)
         self._closed = self._has_said_full = False
-        self._calls = 0
-        self._pid = os.getpid()
+        self._calls, self._pid = 0, os.getpid()
         if self.path is not None or self._journal is not None:
             endings.watch(self)
 
     def _begin(self) -> None:
         """Count and journal rows from the archive's present state on."""
-        self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._flush_records)
+        self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._cadence.records)
         hidden = self._opened.hidden
         self._journal = None if hidden is None else Journal(hidden, life=self._archive.life, fsync=self._fsync)
-        self._folded_at = time.monotonic()
+        self._cadence.begin()
 
     @property
     def target(self) -> Path | MemoryStore | str:
@@ -147,6 +140,11 @@ class Writer:
     def last_steps(self) -> dict[str, int]:
         """Last step of every group, -1 where it has no row."""
         return dict(self._waiting.last_steps)
+
+    @property
+    def stored_layers(self) -> tuple[str, ...]:
+        """Names of the layers the recording holds, those of earlier processes included."""
+        return tuple(layer.name for layer in self._placement.stored.layers)
 
     @property
     def is_busy(self) -> bool:
@@ -174,7 +172,7 @@ class Writer:
             if not self.resumed and not self._waiting.count:
                 return {}
             raise RecordingError("resume_at() comes once, before the first row, on a writer made with resume=True")
-        with self._calling(), _in_words(self._place, "the recording stays as it was"):
+        with self._calling(), in_words(self._place, "the recording stays as it was"):
             moved = self._archive.supersede(step, self._placement.stored)
         self._needs_step = False
         self._begin()
@@ -236,7 +234,7 @@ class Writer:
             payload = frames.rows_payload(taken)
             self._acknowledge(payload)
             self._waiting.add(taken, Record(payload))
-            reason = self._due()
+            reason = self._cadence.due(self._waiting, self._folding)
             fold = None if reason is None else self._fold(reason)
             if fold is not None:
                 self._folding.run(fold)
@@ -260,24 +258,11 @@ class Writer:
     def _acknowledge(self, payload: bytes) -> None:
         if self._journal is None:
             return
-        with _in_words(self._place, "the record was not taken; make room or mend the disk, then append it again"):
+        with in_words(self._place, "the record was not taken; make room or mend the disk, then append it again"):
             self._journal.append(self._placement.stored, payload)
 
-    def _due(self) -> Reason | None:
-        if self._folding.is_running:
-            if self._waiting.bytes < 2 * BUFFER_BYTES:
-                return None
-            self._folding.wait()
-        if not self._folding.may_run:
-            return None
-        if self._waiting.bytes >= BUFFER_BYTES:
-            return Reason.ALL
-        if self._waiting.most >= self._flush_records:
-            return Reason.MANY
-        return Reason.AGED if time.monotonic() - self._folded_at >= self._flush_seconds else None
-
     def _fold(self, reason: Reason, *, closed: bool = False) -> Callable[[], None] | None:
-        self._folded_at = time.monotonic()
+        self._cadence.begin()
         return fold_of(
             self._waiting, self._archive, self._journal, axes=self._placement.stored, reason=reason, closed=closed
         )
@@ -312,7 +297,7 @@ class Writer:
         if fold is None:
             return
         left = f"readers keep the last commit and {self._waiting.count} rows wait on"
-        with _in_words(self._place, f"{left}: make room or mend the disk, then flush again"):
+        with in_words(self._place, f"{left}: make room or mend the disk, then flush again"):
             fold()
         self._folding.forget_failure()
 
@@ -363,11 +348,3 @@ class Writer:
             raise RecordingError(f"{self._place} was opened by process {self._pid}: a forked process cannot write it")
         if self._needs_step:
             raise RecordingError(f"{self._place} is resumed, but nobody said at which step: call resume_at(step) first")
-
-
-@contextmanager
-def _in_words(place: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RecordingError(f"{place}: writing failed ({error}); {remedy}") from error

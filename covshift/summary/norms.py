@@ -116,6 +116,33 @@ class Before(NamedTuple):
     others: dict[int, torch.Tensor]
 
 
+def products(first: Before, second: Before) -> Floats:
+    """Inner products of what was kept of the same tensors at two times, shape ``(tensors, 3)``.
+
+    The columns are ``first . second`` (its real part, for complex tensors), ``first . first`` and ``second . second``.
+    NaN where a tensor has become another one: of another dtype, device, layout or size.
+    """
+    results = np.full((len(first.steps), 3), np.nan)
+    same, ours, theirs = np.intersect1d(first.plain, second.plain, return_indices=True)
+    unchanged = first.counts[ours] == second.counts[theirs]
+    same, ours, theirs = same[unchanged], ours[unchanged], theirs[unchanged]
+    if len(same):
+        measured = np.empty((len(same), 3))
+        starts = first.starts[ours], second.starts[theirs]
+        _kernels().measure_products(first.flat, starts[0], second.flat, starts[1], first.counts[ours], measured)
+        results[same] = measured
+    sums = {}
+    for index in first.others.keys() & second.others.keys():
+        one, two = first.others[index], second.others[index]
+        if (one.shape, one.dtype, one.device) == (two.shape, two.dtype, two.device):
+            a, b = _wide(one), _wide(two)
+            both = (a * b.conj()).real if a.is_complex() else a * b
+            sums[index] = torch.stack([both.sum(), _squares(a).sum(), _squares(b).sum()])
+    for index, row in zip(sums, _together(list(sums.values())), strict=True):
+        results[index] = row
+    return results
+
+
 def sampled(tensor: torch.Tensor, step: int) -> torch.Tensor:
     """Every ``step``-th element: draws no random number, and is the same sample every time."""
     return tensor if step == 1 else tensor.reshape(-1)[::step]
@@ -170,6 +197,6 @@ def _kernels() -> Any:
         return None
     from covshift.summary.kernels import norms as kernels
 
-    for function in (kernels.measure, kernels.keep, kernels.measure_changes):
+    for function in (kernels.measure, kernels.keep, kernels.measure_changes, kernels.measure_products):
         cpu.keep_compiled(function, Path(kernels.__file__))
     return kernels

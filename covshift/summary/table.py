@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._subclasses.fake_tensor import FakeTensor
 
 from covshift.grid import Grid
 from covshift.summary import numbers
@@ -234,7 +235,8 @@ class Table:
 
 def is_summarizable(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one a table takes: strided, with values, of a floating-point type."""
-    return tensor.dtype in FORMS and tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    is_strided = tensor.dtype in FORMS and tensor.layout == torch.strided and not tensor.is_nested
+    return is_strided and not tensor.is_meta and (type(tensor) is torch.Tensor or not isinstance(tensor, FakeTensor))
 
 
 def _merge_into(parts: dict[int, Part | None], key: int, part: Part | None) -> None:

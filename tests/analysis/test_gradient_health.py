@@ -151,3 +151,45 @@ def test_an_update_that_was_not_measured_has_no_ratio(make_recording):
 def test_without_parameters_the_missing_group_is_named(make_recording):
     with pytest.raises(SignalNotRecorded, match="no group 'parameters'"):
         gradient_health.update_ratio(make_recording({0: {"fc": {"activation": np.ones((2, 2))}}}))
+
+
+def test_the_slope_over_depth_has_an_intercept_for_each_number_of_positions(make_recording):
+    """Oracle: least squares on a design matrix with one dummy column a group."""
+    rng = np.random.default_rng(3)
+    positions = [64, 64, 64, 16, 16, 16, 1, 1]
+    sizes = {f"layer{i}": 10.0 ** rng.normal(size=1) for i in range(len(positions))}
+    layers = [Layer(name, "Conv2d", i, 1, 0, 3) for i, name in enumerate(sizes)]
+    steps = {
+        0: {
+            name: {"activation_grad": size * rng.normal(size=(5, 3, each))}
+            for (name, size), each in zip(sizes.items(), positions, strict=True)
+        }
+    }
+    profile = gradient_health.norm_profile(make_recording(steps, layers=layers))
+    groups = [[float(each == one) for each in (64, 16, 1)] for one in positions]
+    design = np.column_stack([np.arange(len(positions)), groups])
+    logs = [np.log10(np.sqrt(np.mean(steps[0][name]["activation_grad"] ** 2))) for name in sizes]
+    solution, residual, *_ = np.linalg.lstsq(design, logs, rcond=None)
+    assert float(profile["slope"][0]) == pytest.approx(solution[0])
+    assert float(profile["total_decades"][0]) == pytest.approx(7 * solution[0])
+    error = np.sqrt(residual[0] / 4 * np.linalg.inv(design.T @ design)[0, 0])
+    assert float(profile["slope_high"][0]) == pytest.approx(solution[0] + stats.t.ppf(0.95, 4) * error)
+
+
+def test_a_layer_of_its_own_number_of_positions_tells_nothing_of_a_slope(make_recording):
+    steps = {0: {f"layer{i}": {"activation_grad": np.full((4, 2, 2**i), 10.0**-i)} for i in range(6)}}
+    layers = [Layer(f"layer{i}", "Conv2d", i, 1, 0, 2) for i in range(6)]
+    profile = gradient_health.norm_profile(make_recording(steps, layers=layers))
+    assert np.isnan(profile["slope"].values).all()
+    assert np.isnan(profile["total_decades"].values).all()
+
+
+@pytest.mark.parametrize("kind", ["AvgPool2d", "AdaptiveAvgPool2d", "Flatten", "Dropout", "BatchNorm2d", "LayerNorm"])
+def test_layers_that_rescale_by_construction_are_no_part_of_the_slope(make_recording, kind):
+    layers = [Layer(f"conv{i}", "Conv2d", i, 1, 0, 2) for i in range(5)] + [Layer("other", kind, 5, 1, 0, 2)]
+    steps = {
+        0: {layer.name: {"activation_grad": np.full((4, 2), 1e3 if i == 5 else 1.0)} for i, layer in enumerate(layers)}
+    }
+    profile = gradient_health.norm_profile(make_recording(steps, layers=layers))
+    assert "other" not in profile["layer"].values
+    assert float(profile["slope"][0]) == 0.0

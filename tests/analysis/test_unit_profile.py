@@ -67,6 +67,13 @@ def test_dormancy_of_outputs_of_both_signs_is_not_known_and_of_dead_layers_zero(
     assert unit_profile(record_of(make_recording, "ReLU", *both * 0))["dormancy"].values.tolist() == [0.0, 0.0]
 
 
+def test_a_nan_in_the_window_leaves_dormancy_unknown_and_never_makes_it_small(make_recording):
+    outputs = [np.array([[0.0, 2.0], [4.0, 2.0], [3.0, np.nan if step else 2.0]]) for step in range(2)]
+    assert np.isnan(unit_profile(record_of(make_recording, "ReLU", *outputs))["dormancy"].values[1])
+    finite = unit_profile(record_of(make_recording, "ReLU", outputs[0], outputs[0]))
+    np.testing.assert_allclose(finite["dormancy"], np.array([7, 6]) / 6.5, rtol=1e-6)
+
+
 def test_gradient_dormancy_compares_root_mean_squares(make_recording):
     rng = np.random.default_rng(6)
     gradients = rng.normal(size=(2, 100, 3)) * np.array([1.0, 2.0, 1e-3])

@@ -153,3 +153,9 @@ def test_labels_that_are_no_row_of_integers_are_refused(labels: list[float], fou
 def test_no_labels_cannot_be_split() -> None:
     with pytest.raises(InvalidArgumentError, match="train_size=1; expected an integer from 0 to 0"):
         stratified_split(np.zeros(0, dtype=int), train_size=1)
+
+
+def test_the_split_carries_the_hash_of_its_data() -> None:
+    bundle = load_digits()
+    content = bundle.images.astype(np.uint8).tobytes() + bundle.target.astype(np.uint8).tobytes()
+    assert digits().sha256 == hashlib.sha256(content).hexdigest()

@@ -119,4 +119,4 @@ def test_printed_it_is_the_sentence_and_the_causes():
     dead = Finding("dead units", "fc", "bad", reason="3 of 4 silent", **unmeasured)
     after = Finding("gradient zeros", "up", "watch", reason="all zero", explained_by="fc", **unmeasured)
     lines = str(Diagnosis((dead, after), ("fc", "up"))).splitlines()
-    assert lines[1:] == ["bad: dead units, fc: 3 of 4 silent"]
+    assert lines[1:] == ["bad: dead units: 3 of 4 silent"]

@@ -87,7 +87,7 @@ def judgement(value):
 
 def test_the_worst_judgement_makes_the_finding():
     finding = conclude("fc", "what was seen", [judgement(0.1), judgement(0.95), judgement(0.6), judgement(np.nan)])
-    expected = Finding("check", "fc", "bad", 7, 0.95, None, SHARE, "fc: what was seen; since step 7", "advice 0.95")
+    expected = Finding("check", "fc", "bad", 7, 0.95, None, SHARE, "'fc': what was seen; since step 7", "advice 0.95")
     assert finding == expected
 
 
@@ -96,7 +96,7 @@ def test_an_ok_finding_has_neither_onset_nor_advice():
     assert (finding.verdict, finding.since_step, finding.reason, finding.advice) == (
         "ok",
         None,
-        "fc: what was seen",
+        "'fc': what was seen",
         "",
     )
 

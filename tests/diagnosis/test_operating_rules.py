@@ -20,7 +20,7 @@ def test_a_still_layer_is_ok_with_its_interval_and_since_when(make_recording):
     (found,) = operating_points(run(make_recording, lambda z, t: z))
     assert (found.verdict, found.advice) == ("ok", "")
     assert found.interval[0] < found.value < 0.2
-    assert "fc: stable, since step " in found.reason
+    assert "'fc': stable, since step " in found.reason
     assert "(90 % interval" in found.reason
 
 
@@ -29,14 +29,14 @@ def test_a_drifting_layer_is_to_watch(make_recording):
     # 2 sd over the run, of which the window of 40 records is 39/89.
     assert (found.verdict, found.since_step) == ("watch", 500)
     assert found.value == pytest.approx(2 * 39 / 89, abs=0.15)
-    assert found.reason.startswith("fc: drifting: units by 0.")
+    assert found.reason.startswith("'fc': drifting: units by 0.")
     assert "at the price of" in found.advice
 
 
 def test_a_layer_whose_weights_do_not_move_is_frozen_and_to_watch(make_recording):
     (found,) = operating_points(run(make_recording, lambda z, t: z, update=0.0))
     assert (found.verdict, found.since_step) == ("watch", 500)
-    assert found.reason.startswith("fc: frozen")
+    assert found.reason.startswith("'fc': frozen")
 
 
 def test_a_wandering_layer_is_not_measured_and_told_what_is_needed(make_recording):
@@ -61,3 +61,31 @@ def test_a_tanh_is_judged_by_the_share_of_z_where_it_is_flat(make_recording, sca
     assert found.value == pytest.approx((1 - np.tanh(np.array(z)) ** 2 < 0.1).mean(), abs=0.02)
     without = make_recording(steps, layers=layers, without=["histograms"])
     assert [finding.verdict for finding in saturation(without)] == ["not measured"]
+
+
+def in_two_streams(make_recording, probe):
+    """Training rows that wander without a trend, and probes of which every value is moved as ``probe`` says."""
+    walk = np.random.default_rng(2).normal(0, 0.1, RECORDS).cumsum()
+    draws = np.random.default_rng(0).normal(size=(RECORDS, EXAMPLES, UNITS))
+    steps = {10 * i: {"fc": {"activation": z + walk[i]}} for i, z in enumerate(draws)}
+    noise = np.random.default_rng(3).normal(0, 1e-3, RECORDS)
+    probes = {10 * i: {"fc": {"activation": draws[0] + noise[i] + probe(i / (RECORDS - 1))}} for i in range(RECORDS)}
+    row = {"weight_norm": 1.0, "update_norm": 1e-3, "gradient_norm": 1.0, "gradient_measured": 1}
+    return steps, probes, {step: {"fc.weight": row} for step in steps}
+
+
+@pytest.mark.parametrize(("drift", "verdict"), [(0.0, "ok"), (2.0, "watch")])
+def test_probes_tell_what_training_rows_leave_open(make_recording, drift, verdict):
+    steps, probes, parameters = in_two_streams(make_recording, lambda t: drift * t)
+    (alone,) = operating_points(make_recording(steps, parameters=parameters))
+    assert alone.verdict == "not measured"
+    (found,) = operating_points(make_recording(steps, probe=probes, parameters=parameters))
+    assert found.verdict == verdict
+    assert "40 records of the probe from step 500" in found.reason
+
+
+def test_probes_tell_of_operating_points_where_training_has_too_few_records(make_recording):
+    steps, probes, parameters = in_two_streams(make_recording, lambda t: 0.0)
+    few = {step: rows for step, rows in steps.items() if step % 100 == 0 or step == 890}
+    (found,) = operating_points(make_recording(few, probe=probes, parameters=parameters))
+    assert (found.layer, found.verdict) == ("fc", "ok")

@@ -44,7 +44,7 @@ def test_weights_whose_gradients_differ_by_decades_are_to_watch(make_recording, 
     (found,) = trust_spread(make_recording(parameters=rows, scalars={0: {"loss": 1.0}}, steps={0: {"a": {}}}))
     assert found.verdict == verdict
     assert found.value == pytest.approx(-np.log10(gradient))
-    assert "from a.weight to b.weight" in found.reason
+    assert "from 'a.weight' to 'b.weight'" in found.reason
 
 
 def test_one_weight_has_nothing_to_be_compared_with(make_recording):
@@ -67,7 +67,7 @@ def half(make_recording, value, subnormal):
 def test_half_precision_is_judged_by_both_ends_of_its_range(make_recording, value, subnormal, verdict):
     (found,) = precision(half(make_recording, value, subnormal))
     assert (found.layer, found.verdict) == ("fc", verdict)
-    assert found.reason.startswith(f"fc: in float16, {subnormal} % of its nonzero gradients are subnormal")
+    assert found.reason.startswith(f"'fc': in float16, {subnormal} % of its nonzero gradients are subnormal")
 
 
 def clipped(make_recording, after):

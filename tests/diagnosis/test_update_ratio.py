@@ -40,7 +40,7 @@ def test_the_finding_names_parameter_size_evidence_and_onset(make_recording):
     assert (finding.layer, finding.check, finding.since_step) == ("fc", "update ratio", 100)
     assert finding.value == pytest.approx(0.03)
     assert finding.reason == (
-        "fc: an update moves fc.weight by 0.03 of its length; median of the last 5 records; since step 100"
+        "'fc': an update moves 'fc.weight' by 0.03 of its length; median of the last 5 records; since step 100"
     )
     assert "learning rate" in finding.advice
 
@@ -62,7 +62,7 @@ def test_a_parameter_that_never_moves_despite_a_gradient_is_bad_whatever_came_be
     finding = judged(make_recording, *[1e-3] * 15, *[0.0] * 5)
     assert (finding.verdict, finding.since_step) == ("bad", 150)
     assert finding.reason == (
-        "fc: fc.weight did not move in the last 5 records though it had a gradient; since step 150"
+        "'fc': 'fc.weight' did not move in the last 5 records though it had a gradient; since step 150"
     )
     assert "optimizer holds this very parameter" in finding.advice
 

@@ -239,7 +239,7 @@ def test_what_is_no_number_cannot_be_logged(value):
         recorder.log(loss=value)
 
 
-@pytest.mark.parametrize("name", ["", "val/loss", "step", "wall_time", "__x", ".", "a\\b", "zarr.json", "\udcff"])
+@pytest.mark.parametrize("name", ["", "step", "wall_time", "__x", ".", "a\\b", "zarr.json", "\udcff"])
 def test_a_name_that_cannot_name_an_array_is_refused_at_once(name):
     with (
         covshift.record(perceptron()) as recorder,
@@ -311,13 +311,34 @@ def test_an_evaluation_pass_is_one_record_of_its_own():
     assert recording["layers"].step.values.tolist() == [0, 2]
 
 
-def test_two_evaluation_passes_at_one_step_are_refused():
+def test_of_evaluation_passes_at_one_step_the_first_is_kept_with_one_warning_and_nothing_raises():
     model = perceptron()
-    with covshift.record(model) as recorder:
+    x = batch(model)[0]
+    with (
+        pytest.warns(CovshiftWarning, match="already recorded after 0 steps; this one is not recorded") as caught,
+        covshift.record(model, every=1) as recorder,
+    ):
+        for rows in (1, 2, 3):
+            with recorder.evaluation():
+                model(x[:rows])
+    assert len(caught) == 1
+    assert recorder.step_count == 0
+    recording = recorder.recording
+    assert recording["layers"].sizes["step"] == 0
+    counts = recording["evaluation/layers"]["example_count"].sel(layer="0", signal="activation")
+    assert counts.values.tolist() == [1]
+
+
+def test_an_evaluation_pass_inside_a_pass_is_part_of_it():
+    model = perceptron()
+    x = batch(model)[0]
+    with covshift.record(model, every=1) as recorder, recorder.evaluation():
+        model(x[:1])
         with recorder.evaluation():
-            model(batch(model)[0])
-        with pytest.raises(InvalidArgumentError, match="already recorded after 0 steps"), recorder.evaluation():
-            model(batch(model)[0])
+            model(x[:2])
+        model(x[:3])
+    counts = recorder.recording["evaluation/layers"]["example_count"].sel(layer="0", signal="activation")
+    assert counts.values.tolist() == [6]
 
 
 def test_a_validation_batch_without_no_grad_does_not_mix_with_training():
@@ -467,3 +488,20 @@ def test_preactivations_asked_for_alone_have_rows_of_their_own(signals):
     for signal in signals:
         assert cell(recording, "count", layer="1", signal=signal) == 16 * 8
         assert cell(recording, "status", layer="1", signal=signal) == Status.OK
+
+
+def test_names_with_slashes_are_logged_and_read_with_dots():
+    model = perceptron()
+    with covshift.record(model, every=1) as recorder:
+        train(model, 1)
+        recorder.log({"val/loss": 0.5, "lr": 0.1}, accuracy=0.25)
+        recorder.log(**{"val/top-5/error": torch.tensor(0.75)})
+    scalars = recorder.recording["scalars"].to_dataset().sel(step=0)
+    found = {name: float(scalars[name]) for name in ("val.loss", "lr", "accuracy", "val.top-5.error")}
+    assert found == {"val.loss": 0.5, "lr": 0.1, "accuracy": 0.25, "val.top-5.error": 0.75}
+
+
+@pytest.mark.parametrize("name", ["/loss", "", "step", "9/loss", 3])
+def test_names_that_no_array_can_have_are_refused_by_name(name):
+    with covshift.record(perceptron()) as recorder, pytest.raises(InvalidArgumentError, match=rf"log\({name!r}\)"):
+        recorder.log({name: 1.0})

@@ -90,15 +90,6 @@ def test_an_optimizer_that_runs_the_model_in_a_closure_has_its_parameters_measur
     )
 
 
-def test_of_two_optimizers_the_first_ends_the_step_and_the_updates_of_the_other_are_not_measured():
-    model = TwoHalves()
-    with covshift.record(model, every=1) as recorder:
-        train_halves(model, 3, recorder)
-    updates = recorder.recording["parameters"].to_dataset()["update_norm"]
-    assert (updates.sel(parameter=["encoder.weight", "encoder.bias"]) > 0).all()
-    assert updates.sel(parameter=["decoder.1.weight", "decoder.1.bias"]).isnull().all()
-
-
 def test_a_parameter_that_no_optimizer_holds_does_not_move_once_it_is_known_that_none_does():
     model = perceptron()
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)

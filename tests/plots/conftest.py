@@ -71,6 +71,86 @@ class Made:
         coords = {"layer": self.names or layer_names(layers), "check": CHECKS}
         return SimpleNamespace(grid=lambda: xr.DataArray(cells, coords, ("layer", "check")))
 
+    def parameter_norms(self, steps: int, parameters: int) -> xr.Dataset:
+        names = [f"{name}.weight" for name in (self.names or layer_names(parameters))]
+        coords = {"step": np.arange(steps) * 10, "parameter": names}
+        after = xr.DataArray(self.table(steps, parameters, 0.1, 1.0), coords, ("step", "parameter"))
+        return xr.Dataset({"before": after.copy(), "after": after, "clip_factor": ("step", np.full(steps, 0.5))})
+
+    def update_ratio(self, steps: int, parameters: int) -> xr.DataArray:
+        names = [f"{name}.weight" for name in (self.names or layer_names(parameters))]
+        coords = {"step": np.arange(steps) * 10, "parameter": names}
+        return xr.DataArray(self.table(steps, parameters, 1e-4, 1e-2), coords, ("step", "parameter"), "update_ratio")
+
+    def ridges(self, steps: int, layers: int, *, cells: int = 40) -> xr.Dataset:
+        shape, edges = (steps, layers), np.linspace(-1.0, 3.0, cells + 1)
+        density = self.rng.dirichlet(np.ones(cells), shape) if steps * layers else np.zeros((*shape, cells))
+        density = density if self.fill is None else np.full_like(density, self.fill)
+        parts = {
+            "zero_share": (0.0, 0.5),
+            "below_share": (0, 0.02),
+            "above_share": (0, 0.02),
+            "mean": (0, 1),
+            "sd": (0.1, 1),
+        }
+        tables = {name: (("step", "layer"), self.table(steps, layers, *ends)) for name, ends in parts.items()}
+        counted = np.full(shape, 0 if self.fill is not None and np.isnan(self.fill) else 100)
+        return xr.Dataset(
+            {"density": (("step", "layer", "cell"), density), "elements": (("step", "layer"), counted), **tables},
+            coords={
+                "step": np.arange(steps) * 10,
+                "layer": self.names or layer_names(layers),
+                "lower": ("cell", edges[:-1]),
+                "upper": ("cell", edges[1:]),
+            },
+            attrs={"signal": "activation", "scale": "linear", "linear_within": np.inf},
+        )
+
+    def track(self, steps: int, *, kind: str = "Tanh") -> xr.Dataset:
+        z = np.linspace(-2.0, 2.0, 101)
+        curve = 1 - np.tanh(z) ** 2
+        along = {name: ("step", self.table(steps, 1, low, 1.0)[:, 0]) for name, low in (("mean", -1.0), ("sd", 0.1))}
+        shares = {
+            name: ("step", self.table(steps, 1, 0.0, 1.0)[:, 0]) for name in ("active_mass", "derivative_at_mean")
+        }
+        return xr.Dataset(
+            {**along, **shares, "derivative": ("z", curve), "flat": ("z", curve < 0.2)},
+            coords={"step": np.arange(steps) * 10, "z": z},
+            attrs={"layer": (self.names or ["act3"])[0], "activation": kind},
+        )
+
+    def stability(self, layers: int, *, states: list[str] | None = None) -> xr.Dataset:
+        kinds = ["STABLE", "DRIFTING", "FROZEN", "UNDETERMINED"]
+        data: dict[str, Any] = {"state": ("layer", states or [kinds[layer % 4] for layer in range(layers)])}
+        for part in ("location", "scale"):
+            drift = self.table(1, layers, -1.0, 1.0)[0]
+            data |= {f"{part}_{n}": ("layer", drift + d) for n, d in (("drift", 0.0), ("low", -0.1), ("high", 0.1))}
+        settled = np.array([20 * layer if layer % 4 == 0 else -1 for layer in range(layers)], dtype=int)
+        data |= {f"settled_{name}": ("layer", settled) for name in ("step", "low", "high")}
+        attrs = {"window_start": 80, "window_end": 100, "location_margin": 0.2, "scale_margin": 0.18}
+        return xr.Dataset(data, {"layer": self.names or layer_names(layers)}, attrs)
+
+    def stability_history(self, ends: int, layers: int) -> xr.Dataset:
+        parts = [self.stability(layers) for _ in range(max(ends, 1))]
+        steps = xr.DataArray(np.arange(len(parts)) * 10 + 50, dims="end", name="end")
+        return xr.concat(parts, steps).isel(end=slice(ends))
+
+    def unit_history(self, steps: int, *, units: int = 40) -> xr.Dataset:
+        fates = ["alive", "revived", "silent", "died", "born dead", "not recorded"]
+        counts = self.rng.multinomial(units, np.full(6, 1 / 6), steps) if units else np.zeros((steps, 6), dtype=int)
+        attrs = {"units": 0 if self.fill is not None and np.isnan(self.fill) else units, "needed_examples": 3000}
+        coords = {"step": np.arange(steps) * 10, "fate": fates}
+        return xr.Dataset({"count": (("step", "fate"), counts)}, coords, attrs | {"layers": 2})
+
+    def ics(self, layers: int) -> xr.Dataset:
+        names = ("ics", "gradient_norm", "gradient_noise", "relative_ics", "cosine", "ics_to_noise")
+        tables = {name: ("layer", self.table(1, layers, 0.1, 1.0)[0]) for name in names}
+        return xr.Dataset(tables, {"layer": self.names or layer_names(layers)})
+
+    def attribution(self, layers: int) -> xr.Dataset:
+        tables = {f"{name}_rms": ("layer", self.table(1, layers, 0.1, 1.0)[0]) for name in ("upstream", "own")}
+        return xr.Dataset(tables, {"layer": self.names or layer_names(layers)})
+
     def paired(self, layers: int, *, runs: tuple[str, ...] = ("plain", "linked")) -> xr.Dataset:
         names = ("gradient_zero_rate", "structural_rate", "gradient_rms", "activation_sd", "w1")
         coords = {"run": list(runs), "layer": self.names or layer_names(layers)}
@@ -90,6 +170,17 @@ class Subject:
     draw: Callable[..., Any]
     several: bool = False
 
+    @property
+    def names_layers(self) -> bool:
+        """Whether every layer is a row of its own."""
+        return self.name not in (
+            "activation river",
+            "operating point",
+            "stability of one",
+            "dead units",
+            "update ratio",
+        )
+
     def __call__(self, made: Made, steps: int, layers: int, **where: Any) -> Any:
         return self.draw(made, steps, layers, **where)
 
@@ -98,7 +189,24 @@ SUBJECTS = [
     Subject("verdict grid", lambda m, s, n, **w: plots.plot_verdict_grid(m.diagnosis(n), **w)),
     Subject("activation river", lambda m, s, n, **w: plots.plot_activation_river(m.river(s), **w)),
     Subject("shift map", lambda m, s, n, **w: plots.plot_shift_map(m.shift(s, n), **w)),
-    Subject("norm profile", lambda m, s, n, **w: plots.plot_norm_profile(m.profile(s, n), **w)),
+    Subject(
+        "norm profile",
+        lambda m, s, n, **w: plots.plot_norm_profile(m.profile(s, n), m.parameter_norms(s, n), **w),
+        several=True,
+    ),
+    Subject("ridgeline", lambda m, s, n, **w: plots.plot_ridgeline(m.ridges(s, n), **w)),
+    Subject("operating point", lambda m, s, n, **w: plots.plot_operating_track(m.track(s), **w), several=True),
+    Subject("stability", lambda m, s, n, **w: plots.plot_stability(m.stability(n), **w), several=True),
+    Subject(
+        "stability of one",
+        lambda m, s, n, **w: plots.plot_stability(
+            m.stability(n), m.stability_history(s, n), layer=str(m.stability(n)["layer"].values[0]), **w
+        ),
+        several=True,
+    ),
+    Subject("dead units", lambda m, s, n, **w: plots.plot_dead_units(m.unit_history(s), **w)),
+    Subject("update ratio", lambda m, s, n, **w: plots.plot_update_ratio(m.update_ratio(s, n), **w)),
+    Subject("ics", lambda m, s, n, **w: plots.plot_gradient_ics(m.ics(n), m.attribution(n), **w), several=True),
     Subject(
         "gradient zeros",
         lambda m, s, n, **w: plots.plot_gradient_zeros(m.share(s, n), m.share(s, n), structural=m.share(s, n), **w),

@@ -26,6 +26,10 @@ def line(ax, label: str):
     return next(artist for artist in ax.get_lines() if artist.get_label() == label)
 
 
+def labels(ax) -> list[str]:
+    return [str(artist.get_label()) for artist in ax.get_lines()]
+
+
 def left_title(ax) -> str:
     return " ".join(ax.get_title(loc="left").split())
 
@@ -156,21 +160,22 @@ class TestGradientZeros:
     def test_there_is_one_survival_curve_a_layer(self, made):
         survival = made().share(5, 9)
         ax = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1]
-        curves = {tuple(artist.get_ydata()) for artist in ax.get_lines()}
+        curves = {tuple(artist.get_ydata()) for artist in ax.get_lines() if len(artist.get_ydata()) == 5}
         assert curves == {tuple(column) for column in survival.values.T}
 
     def test_the_layers_that_lost_most_are_named(self, made):
         survival = made(fill=1.0).share(5, 9)
         survival[-1, 4], survival[-1, 7] = 0.25, 0.5
-        ax = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1]
-        assert [text.get_text() for text in ax.get_legend().texts] == ["conv4 (25 %)", "conv7 (50 %)"]
+        figure = plots.plot_gradient_zeros(made().share(5, 9), survival)
+        ax = figure.axes[1]
+        assert [text.get_text() for text in figure.legends[0].texts] == ["conv4 (25 %)", "conv7 (50 %)"]
         assert left_title(ax) == "2 of 9 layers lost units (one line each)"
 
     def test_the_last_known_share_counts_where_the_last_record_is_missing(self, made):
         survival = made(fill=1.0).share(5, 3)
         survival[3, 1], survival[4, 1] = 0.75, np.nan
-        ax = plots.plot_gradient_zeros(made().share(5, 3), survival).axes[1]
-        assert [text.get_text() for text in ax.get_legend().texts] == ["conv1 (75 %)"]
+        figure = plots.plot_gradient_zeros(made().share(5, 3), survival)
+        assert [text.get_text() for text in figure.legends[0].texts] == ["conv1 (75 %)"]
 
     def test_the_title_counts_layers_without_any_gradient(self, made):
         rate = made().share(5, 4)
@@ -188,7 +193,7 @@ class TestGradientZeros:
 class TestNormProfile:
     def test_lines_hold_the_norms_at_first_middle_and_last_step(self, made):
         profile = made().profile(5, 6)
-        ax = plots.plot_norm_profile(profile)
+        (ax,) = plots.plot_norm_profile(profile).axes
         assert ax.get_xscale() == "log"
         for step in (0, 20, 40):
             drawn = line(ax, f"step {step}")
@@ -198,7 +203,7 @@ class TestNormProfile:
     def test_layers_with_an_all_zero_gradient_are_marked_at_the_edge(self, made):
         profile = made().profile(3, 6)
         profile["rms"][2, [1, 4]] = 0.0
-        ax = plots.plot_norm_profile(profile)
+        (ax,) = plots.plot_norm_profile(profile).axes
         marked = line(ax, "exactly zero at step 20: 2 layers")
         np.testing.assert_array_equal(marked.get_ydata(), [1, 4])
         assert np.isnan(line(ax, "step 20").get_xdata()[[1, 4]]).all()
@@ -208,7 +213,7 @@ class TestNormProfile:
         profile = made().profile(3, 6)
         fitted = {"slope": slope, "slope_low": slope - 0.01, "slope_high": slope + 0.01, "total_decades": 6 * slope}
         profile = profile.assign({name: ("step", np.full(3, value)) for name, value in fitted.items()})
-        said = left_title(plots.plot_norm_profile(profile))
+        said = left_title(plots.plot_norm_profile(profile).axes[0])
         low, high = sorted((abs(slope) - 0.01, abs(slope) + 0.01))
         assert said.startswith(f"Gradient {words} decades a layer towards the input at step 20")
         assert f"90 % interval {low:.2g}" in said.replace("0.070", "0.07")
@@ -217,18 +222,35 @@ class TestNormProfile:
     def test_the_title_says_first_where_the_gradient_is_lost(self, made):
         profile = made().profile(3, 6)
         profile["vanished"][2] = 2
-        said = left_title(plots.plot_norm_profile(profile))
+        said = left_title(plots.plot_norm_profile(profile).axes[0])
         assert said.startswith("Gradient is exactly zero in 2 of 6 layers, elsewhere it shrinks by 0.")
 
     def test_a_slope_that_was_not_fitted_is_not_claimed(self, made):
         profile = made().profile(3, 4).assign(slope=("step", np.full(3, np.nan)))
-        assert left_title(plots.plot_norm_profile(profile)).endswith("no slope fitted")
+        assert left_title(plots.plot_norm_profile(profile).axes[0]).endswith("no slope fitted")
 
     def test_chosen_steps_are_drawn_and_others_refused(self, made):
-        ax = plots.plot_norm_profile(made().profile(5, 6), steps=[10])
-        assert [artist.get_label() for artist in ax.get_lines()] == ["step 10"]
+        (ax,) = plots.plot_norm_profile(made().profile(5, 6), steps=[10]).axes
+        assert [label for label in labels(ax) if label.startswith("step")] == ["step 10"]
         with pytest.raises(InvalidArgumentError, match=r"steps=\[15\]: \[15\] not recorded; recorded: \[0, 10"):
             plots.plot_norm_profile(made().profile(5, 6), steps=[15])
+
+    def test_guides_have_the_slopes_at_which_the_rule_speaks(self, made):
+        profile = made().profile(3, 6)
+        (ax,) = plots.plot_norm_profile(profile).axes
+        for word, limit in (("watch", 0.10), ("bad", 0.15)):
+            guide = line(ax, f"{word}: {limit:g} decades a layer")
+            slopes = np.diff(np.log10(guide.get_xdata())) / np.diff(guide.get_ydata())
+            np.testing.assert_allclose(slopes, limit)
+            assert guide.get_xdata()[-1] == profile["rms"].values[-1, -1]
+
+    def test_norms_before_clipping_are_drawn_where_clipping_shortened_them(self, made):
+        norms = made().parameter_norms(3, 4)
+        norms["before"][2] = 2 * norms["after"][2]
+        right = plots.plot_norm_profile(made().profile(3, 6), norms).axes[1]
+        np.testing.assert_array_equal(line(right, "step 20").get_xdata(), norms["after"].values[2])
+        np.testing.assert_array_equal(line(right, "before clipping").get_xdata(), norms["before"].values[2])
+        assert left_title(right) == "Clipping left 50 % of the gradient's length at step 20"
 
 
 class TestComparison:

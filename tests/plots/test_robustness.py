@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from covshift import plots
+from covshift.plots import style
 
 
 def figure_of(drawn) -> Figure:
@@ -18,7 +26,7 @@ def figure_of(drawn) -> Figure:
 
 
 def texts(drawn) -> str:
-    return " | ".join(text.get_text() for text in figure_of(drawn).findobj(Text) if text.get_text())
+    return " | ".join(" ".join(text.get_text().split()) for text in figure_of(drawn).findobj(Text) if text.get_text())
 
 
 @pytest.mark.parametrize(("steps", "layers"), [(1, 5), (6, 1), (1, 1), (2, 2), (30, 70)])
@@ -47,6 +55,15 @@ def test_no_layer_and_no_step_give_a_message(made, new_figure):
         plots.plot_norm_profile(empty.profile(0, 3), ax=new_figure().subplots()),
         plots.plot_gradient_zeros(empty.share(0, 0), empty.share(0, 0), ax=new_figure()),
         plots.plot_comparison(empty.paired(0), ax=new_figure()),
+        plots.plot_ridgeline(empty.ridges(0, 3), ax=new_figure()),
+        plots.plot_ridgeline(empty.ridges(2, 0), ax=new_figure()),
+        plots.plot_operating_track(empty.track(0), ax=new_figure()),
+        plots.plot_stability(empty.stability(0), ax=new_figure()),
+        plots.plot_dead_units(empty.unit_history(0), ax=new_figure()),
+        plots.plot_dead_units(empty.unit_history(3, units=0), ax=new_figure()),
+        plots.plot_update_ratio(empty.update_ratio(0, 3), ax=new_figure()),
+        plots.plot_update_ratio(empty.update_ratio(3, 0), ax=new_figure()),
+        plots.plot_gradient_ics(empty.ics(0), empty.attribution(0), ax=new_figure()),
     ]
     for drawn in drawings:
         figure_of(drawn).draw_without_rendering()
@@ -59,7 +76,7 @@ def test_hostile_names_are_text(subject, made):
     drawn = subject(made(names=names), 3, len(names))
     figure_of(drawn).draw_without_rendering()
     shown = ("$x^", "$\\frac{1}$ $", "<script>alert(1)", "a b c", "\ufffd[31m")
-    assert subject.name == "activation river" or all(name in texts(drawn) for name in shown)
+    assert not subject.names_layers or all(name in texts(drawn) for name in shown)
 
 
 def test_every_figure_draws_where_it_is_told_and_returns_it(subject, made, new_figure):
@@ -88,4 +105,65 @@ def test_every_axis_says_what_it_shows(subject, made):
     figure = figure_of(drawn)
     figure.draw_without_rendering()
     said = texts(drawn)
-    assert "layer (n = 6)" in said or "layer, input side on top (n = 6)" in said or "elements per cell" in said
+    rows = ("layer (n = 6)", "layer, input side on top (n = 6)")
+    assert any(row in said for row in rows) if subject.names_layers else "step" in said
+
+
+sizes = st.tuples(st.integers(0, 5), st.integers(0, 9), st.sampled_from([None, 0.0, np.nan, -1.0, 1e-30, 1e30]))
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes)
+def test_no_size_and_no_value_makes_a_figure_fail(subject, made, size):
+    steps, layers, fill = size
+    if subject.name == "stability of one" and not layers:
+        return
+    with style.detached():
+        drawn = figure_of(subject(made(fill=fill), steps, layers))
+    drawn.draw_without_rendering()
+    assert any(text.get_text() for text in drawn.findobj(Text))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_text_stands_on_its_own_colour(subject, made, theme):
+    with style.theme(theme) as palette, style.detached():
+        drawn = figure_of(subject(made(), 4, 6))
+    assert to_rgba(drawn.get_facecolor()) == to_rgba(palette.paper)
+    for text in drawn.findobj(Text):
+        assert not text.get_text() or to_rgba(text.get_color()) != to_rgba(palette.paper), text
+
+
+def test_a_new_figure_is_unknown_to_pyplot_where_that_is_asked_for(subject, made):
+    pyplot.close("all")
+    with style.detached(width=5.5):
+        drawn = figure_of(subject(made(), 3, 4))
+    assert drawn.get_size_inches()[0] == 5.5
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("layers", [5, 50, 200])
+def test_long_names_fit_and_a_vector_file_stays_below_a_megabyte(subject, made, layers):
+    names = [f"backbone.stages.{layer // 10}.blocks.{layer % 10}.attention.projection" for layer in range(layers)]
+    with style.detached():
+        drawn = figure_of(subject(made(names=names), 40, layers))
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="svg")
+    assert buffer.tell() < 1_000_000
+    for ax in drawn.axes:
+        boxes = sorted((box.y0, box.y1) for box in (label.get_window_extent() for label in shown_rows(ax)))
+        assert all(below[1] <= above[0] + 1.0 for below, above in itertools.pairwise(boxes)), ax
+    width, height = drawn.bbox.width, drawn.bbox.height
+    for text in drawn.findobj(Text):
+        box = text.get_window_extent()
+        if text.get_text().strip() and text.get_visible() and not is_tick(text):
+            assert box.x0 >= -2 and box.x1 <= width + 2 and box.y0 >= -2 and box.y1 <= height + 2, text
+
+
+def shown_rows(ax) -> list[Text]:
+    low, high = sorted(ax.get_ylim())
+    return [label for label in ax.get_yticklabels() if label.get_text() and low <= label.get_position()[1] <= high]
+
+
+def is_tick(text) -> bool:
+    """Tick labels beyond the view are kept by matplotlib, but not drawn."""
+    return text.axes is not None and text in [*text.axes.get_xticklabels(), *text.axes.get_yticklabels()]

@@ -53,11 +53,9 @@ def rows(step, data):
                 "unit_zero_count": (unit == 0).sum(),
                 "unit_mean": unit.mean(),
                 "unit_m2": ((unit - unit.mean()) ** 2).sum(),
-                "unit_min": unit.min(),
-                "unit_max": unit.max(),
             }
             for name, number in own.items():
-                units[name].append([number, np.nan if name in ("unit_mean", "unit_m2", "unit_min", "unit_max") else 0])
+                units[name].append([number, np.nan if name in ("unit_mean", "unit_m2") else 0])
     kinds = {v.name: v.dtype for v in schema.UNITS.variables}
     flat = np.flatnonzero(value).astype("u4")
     sparse = SparseCounts(value.shape, flat, value.reshape(-1)[flat])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from covshift.summary import cpu, norms
-from covshift.summary.norms import Tensors, sampled
+from covshift.summary.norms import Tensors, products, sampled
 
 
 def some_tensors():
@@ -77,6 +77,33 @@ def test_of_a_tensor_that_became_another_no_change_is_measured(monkeypatch, comp
     found = Tensors([torch.ones(4, dtype=torch.float64), torch.zeros(2)]).squared_changes(before)
     assert np.isnan(found[0])
     assert found[1] == 2.0
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_products_are_those_of_every_kth_element_in_float64(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(norms, "_kernels", lambda: None)
+    given = {name: one for name, one in some_tensors().items() if not one.is_sparse and "non-finite" not in name}
+    tensors, steps = list(given.values()), np.array([1 if index % 2 else 3 for index in range(len(given))])
+    others = [tensor.detach().flip(0) if tensor.ndim else -tensor for tensor in tensors]
+    found = products(Tensors(tensors).kept(steps), Tensors(others).kept(steps))
+    for index, (name, new, previous, step) in enumerate(zip(given, others, tensors, steps, strict=True)):
+        wide = torch.complex128 if new.is_complex() else torch.float64
+        a, b = (sampled(part.detach(), int(step)).to(wide).numpy().ravel() for part in (previous, new))
+        expected = [np.vdot(a, b).real, np.vdot(a, a).real, np.vdot(b, b).real]
+        np.testing.assert_allclose(found[index], expected, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_tensor_that_became_another_has_no_product_with_it(monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr(norms, "_kernels", lambda: None)
+    every = np.array([1, 1, 1])
+    first = Tensors([torch.ones(4), torch.ones(2), torch.empty(0)]).kept(every)
+    second = Tensors([torch.ones(4, dtype=torch.float64), torch.ones(2), torch.ones(3)]).kept(every)
+    found = products(first, second)
+    assert np.isnan(found[[0, 2]]).all()
+    assert found[1].tolist() == [2.0, 2.0, 2.0]
 
 
 def test_without_numba_norms_come_from_torch(monkeypatch):

@@ -46,6 +46,18 @@ def sum_squared_changes(values: Array, step: int, kept: Array, start: int, count
     return total
 
 
+@reordered
+def sum_products(first: Array, start: int, second: Array, other: int, count: int) -> tuple[Any, Any, Any]:
+    """Sums of products of two runs of elements, and of the squares of each, in float64."""
+    both, one, two = 0.0, 0.0, 0.0
+    for i in range(count):
+        a, b = np.float64(first[np.uint64(start + i)]), np.float64(second[np.uint64(other + i)])
+        both += a * b
+        one += a * a
+        two += b * b
+    return both, one, two
+
+
 @entry
 def measure(addresses: Array, sizes: Array, results: Array, like: Array) -> None:
     """Fill ``results``, shape ``(arrays, 3)``: sum of squares, zeros, non-finite elements of each float32 array.
@@ -74,3 +86,10 @@ def measure_changes(addresses: Array, counts: Array, steps: Array, starts: Array
     for k in range(len(counts)):
         values = array_at(pointer(addresses[k], kept.dtype), 1)
         results[k] = sum_squared_changes(values, steps[k], kept, starts[k], counts[k])
+
+
+@entry
+def measure_products(first: Array, starts: Array, second: Array, others: Array, counts: Array, results: Array) -> None:
+    """Fill ``results``, shape ``(arrays, 3)``: :func:`sum_products` of what :func:`keep` has copied twice."""
+    for k in range(len(counts)):
+        results[k, 0], results[k, 1], results[k, 2] = sum_products(first, starts[k], second, others[k], counts[k])

@@ -1,10 +1,14 @@
 """Modules called again, shared between blocks, tied, or never called: a row belongs to a call site."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import covshift
+from covshift.exceptions import UnsupportedModelError
 from covshift.schema import Status
 
 
@@ -115,7 +119,7 @@ def test_two_forwards_of_one_step_make_one_row_of_both(record, assert_row):
 @pytest.mark.parametrize("again", ["retain_graph", "create_graph"])
 def test_case_24_a_second_backward_through_one_forward_is_not_counted_again(record, assert_row, again):
     model, x = nn.Sequential(nn.Linear(6, 4), nn.Tanh()), torch.randn(16, 6)
-    with record(model) as recorder:
+    with record(model, warned=("rows hold the gradients of the first",)) as recorder:
         y = model(x)
         if again == "retain_graph":
             y.sum().backward(retain_graph=True)
@@ -127,6 +131,102 @@ def test_case_24_a_second_backward_through_one_forward_is_not_counted_again(reco
     z = model[0](x).detach().requires_grad_()
     torch.tanh(z).sum().backward()
     assert_row(recorder.recording, z.grad, layer="0", signal="activation_grad")
+
+
+def test_of_several_losses_the_first_to_go_backward_is_recorded_and_one_sum_is_recorded_whole(record, assert_row):
+    x, recordings = torch.randn(16, 6), []
+    for summed in (False, True):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Tanh())
+        with record(model, warned=() if summed else ("layer '1': a further backward pass",)) as recorder:
+            y = model(x)
+            first, second = y.sum(), (5 * y).sum()
+            if summed:
+                (first + second).backward()
+            else:
+                first.backward(retain_graph=True)
+                second.backward()
+            recorder.step()
+        assert len(recorder.warnings) == (not summed)
+        recordings.append(recorder.recording)
+    z = model[0](x).detach().requires_grad_()
+    torch.tanh(z).sum().backward()
+    one, both = recordings
+    assert_row(one, z.grad, layer="0", signal="activation_grad")
+    assert_row(both, 6 * z.grad, layer="0", signal="activation_grad")
+
+
+def test_two_forwards_of_one_graph_each_are_not_named_as_several_backward_passes(record):
+    model = nn.Linear(6, 4)
+    with record(model) as recorder:
+        for _ in range(2):
+            model(torch.randn(16, 6)).sum().backward()
+        recorder.step()
+    assert recorder.warnings == []
+
+
+class Lookalikes(nn.Module):
+    """Names of modules that look like call sites, output paths and functions of others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.twice, self.pair, self.inner = nn.Linear(6, 6), Pair(), nn.Sequential(nn.Linear(6, 6))
+        self.add_module("twice#1", nn.Linear(6, 6))
+        self.add_module("pair:0", nn.Linear(6, 6))
+        self.add_module("inner#1", nn.Sequential(nn.Linear(6, 6)))
+        self.add_module("(root):relu", nn.Linear(6, 6))
+
+    def forward(self, x):
+        other = self._modules
+        x = other["twice#1"](self.twice(self.twice(x)))
+        left, right = self.pair(other["pair:0"](x))
+        x = other["inner#1"](self.inner(self.inner(left + right)))
+        return torch.relu(other["(root):relu"](x))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x * 2, x * 3
+
+
+def test_layers_whose_names_would_be_alike_are_told_apart(record, assert_row):
+    model, x = Lookalikes(), torch.randn(16, 6)
+    with record(model, functional=True, may_warn=("is not the batch",)) as recorder:
+        model(x).sum().backward()
+        recorder.step()
+    layers = recorder.recording["layers"]
+    assert (layers["count"].sel(signal="activation", step=0) <= 16 * 6).all()
+    names = layers.layer.values.tolist()
+    assert len(set(names)) == len(names) == 12
+    once = model.twice(x)
+    assert_row(recorder.recording, model.twice(once), layer="twice#1", signal="activation")
+    third = model._modules["twice#1"](model.twice(once))
+    assert_row(recorder.recording, third, layer="twice#1~1", signal="activation")
+    assert_row(recorder.recording, model._modules["pair:0"](third), layer="pair:0", signal="activation")
+    assert_row(recorder.recording, 2 * model._modules["pair:0"](third), layer="pair:0~1", signal="activation")
+    assert {"inner#1.0", "inner#1.0~1", "(root):relu", "(root):relu~1"} <= set(names)
+
+
+def test_keys_of_an_output_that_make_the_same_path_are_told_apart(record, assert_row):
+    class Keys(nn.Module):
+        def forward(self, x):
+            return {"a": {"b": x * 2}, "a.b": x * 3, 1: x * 4, "1": x * 5}
+
+    model, x = Keys(), torch.randn(16, 6)
+    with record(model) as recorder:
+        sum(value["b"].sum() if isinstance(value, dict) else value.sum() for value in model(x).values())
+        recorder.step()
+    for path, factor in (("a.b", 2), ("a.b~1", 3), ("1", 4), ("1~1", 5)):
+        assert_row(recorder.recording, factor * x, layer=f"(root):{path}", signal="activation")
+
+
+@pytest.mark.parametrize("name", ["(root)", "(input)", "(input):x"])
+def test_modules_named_like_the_model_itself_or_its_input_are_refused(name):
+    model = nn.Sequential(nn.Linear(6, 3))
+    model.add_module(name, nn.ReLU())
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"model: a module is named '{name}'")):
+        covshift.record(model)
 
 
 def test_case_37_modules_that_no_forward_called_are_named_once(record, train):

@@ -98,3 +98,80 @@ def test_around_a_compiled_part_everything_is_recorded(train, record, watch, ass
     layers = recorder.recording["layers"]
     assert layers.layer.values.tolist() == ["(input)", "0", "1", "2"]
     assert (layers["count"].sel(layer=["0", "1"], signal="activation_grad") == 16 * 6).all()
+
+
+def stepped(backend, *, recorded, by_hand, record):
+    torch._dynamo.reset()
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    counter = CompileCounterWithBackend(backend)
+    step, losses = torch.compile(optimizer.step, backend=counter), []
+
+    def run(recorder=None):
+        torch.manual_seed(4)
+        for _ in range(4):
+            loss = model(torch.randn(16, 6)).square().mean()
+            loss.backward()
+            step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if by_hand and recorder is not None:
+                recorder.step()
+
+    if not recorded:
+        run()
+        return losses, counter.frame_count, None
+    warned = () if by_hand else ("parameters change between forward passes, but no optimizer step",)
+    with record(model, warned=warned, may_warn=("forward passes, but no optimizer step of the model",)) as recorder:
+        run(recorder)
+    return losses, counter.frame_count, recorder
+
+
+def demand_that_compiled_steps_are_named_and_can_be_stated(backend, record):
+    losses, frames, _ = stepped(backend, recorded=False, by_hand=False, record=record)
+    for by_hand in (False, True):
+        found, compiled, recorder = stepped(backend, recorded=True, by_hand=by_hand, record=record)
+        assert found == losses
+        assert compiled == frames
+        assert recorder.step_count == (4 if by_hand else 0)
+        if by_hand:
+            assert recorder.warnings == []
+            assert recorder.recording["layers"].step.values.tolist() == [0, 1, 2, 3]
+
+
+def test_a_compiled_optimizer_step_keeps_its_bits_is_named_and_can_be_stated(record):
+    demand_that_compiled_steps_are_named_and_can_be_stated("aot_eager", record)
+
+
+@pytest.mark.slow
+def test_an_optimizer_step_compiled_by_inductor_keeps_its_bits_is_named_and_can_be_stated(record, compiler):
+    demand_that_compiled_steps_are_named_and_can_be_stated("inductor", record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["part", "in place"])
+def test_functions_are_recorded_around_a_part_compiled_by_inductor_with_its_bits(record, train, compiler, how):
+    class Mixed(nn.Module):
+        takes = (6,)
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.first, part = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+            self.part = torch.compile(part) if how == "part" else part
+            if how == "in place":
+                part.compile()
+
+        def forward(self, x):
+            return self.part(torch.relu(self.first(x)))
+
+    losses = []
+    for functional in (False, True):
+        torch._dynamo.reset()
+        model = Mixed()
+        torch.manual_seed(4)
+        with record(model, functional=functional, warned=[OPAQUE]) as recorder:
+            losses.append(train(model, 3))
+    assert losses[0] == losses[1]
+    assert "(root):relu" in recorder.recording["layers"].layer.values

@@ -1,9 +1,12 @@
 """In-place operations after a recorded tensor, and views: numbers are those of the out-of-place model."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
+from covshift.instrument.hooks import version_counter
 from covshift.schema import Status
 
 
@@ -110,3 +113,48 @@ def test_a_tensor_modified_in_place_since_its_layer_is_read_anew_as_a_preactivat
     assert_row(recorder.recording, model.linear(x), layer="linear", signal="activation")
     assert_row(recorder.recording, model.linear(x) + 3, layer="act", signal="preactivation")
     assert status(recorder.recording, "act", "preactivation") == Status.OK
+
+
+class ViewBeside(nn.Module):
+    """A view that covers its base, and a base that others use; the view may be used, or modified, or neither."""
+
+    def __init__(self, fate):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear, self.flatten, self.head, self.fate = nn.Linear(6, 8), nn.Flatten(0), nn.Linear(8, 3), fate
+
+    def forward(self, x):
+        h = self.linear(x)
+        flat = self.flatten(h)
+        if self.fate == "unused":
+            return self.head(h).sum()
+        if self.fate == "used":
+            return self.head(h).sum() + (3 * flat).sum()
+        return (3 * flat.relu_()).sum()
+
+
+@pytest.mark.parametrize("fate", ["unused", "used", "modified"])
+def test_a_view_has_its_bases_gradient_only_where_it_was_modified(record, assert_row, status, fate):
+    model, x = ViewBeside(fate), torch.randn(16, 6)
+    with record(model, may_warn=("is not the batch", "called head")) as recorder:
+        model(x).backward()
+        recorder.step()
+    rows = recorder.recording
+    expected = {"unused": Status.NO_GRADIENT_ARRIVED, "used": Status.OK, "modified": Status.VIA_BASE}
+    assert status(rows, "flatten") == expected[fate]
+    if fate == "unused":
+        assert int(rows["layers"]["count"].sel(step=0, layer="flatten", signal="activation_grad")) == 0
+    elif fate == "used":
+        assert_row(rows, torch.full((16, 8), 3.0), layer="flatten", signal="activation_grad")
+    else:
+        assert_row(rows, 3.0 * (model.linear(x) > 0), layer="flatten", signal="activation_grad")
+
+
+def test_the_counter_of_a_tensors_modifications_keeps_nothing_of_it_alive():
+    base = torch.randn(64, requires_grad=True) * 2
+    reference, counter = weakref.ref(base), version_counter(base)
+    base.view(8, 8).mul_(2)
+    assert counter._version == base._version == 1
+    assert counter.untyped_storage().nbytes() == 0
+    del base
+    assert reference() is None

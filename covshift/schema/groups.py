@@ -1,8 +1,4 @@
-"""What a recording is: groups, dimensions, coordinates, variables, units and version, held as data.
-
-The writer creates arrays from :data:`GROUPS`, :func:`check` compares a recording with it, and the documentation
-prints it, so the three cannot drift apart. This room imports numpy, xarray and the grid; it knows neither torch nor
-any file format.
+"""Groups, dimensions, coordinates, variables and units of a recording, held as data.
 
 A recording is an ``xarray.DataTree``. Every group has a cadence and therefore a ``step`` dimension of its own.
 Training rows live at the root (``layers``, ``histograms``, ``units``, ``parameters``, ``scalars``); rows recorded
@@ -12,19 +8,15 @@ groups, so that ``step`` stays unique and strictly increasing in each group and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
-import xarray as xr
-from numpy.typing import NDArray
 
-from covshift.exceptions import RecordingDamaged
 from covshift.grid import GRADIENTS, VALUES, Grid
 
-VERSION = 1
 EXAMPLE_GROUPS = 4
 
 SIGNALS = ("input", "preactivation", "activation", "activation_grad", "preactivation_grad")
@@ -74,7 +66,10 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True)
 class Variable:
-    """One array of a group: its dimensions after ``step``, type, unit, fill value and meaning."""
+    """One array of a group: its dimensions after ``step``, type, unit, fill value and meaning.
+
+    A recording may lack what is optional: it was made before that was measured.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -82,6 +77,7 @@ class Variable:
     long_name: str
     units: str = "count"
     flags: type[IntEnum] | None = None
+    is_optional: bool = False
 
     @property
     def fill_value(self) -> float | int:
@@ -235,8 +231,6 @@ UNITS = Group(
             {
                 "unit_mean": "mean of the unit's finite elements",
                 "unit_m2": "sum of squared deviations of the unit's finite elements from their mean",
-                "unit_min": "smallest finite element of the unit",
-                "unit_max": "largest finite element of the unit",
             },
             _UNIT_SIGNAL,
             "f4",
@@ -263,6 +257,22 @@ PARAMETERS = Group(
             },
             ("parameter",),
             "f8",
+        ),
+        Variable(
+            "gradient_cosine",
+            ("parameter",),
+            "f8",
+            "cosine of the gradient to that of the record before, on a strided sample",
+            "1",
+            is_optional=True,
+        ),
+        Variable(
+            "gradient_noise_norm",
+            ("parameter",),
+            "f8",
+            "L2 norm of the sampling noise of the unscaled gradient, from the micro-batches of the step",
+            "1",
+            is_optional=True,
         ),
         *_counts(
             {
@@ -293,144 +303,17 @@ GROUPS: Mapping[str, Group] = {group.name: group for group in (LAYERS, HISTOGRAM
 EVALUATION_GROUPS = ("layers", "histograms", "units")
 
 
+def paths() -> tuple[str, ...]:
+    """Every group a recording may hold: those of training at the root, those of other streams under their names."""
+    groups = {stream: EVALUATION_GROUPS if stream else tuple(GROUPS) for stream in STREAMS}
+    return tuple(f"{stream}/{name}".lstrip("/") for stream, names in groups.items() for name in names)
+
+
 def grid_of(histogram: str) -> Grid:
     """Grid of a histogram variable: ``value_histogram`` or ``gradient_histogram``."""
     return {"value_histogram": VALUES, "gradient_histogram": GRADIENTS}[histogram]
 
 
-UNKNOWN_AXIS = -128
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Static description of one observed layer; the fields are the coordinates on the ``layer`` axis."""
-
-    name: str
-    module_type: str
-    depth: int
-    unit_axis: int = UNKNOWN_AXIS
-    example_axis: int = UNKNOWN_AXIS
-    unit_count: int = 0
-    dtype: str = ""
-    memory_format: str = ""
-    activation: str = ""
-    linkage_members: int = 0
-    preactivation_of: str = ""
-    structural_measured: bool = False
-
-    def coordinate(self, name: str) -> Any:
-        """Value of the coordinate ``name`` for this layer."""
-        return self.unit_count if name == "unit_count_of_layer" else getattr(self, name)
-
-    def linked_units(self) -> NDArray[np.int32]:
-        """Linkage every unit is a member of, shape ``(unit_count,)``; -1 where the layer is no linkage.
-
-        Members are concatenated along the unit axis, so unit ``u`` belongs to linkage ``u mod (units / members)``.
-        """
-        units = np.arange(self.unit_count, dtype=np.int32)
-        if self.linkage_members < 1 or self.unit_count % self.linkage_members:
-            return np.full_like(units, -1)
-        return units % max(self.unit_count // self.linkage_members, 1)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """Static description of one parameter; the fields are the coordinates on the ``parameter`` axis."""
-
-    name: str
-    size: int
-    ndim: int
-
-    def coordinate(self, name: str) -> Any:
-        """Value of the coordinate ``name`` for this parameter."""
-        return {"parameter_size": self.size, "parameter_ndim": self.ndim}[name]
-
-
-@dataclass(frozen=True)
-class SparseCounts:
-    """Non-zero cells of a count array: flat C-order ``index`` into ``shape``, and ``counts`` there."""
-
-    shape: tuple[int, ...]
-    index: NDArray[np.uint32]
-    counts: NDArray[np.uint32]
-
-    def dense(self) -> NDArray[np.uint32]:
-        """The full array."""
-        cells = np.zeros(int(np.prod(self.shape)), dtype=np.uint32)
-        cells[self.index] = self.counts
-        return cells.reshape(self.shape)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step of one group on its way to the store.
-
-    ``group`` is a path such as ``"layers"`` or ``"evaluation/units"``; ``variables`` hold arrays without the step
-    axis, their layer, unit or parameter axis as long as what has been declared when the row is appended;
-    ``source`` and ``mode`` become step coordinates.
-    """
-
-    group: str
-    step: int
-    variables: Mapping[str, NDArray[Any] | SparseCounts]
-    source: Source = Source.TRAIN
-    mode: Mode = Mode.TRAIN
-
-
 def group_of(path: str) -> Group:
     """Schema of the group at ``path``: the last part names it (``"evaluation/layers"`` is a ``layers`` group)."""
     return GROUPS[path.rsplit("/", 1)[-1]]
-
-
-def check(recording: xr.DataTree) -> None:
-    """Demand that ``recording`` has this schema.
-
-    Groups may be missing (nothing of that cadence was recorded), except ``layers``; a group that is there must have
-    all its variables with their dimensions.
-
-    Raises
-    ------
-    RecordingDamaged
-        Naming the first group, variable or dimension that is missing, or a schema version newer than this one.
-    """
-    check_version(recording.attrs)
-    if "layers" not in recording.children:
-        raise RecordingDamaged("recording: the group 'layers' is missing")
-    for path in _known_groups(recording):
-        _check_group(path, recording[path].to_dataset())
-
-
-def check_version(attrs: Mapping[Any, Any]) -> None:
-    """Demand that root attributes name a schema version this covshift knows.
-
-    Raises
-    ------
-    RecordingDamaged
-        If they name none, or a newer one.
-    """
-    version = attrs.get("covshift_schema_version")
-    if not isinstance(version, int):
-        raise RecordingDamaged(
-            f"recording: covshift_schema_version is {version!r}: expected a whole number; is this a covshift recording?"
-        )
-    if version > VERSION:
-        raise RecordingDamaged(
-            f"recording: schema version {version} is newer than {VERSION}, the newest this covshift knows; upgrade it"
-        )
-
-
-def _known_groups(recording: xr.DataTree) -> Iterable[str]:
-    for stream in STREAMS:
-        names = GROUPS if not stream else EVALUATION_GROUPS
-        paths = [f"{stream}/{name}".lstrip("/") for name in names]
-        yield from (path for path in paths if f"/{path}" in recording.groups)
-
-
-def _check_group(path: str, dataset: xr.Dataset) -> None:
-    for variable in group_of(path).variables:
-        if variable.name not in dataset:
-            raise RecordingDamaged(f"recording: group '{path}' has no variable '{variable.name}'")
-        expected = ("step", *variable.dims)
-        if dataset[variable.name].dims != expected:
-            found = dataset[variable.name].dims
-            raise RecordingDamaged(f"recording: '{path}/{variable.name}' has dims {found}: expected {expected}")

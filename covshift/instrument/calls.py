@@ -1,0 +1,51 @@
+"""What torch tells no module hook of a call, read off Python's own stack: its keywords, and whether it still runs.
+
+A global pre-hook is given positional arguments only, and an interrupt (KeyboardInterrupt) ends a call without any hook.
+Only calls that need it are looked up: it takes microseconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from types import CodeType, FrameType
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import CheckpointFunction
+
+_CALL = nn.Module._call_impl.__code__
+# Where this torch has its hooks called from; without such a function keywords stay unknown.
+_INNER = next((part for part in _CALL.co_consts if isinstance(part, CodeType) and part.co_name == "inner"), _CALL)
+_NEAR = 8  # frames between a hook of ours and the function that calls it, and some more
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def keywords() -> Mapping[str, Any]:
+    """Keyword arguments of the module call whose hooks are running."""
+    for _, frame in zip(range(_NEAR), _frames(), strict=False):
+        if frame.f_code is _INNER:
+            given = frame.f_locals.get("kwargs")
+            return given if isinstance(given, dict) else {}
+    return {}
+
+
+def given(args: tuple[Any, ...]) -> Any:
+    """What the call whose hooks are running is given first; None where it is given nothing."""
+    return args[0] if args else next(iter(keywords().values()), None)
+
+
+def is_running(module: nn.Module) -> bool:
+    """Whether a call of the module is under way in this thread."""
+    return any(frame.f_code is _CALL and frame.f_locals.get("self") is module for frame in _frames())
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether this thread is in the first pass of a reentrant activation checkpoint, which builds no graph."""
+    return any(frame.f_code is CheckpointFunction.forward.__code__ for frame in _frames())

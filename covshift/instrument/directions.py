@@ -1,0 +1,110 @@
+"""How far a gradient has turned since the record before, and how much of it is the noise of its micro-batches.
+
+Both are measured on a fixed strided sample of at most 65,536 elements of each parameter, never on a copy of a whole
+large gradient. Between recorded steps one such sample is kept (at most 256 kB a parameter in float32); while a recorded
+step is open there are at most three. Nothing is taken of steps that are not recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from covshift.summary.norms import Before, Tensors, products
+
+SAMPLE_SIZE = 65_536
+
+Array = np.ndarray[Any, Any]
+
+
+class GradientSamples:
+    """Samples of all gradients of one model, at the end of every backward pass and at the optimizer step.
+
+    The gradients are given in the same order each time; an empty tensor stands for one that is not there.
+    """
+
+    def __init__(self) -> None:
+        self._earlier: Before | None = None
+        self._now: Before | None = None
+        self._accumulated: Before | None = None
+        self._squares = np.zeros(0)
+        self._passes = 0
+        self._scale = 1.0
+
+    def after_backward(self, gradients: Sequence[torch.Tensor], *, scale: float) -> None:
+        """Take in what one more backward pass has accumulated; ``scale`` is what it is multiplied by."""
+        now = _sample(gradients)
+        before, self._accumulated = self._accumulated, now
+        if before is not None:
+            both, squares_before, squares_now = products(before, now).T
+            first = squares_before if self._passes == 1 else self._squares
+            # Infinite gradients, by which a loss scale is found, leave NaN.
+            with np.errstate(invalid="ignore"):
+                self._squares = first + squares_before + squares_now - 2 * both
+        self._passes += 1
+        self._scale = scale
+
+    def at_step(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Take in the gradients that the optimizer steps by, where no backward pass told of its end."""
+        if self._accumulated is None:
+            self._now = _sample(gradients)
+
+    def cosine(self) -> Array | None:
+        """Cosine of each gradient of this step to that of the record before, which this one now replaces.
+
+        Of the gradient as the last backward pass left it, where its end was told; scaling and clipping by a norm turn
+        nothing. None for the first; NaN where either is not there, zero or not finite.
+        """
+        now = self._now if self._accumulated is None else self._accumulated
+        if now is None:
+            return None
+        earlier, self._earlier = self._earlier, now
+        if earlier is None:
+            return None
+        both, first, second = products(earlier, now).T
+        lengths = np.sqrt(first) * np.sqrt(second)
+        known = (lengths > 0) & np.isfinite(lengths) & np.isfinite(both)
+        cosines = np.divide(both, lengths, out=np.full(both.shape, np.nan), where=known)
+        return np.asarray(np.clip(cosines, -1.0, 1.0))
+
+    def noise_norm(self, sizes: Array, *, forwards: int | None = None) -> Array | None:
+        """Length of the sampling noise of each accumulated gradient, by the scatter of its micro-batches.
+
+        With K micro-batches of gradients g_k and sum G it is the root of ``K / (K - 1) * (sum |g_k|^2 - |G|^2 / K)``,
+        which estimates the trace of the covariance of G without bias where micro-batches are independent and of equal
+        size. The gradient is taken to have been zero before the first.
+
+        Parameters
+        ----------
+        sizes : array of int
+            Elements of each gradient.
+        forwards : int, optional
+            Forward passes of the step. Where backward passes are not as many (two losses of one output), they are not
+            micro-batches.
+
+        Returns
+        -------
+        array or None
+            NaN where not every micro-batch has brought a gradient; None with fewer than two micro-batches.
+        """
+        passes, final = self._passes, self._accumulated
+        if final is None or passes < 2 or forwards not in (None, passes):
+            return None
+        share = -(-sizes // final.steps) / np.maximum(sizes, 1)
+        with np.errstate(invalid="ignore"):
+            scatter = self._squares - products(final, final)[:, 1] / passes
+        noise = passes / (passes - 1) * np.maximum(scatter, 0.0) / np.where(share > 0, share, np.nan)
+        return np.asarray(np.sqrt(noise) / self._scale)
+
+    def forget(self) -> None:
+        """Drop what belongs to the step now open, not the sample of the record before."""
+        self._now = self._accumulated = None
+        self._passes = 0
+
+
+def _sample(gradients: Sequence[torch.Tensor]) -> Before:
+    tensors = Tensors(gradients)
+    return tensors.kept(np.maximum(-(-tensors.sizes // SAMPLE_SIZE), 1))

@@ -1,0 +1,178 @@
+"""Oracle: gradients of every micro-batch, taken by the test; cosines and covariances by numpy in float64."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import covshift
+from covshift.exceptions import CovshiftWarning
+from covshift.instrument import directions
+from covshift.instrument.directions import GradientSamples
+from covshift.summary.norms import Before
+
+NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def flat(tensor):
+    return tensor.detach().double().numpy().ravel().copy()
+
+
+def stored(recorder, variable):
+    table = recorder.recording["parameters"].to_dataset()[variable]
+    return table.sel(parameter=NAMES).values, table["step"].values
+
+
+def train(model, steps, *, micro_batches=1, loss=None, clip=None):
+    """The gradient of every micro-batch, shape (steps, micro_batches) of lists over parameters."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.05), []
+    for _ in range(steps):
+        own, so_far = [], [np.zeros(p.numel()) for p in model.parameters()]
+        for _ in range(micro_batches):
+            x, y = torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator)
+            (loss or F.cross_entropy)(model(x), y).backward()
+            now = [flat(p.grad) for p in model.parameters()]
+            own.append([b - a for a, b in zip(so_far, now, strict=True)])
+            so_far = now
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(own)
+    return seen
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_cosine_is_that_to_the_gradient_of_the_record_before(model, every, clip):
+    with covshift.record(model, every=every) as recorder:
+        seen = train(model, 7, clip=clip)
+    found, steps = stored(recorder, "gradient_cosine")
+    assert np.isnan(found[0]).all()
+    for row, step in enumerate(steps[1:].tolist(), 1):
+        for column, (a, b) in enumerate(zip(seen[step - every][0], seen[step][0], strict=True)):
+            assert found[row, column] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+
+
+def test_the_noise_is_the_covariance_of_the_sum_of_the_micro_batches(model):
+    with covshift.record(model, every=1) as recorder:
+        seen = train(model, 3, micro_batches=5)
+    found, steps = stored(recorder, "gradient_noise_norm")
+    for row, step in enumerate(steps.tolist()):
+        for column in range(len(NAMES)):
+            gradients = np.stack([micro[column] for micro in seen[step]])
+            trace = np.atleast_2d(np.cov(gradients.T, ddof=1)).trace()
+            assert found[row, column] == pytest.approx(np.sqrt(5 * trace), rel=1e-5)
+
+
+def test_without_micro_batches_there_is_no_noise(model):
+    with covshift.record(model, every=1) as recorder:
+        train(model, 3)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
+def test_two_losses_of_one_output_are_no_micro_batches(model):
+    def two_losses(output, y):
+        output.square().mean().backward(retain_graph=True)
+        return F.cross_entropy(output, y)
+
+    with (
+        pytest.warns(CovshiftWarning, match="rows hold the gradients of the first"),
+        covshift.record(model, every=1) as recorder,
+    ):
+        train(model, 2, loss=two_losses)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
+def test_a_loss_scale_leaves_turn_and_noise_as_they_are(model):
+    twin = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    twin.load_state_dict(model.state_dict())
+    results = []
+    for one, scale in ((model, 1.0), (twin, 2.0**8)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.05)
+        generator = torch.Generator().manual_seed(1)
+        with covshift.record(one, every=1, scaler=scaler) as recorder:
+            for _ in range(3):
+                for _ in range(3):
+                    x, y = torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator)
+                    scaler.scale(F.cross_entropy(one(x), y)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        results.append([stored(recorder, name)[0] for name in ("gradient_cosine", "gradient_noise_norm")])
+    for plain, scaled in zip(*results, strict=True):
+        np.testing.assert_allclose(scaled, plain, rtol=1e-4)
+
+
+def test_neither_is_measured_with_updates_off(model):
+    with covshift.record(model, every=1, updates="off") as recorder:
+        train(model, 3, micro_batches=2)
+    for name in ("gradient_cosine", "gradient_noise_norm"):
+        assert np.isnan(stored(recorder, name)[0]).all()
+
+
+def test_a_parameter_without_gradient_or_with_a_sparse_one_has_no_turn():
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 3), nn.Linear(3, 3))
+    model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(3):
+            model(torch.arange(5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = recorder.recording["parameters"].to_dataset()["gradient_cosine"].isel(step=-1).to_series()
+    assert found.index[found.isna()].tolist() == ["0.weight", "1.weight", "1.bias"]
+
+
+def test_of_a_non_finite_gradient_there_is_no_cosine():
+    samples = GradientSamples()
+    for values in ([1.0, 2.0], [float("inf"), 1.0], [1.0, 1.0]):
+        samples.at_step([torch.tensor(values)])
+        cosine = samples.cosine()
+        samples.forget()
+    assert np.isnan(cosine).all()
+
+
+def test_of_non_finite_micro_batches_there_is_no_noise():
+    samples = GradientSamples()
+    for values in ([1.0, 2.0], [float("inf"), 1.0], [float("inf"), 3.0]):
+        samples.after_backward([torch.tensor(values)], scale=1.0)
+    assert np.isnan(samples.noise_norm(np.array([2]))).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
+def test_a_large_gradient_is_sampled_and_the_sample_is_all_that_is_kept(monkeypatch, dtype):
+    monkeypatch.setattr(directions, "SAMPLE_SIZE", 100)
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(250, 4, generator=generator).to(dtype) for _ in range(2))
+    samples = GradientSamples()
+    samples.at_step([one])
+    assert samples.cosine() is None
+    samples.at_step([two])
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    a, b = (tensor.reshape(-1)[::10].to(wide).numpy() for tensor in (one, two))
+    expected = np.vdot(a, b).real / np.linalg.norm(a) / np.linalg.norm(b)
+    assert samples.cosine()[0] == pytest.approx(expected, rel=1e-9)
+    samples.forget()
+    held = [one for one in vars(samples).values() if isinstance(one, Before)]
+    assert sum(one.flat.size + sum(copy.numel() for copy in one.others.values()) for one in held) == 100
+
+
+def test_sampled_noise_is_scaled_to_the_whole_gradient(monkeypatch):
+    monkeypatch.setattr(directions, "SAMPLE_SIZE", 2_000)
+    generator = torch.Generator().manual_seed(0)
+    micro = torch.randn(6, 20_000, generator=generator)
+    samples = GradientSamples()
+    for accumulated in micro.cumsum(0):
+        samples.after_backward([accumulated], scale=1.0)
+    exact = np.sqrt(6 * micro.double().var(dim=0).sum().item())
+    assert samples.noise_norm(np.array([20_000]))[0] == pytest.approx(exact, rel=0.05)

@@ -1,0 +1,64 @@
+"""Warnings show the line of the user's own that they are about."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import covshift
+from covshift.exceptions import CovshiftWarning
+from covshift.instrument import observer
+
+
+class Integers(nn.Module):
+    def forward(self, x):
+        return (x > 0).long()
+
+
+def line_of(function, text):
+    lines, start = inspect.getsourcelines(function)
+    return start + next(number for number, line in enumerate(lines) if text in line)
+
+
+def of_a_forward(model):
+    with covshift.record(model, every=1):
+        model(torch.randn(2, 3))  # here
+
+
+def of_a_step(model):
+    with covshift.record(model, every=1):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.step()  # here
+
+
+def of_the_end(model):
+    with covshift.record(model, every=1):  # here
+        for _ in range(2):
+            model[0](torch.randn(2, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("loop", [of_a_forward, of_a_step, of_the_end])
+def test_a_warning_shows_the_line_that_it_is_about(loop):
+    model = nn.Sequential(nn.Linear(3, 3), Integers())
+    with pytest.warns(CovshiftWarning) as caught:
+        loop(model)
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(loop, "# here"))]
+
+
+def test_a_failure_of_covshift_shows_the_line_that_ran_into_it(monkeypatch):
+    def broken(*args):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr(observer.Observer, "_begin", broken)
+    with pytest.warns(CovshiftWarning, match="planted") as caught:
+        of_a_forward(nn.Sequential(nn.Linear(3, 3)))
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(of_a_forward, "# here"))]
+
+
+def test_a_filter_on_the_users_module_applies():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=CovshiftWarning, module=__name__.replace(".", r"\."))
+        of_a_forward(nn.Sequential(nn.Linear(3, 3), Integers()))
