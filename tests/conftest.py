@@ -14,7 +14,7 @@ import xarray as xr
 from hypothesis import settings
 
 from covshift import schema
-from covshift.grid import Grid
+from covshift.grid import GRADIENTS, VALUES, Grid
 from covshift.schema import Layer, Mode, Source, Status
 
 Tensors = Mapping[str, Mapping[str, np.ndarray]]
@@ -89,11 +89,11 @@ class _Builder:
             where = row, self.position[layer.name]
             if signal in schema.GRADIENT_SIGNALS:
                 cell = schema.GRADIENT_SIGNALS.index(signal)
-                arrays["gradient_histogram"][(*where, cell)] = _groups_of(array, 1, schema.GRADIENTS)[0]
+                arrays["gradient_histogram"][(*where, cell)] = _groups_of(array, 1, GRADIENTS)[0]
                 continue
             cell = schema.VALUE_SIGNALS.index(signal)
             groups = schema.EXAMPLE_GROUPS if layer.example_axis == 0 else 1
-            arrays["value_histogram"][(*where, cell)][:groups] = _groups_of(array, groups, schema.VALUES)
+            arrays["value_histogram"][(*where, cell)][:groups] = _groups_of(array, groups, VALUES)
         return arrays
 
     def units(self, steps: list[int]) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from covshift.store import reader
 
 WORST_LAYERS, CURVES = 8, 6
 BARS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 40
+SPARK_WIDTH, LAYER_WIDTH = 40, 20
 
 
 def watch(
@@ -96,11 +96,11 @@ def _counts(diagnosis: Diagnosis) -> Text:
 def _worst_layers(recording: xr.DataTree, diagnosis: Diagnosis) -> Table:
     """Causes first; beside each the size of its gradient, in logarithms, over the steps."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "check", "layer", "since step", "gradient, log10 rms"):
-        table.add_column(heading, no_wrap=True)
+    for heading in ("", "check", "layer", "since step", "gradient, log rms"):
+        table.add_column(heading, overflow="fold")
     sizes = _gradient_sizes(recording)
     for finding in sorted(diagnosis.causes, key=lambda cause: SEVERITY.index(cause.verdict))[:WORST_LAYERS]:
-        curve = sparkline(sizes[finding.layer]) if finding.layer in sizes else ""
+        curve = sparkline(sizes[finding.layer], width=LAYER_WIDTH) if finding.layer in sizes else ""
         since = "" if finding.since_step is None else str(finding.since_step)
         style = STYLES[finding.verdict]
         table.add_row(Text(finding.verdict, style), Text(finding.check), Text(finding.layer), since, curve)

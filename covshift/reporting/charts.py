@@ -58,7 +58,7 @@ def log_levels(counts: Floats) -> NDArray[np.int64]:
 
 
 def line(label: str, values: Any, role: str, **look: Any) -> dict[str, Any]:
-    """A line: name in the legend, values, role of its colour, and ``dash``, ``points``, ``width``, ``aside`` (unnamed)."""
+    """A line: legend, values, role of its colour; ``dash``, ``points``, ``width``, or ``aside`` to leave the legend."""
     return {"label": label, "values": rounded(values), "role": role, **look}
 
 

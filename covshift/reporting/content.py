@@ -108,8 +108,8 @@ def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
 
 
 def damaged_run(name: str, reason: str) -> dict[str, Any]:
-    """A run that cannot be read: the reason, and what may help."""
-    sentence = f"Cannot be read: {reason}. Nothing is known of this run; covshift recover keeps what is whole."
+    """A run that cannot be read, and why."""
+    sentence = f"Cannot be read: {reason}. Nothing else is known of this run."
     return {
         "name": name,
         "recorded": False,

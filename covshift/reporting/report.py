@@ -152,7 +152,7 @@ def _unreadable(recording: xr.DataTree) -> str:
             try:
                 variable.compute()
             except (OSError, ValueError, RuntimeError) as error:
-                return f"{node.path.lstrip('/')}/{name}: {error}"
+                return f"{node.path.lstrip('/')}/{name}: {error}; try `covshift recover`, or restore it from a copy"
     return ""
 
 

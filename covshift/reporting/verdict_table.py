@@ -7,6 +7,7 @@ from typing import Any
 
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.finding import worst
+from covshift.diagnosis.wording import quoted
 from covshift.plots.labels import short_names
 
 
@@ -57,7 +58,7 @@ def explained(consequences: Sequence[Mapping[str, Any]]) -> str:
 def bare_reason(finding: Mapping[str, Any]) -> str:
     """The reason without the layer's name before it, which stands there as a link."""
     reason: str = finding["reason"]
-    return reason.removeprefix(f"{finding['layer']}: ")
+    return reason.removeprefix(f"{quoted(finding['layer'])}: ")
 
 
 def alike_findings(run: Mapping[str, Any], positions: Sequence[int]) -> list[dict[str, Any]]:

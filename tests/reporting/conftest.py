@@ -155,7 +155,8 @@ class Browser:
     def texts(self, selector: str) -> list[str]:
         """Visible text of every element that is seen."""
         return self.js(
-            "return [...document.querySelectorAll(arguments[0])].filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())",
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())",
             selector,
         )
 

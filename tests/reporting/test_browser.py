@@ -198,7 +198,8 @@ class TestFilterAndSort:
         told = browser.texts(".finding .told")
         assert told
         assert browser.js(
-            "return [...document.querySelectorAll('.told')].every((e) => e.hidden || e.textContent.includes('gradient arrives'))"
+            "const word = 'gradient arrives';"
+            "return [...document.querySelectorAll('.told')].every((e) => e.hidden || e.textContent.includes(word))"
         )
 
     def choose(self, browser, name: str, value: str) -> None:
@@ -332,16 +333,18 @@ const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0
 const ground = (element) => {
   const layers = [];
   for (let e = element; e; e = e.parentElement) layers.push(rgba(getComputedStyle(e).backgroundColor));
-  return layers.reverse().reduce((under, [r, g, b, a]) => [r, g, b].map((v, i) => v * a + under[i] * (1 - a)), [1, 1, 1]);
+  const over = (under, [r, g, b, a]) => [r, g, b].map((v, i) => v * a + under[i] * (1 - a));
+  return layers.reverse().reduce(over, [1, 1, 1]);
 };
 const faint = new Set();
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 for (let node = walker.nextNode(); node; node = walker.nextNode()) {
   const element = node.parentElement;
-  if (!node.textContent.trim() || !element.checkVisibility() || element.closest('svg, .uplot, script, option')) continue;
+  const text = node.textContent.trim();
+  if (!text || !element.checkVisibility() || element.closest('svg, .uplot, script, option')) continue;
   const [a, b] = [luminance(rgba(getComputedStyle(element).color)), luminance(ground(element))];
   const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  if (ratio < 4.5) faint.add(`${ratio.toFixed(2)} ${element.tagName}.${element.className}: ${node.textContent.trim().slice(0, 30)}`);
+  if (ratio < 4.5) faint.add(`${ratio.toFixed(2)} ${element.tagName}.${element.className}: ${text.slice(0, 30)}`);
 }
 return [...faint];
 """
@@ -377,7 +380,8 @@ def test_the_data_block_is_json_with_the_runs_of_the_page(browser, several):
     told = json.loads(
         browser.driver.execute_async_script(
             "const done = arguments[0];"
-            "const bytes = Uint8Array.from(atob(document.querySelector('#layer-data').textContent), (c) => c.charCodeAt(0));"
+            "const text = document.querySelector('#layer-data').textContent;"
+            "const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));"
             "new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'))).text().then(done)"
         )
     )
