@@ -11,7 +11,7 @@ from covshift.analysis import comparison
 from covshift.plots import style
 from covshift.plots.asking import compared_scalars
 from covshift.reporting.charts import Axis, chart, line
-from covshift.reporting.layer_charts import MOST_STEPS, thinned
+from covshift.reporting.drawn_records import MOST_STEPS, thinned
 
 
 def curves(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str]) -> dict[str, Any]:

@@ -7,60 +7,23 @@ spread, never averages.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.analysis.flat_regions import flat_regions
-from covshift.analysis.rivers import rivers
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
-from covshift.exceptions import SignalNotRecorded
 from covshift.plots.labels import amount, share
 from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
-from covshift.reporting.results import Answer, Results
-
-CELLS = 64
-"""Cells of a river, and most rows of the strip of units."""
-
-MOST_STEPS, FEWEST_STEPS = 200, 24
+from covshift.reporting.drawn_records import CELLS, DrawnRecords, drawn_records
+from covshift.reporting.results import Results
 
 SHARE = Axis("share of elements", low=0.0, high=1.0)
 
 Spec = dict[str, Any]
-
-
-def thinned(records: int, most: int) -> NDArray[np.int64]:
-    """Positions of at most ``most`` of ``records``, evenly spread, the first and the last among them.
-
-    Examples
-    --------
-    >>> thinned(5, 10), thinned(100, 3)
-    (array([0, 1, 2, 3, 4]), array([ 0, 50, 99]))
-    """
-    return np.unique(np.linspace(0, max(records - 1, 0), min(most, records)).round().astype(np.int64))
-
-
-@dataclass(frozen=True)
-class _Thinned:
-    """What the charts read, at the records that are drawn; None where the recording lacks it."""
-
-    steps: dict[str, list[int]]
-    described: xr.Dataset
-    output: xr.Dataset | None
-    z: xr.Dataset | None
-    gradient: xr.Dataset | None
-    zero_rate: xr.DataArray | None
-    linkage: xr.Dataset | None
-    shift: xr.Dataset | None
-    update_ratio: xr.DataArray | None
-    survival: xr.DataArray | None
-    units: xr.Dataset | None
-    rivers: dict[str, xr.Dataset]
 
 
 def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
@@ -81,7 +44,7 @@ def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
         words, ``findings`` as check, verdict, reason and advice, and ``charts`` as
         :func:`covshift.reporting.charts.chart`.
     """
-    read = _read(result, steps)
+    read = drawn_records(result, most=steps)
     findings: dict[str, list[list[str]]] = {}
     for found in result.diagnosis.findings:
         findings.setdefault(_owner(found.layer, read.described), []).append(
@@ -115,49 +78,7 @@ def _facts(layer: xr.Dataset, steps: dict[str, list[int]]) -> str:
     return ", ".join(word for word in told if word) + f"; {plural(records, 'record')} drawn, {histograms} histograms"
 
 
-def _read(result: Results, most: int) -> _Thinned:
-    steps: dict[str, list[int]] = {}
-
-    def drawn(values: Answer | None, axis: str) -> Answer | None:
-        if values is None:
-            return None
-        chosen = values.isel(step=thinned(values.sizes["step"], most))
-        steps[axis] = chosen["step"].values.tolist()
-        return chosen
-
-    def moments(signal: str) -> xr.Dataset | None:
-        try:
-            return drawn(rows.moments(result.recording, signal=signal), "layers")
-        except SignalNotRecorded:
-            return None
-
-    return _Thinned(
-        steps,
-        rows.group(result.recording, "layers"),
-        moments("activation"),
-        moments("preactivation"),
-        moments("activation_grad"),
-        drawn(result.zero_rate, "layers"),
-        drawn(result.linkage, "layers"),
-        drawn(result.shift, "shift"),
-        drawn(result.update_ratio, "parameters"),
-        drawn(result.survival, "units"),
-        drawn(result.trained_units, "units"),
-        _rivers(result.recording, steps, most),
-    )
-
-
-def _rivers(recording: xr.DataTree, steps: dict[str, list[int]], most: int) -> dict[str, xr.Dataset]:
-    try:
-        records = rows.group(recording, "histograms").sizes["step"]
-    except SignalNotRecorded:
-        return {}
-    chosen = thinned(records, most)
-    steps["histograms"] = rows.group(recording, "histograms")["step"].values[chosen].tolist()
-    return rivers(recording, records=chosen.tolist(), cells=CELLS)
-
-
-def _charts(read: _Thinned, position: int, name: str) -> Iterator[Spec | None]:
+def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | None]:
     river = read.rivers.get(name)
     nonlinear = bool(rows.nonlinear(read.described)[position])
     flat = flat_regions(str(read.described["activation"].values[position])) if nonlinear else ()
@@ -259,7 +180,7 @@ def _track(
     )
 
 
-def _zeros(read: _Thinned, name: str) -> Spec | None:
+def _zeros(read: DrawnRecords, name: str) -> Spec | None:
     """Zeros of the gradient, split at a nonlinearity into structural ones and others."""
     if read.linkage is not None and name in rows.names(read.linkage):
         here = read.linkage.sel(layer=name)
@@ -277,7 +198,7 @@ def _zeros(read: _Thinned, name: str) -> Spec | None:
     return chart("zeros", title, x="layers", y=SHARE, lines=lines)
 
 
-def _units(read: _Thinned, name: str) -> Spec | None:
+def _units(read: DrawnRecords, name: str) -> Spec | None:
     """Units as rows of a strip, those that fell silent first at the bottom; dark where silent."""
     if read.units is None or read.survival is None or name not in rows.names(read.survival):
         return None
@@ -318,7 +239,7 @@ def _shift(found: xr.Dataset | None, name: str) -> Spec | None:
     )
 
 
-def _sizes(read: _Thinned, name: str) -> Spec | None:
+def _sizes(read: DrawnRecords, name: str) -> Spec | None:
     parts = (("gradient rms", read.gradient, "rms", "accent"), ("output sd", read.output, "sd", "second"))
     lines, zero = [], 0
     for label, moments, part, role in parts:

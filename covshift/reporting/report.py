@@ -17,7 +17,8 @@ from covshift.diagnosis import Diagnosis, diagnose
 from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
 from covshift.reporting import content, embedding, figures, page
 from covshift.reporting.compared import compare
-from covshift.reporting.layer_charts import FEWEST_STEPS, MOST_STEPS, layer_sections
+from covshift.reporting.drawn_records import FEWEST_STEPS, MOST_STEPS
+from covshift.reporting.layer_charts import layer_sections
 from covshift.reporting.results import Results, gather
 
 Recordings = xr.DataTree | Mapping[str, xr.DataTree | RecordingDamaged] | Sequence[xr.DataTree]

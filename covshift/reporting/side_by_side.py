@@ -71,9 +71,14 @@ def _sentence(runs: Sequence[Run]) -> str:
     """How many runs are unhealthy, to watch, healthy."""
     words = {"bad": "unhealthy", "watch": "to watch", "ok": "healthy", "not measured": "not judged"}
     found = {said: [run["name"] for run in runs if run["verdict"] == verdict] for verdict, said in words.items()}
-    counts = [f"{len(names)} {said}" for said, names in found.items() if names]
-    named = f" ({', '.join(found['unhealthy'])})" if found["unhealthy"] else ""
-    return f"Of {plural(len(runs), 'run')}: {', '.join(counts)}{named}."
+    parts = [
+        f"{len(names)} {said}{_named(names) if said == 'unhealthy' else ''}" for said, names in found.items() if names
+    ]
+    return f"Of {plural(len(runs), 'run')}: {', '.join(parts)}."
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})"
 
 
 def _rows(found: Sequence[Row], members: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

@@ -164,7 +164,7 @@
     find("#layer-findings").replaceChildren(...here.findings.map(([check, verdict, reason, advice]) => {
       const item = element("li", "");
       item.append(element("span", verdict, { class: `v-${verdict.replace(" ", "-")}` }), element("strong", check), element("span", reason));
-      if (advice) item.append(element("span", advice, { class: "advice" }));
+      if (advice) item.append(element("span", `${verdict === "not measured" ? "Needed" : "To try"}: ${advice}`, { class: "advice" }));
       return item;
     }));
     shown = drawAll(here.charts, told.runs[run].steps, told, find("#layer-charts"), `${here.name}: `);
