@@ -6,6 +6,7 @@ The section ``kernels`` times one summary with everything in it (float64 moments
 per-unit numbers) by the fused kernels, by torch operations, and against the floor of a single read, ``x.sum()``.
 The section ``steps`` times training steps of three networks: bare, recorded, attached and paused, and under what people
 do otherwise (naive hooks, TensorBoard histograms, ``wandb.watch``, clones of everything).
+The section ``report`` times the page of a long recording of 100 layers, and that of the demo's four runs.
 The section ``memory`` compares peak resident memory of bare and recorded training, in processes of their own.
 """
 
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common import analysis_cost, memory_overhead, step_overhead
+from common import analysis_cost, memory_overhead, report_cost, step_overhead
 from common.paired import Blocks, interleave, ratio
 from common.workloads import MEMORY_WORKLOADS, STEP_WORKLOADS
 from covshift.grid import VALUES
@@ -158,6 +159,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any
     "steps": (step_overhead.measure, step_overhead.show),
     "memory": (memory_overhead.measure, memory_overhead.show),
     "analysis": (analysis_cost.measure, analysis_cost.show),
+    "report": (report_cost.measure, report_cost.show),
 }
 """What each section measures with, and prints with."""
 

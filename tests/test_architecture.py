@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "datasets": {"exceptions"},
     "demo": {"exceptions", "instrument", "attach", "linked", "models", "datasets"},
     "selfcheck": {"exceptions", "grid", "analysis", "diagnosis", "linked", "attach"},
-    "cli": {"exceptions", "store", "diagnosis", "plots", "reporting", "demo", "selfcheck"},
+    "cli": {"exceptions", "store", "analysis", "diagnosis", "plots", "reporting", "demo", "selfcheck"},
 }
 WITHOUT_TORCH = {"exceptions", "grid", "schema", "store", "analysis", "diagnosis", "plots", "reporting"}
 

@@ -26,10 +26,10 @@ def measure(*, quick: bool, model: str | None = None) -> dict[str, Any]:
     records = 200 if quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.zarr"
-        _written(path, records)
+        write_long(path, records)
         seconds = {
-            "shift.between_steps": _seconds(lambda: shift.between_steps(covshift.open(path))),
-            "diagnose": _seconds(lambda: diagnose(covshift.open(path))),
+            "shift.between_steps": seconds_of(lambda: shift.between_steps(covshift.open(path))),
+            "diagnose": seconds_of(lambda: diagnose(covshift.open(path))),
         }
     return {"records": records, "layers": LAYERS, "seconds": seconds, "target": TARGET_SECONDS}
 
@@ -44,13 +44,14 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name:22} {wall:6.2f} s wall {cpu:6.2f} s CPU")
 
 
-def _seconds(judged: Any) -> tuple[float, float]:
+def seconds_of(judged: Any) -> tuple[float, float]:
+    """Wall and processor time of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     judged()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _written(path: Path, records: int) -> None:
+def write_long(path: Path, records: int) -> None:
     """A healthy recording of 50 convolutions with their rectifiers, from templates of sampled histograms."""
     generator = np.random.default_rng(0)
     templates = _templates(generator)

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from covshift import schema
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
@@ -24,6 +25,9 @@ PRODUCER_SIGNAL = {"preactivation": "activation", "preactivation_grad": "activat
 """Signal under which a producer holds its consumer's pre-activation, and the gradient with respect to it."""
 
 WINDOW_SHARE, WINDOW_RECORDS = 0.2, 5
+
+HELD_BYTES = 2**27
+"""Largest group that is read as a whole: a thousand records of a hundred layers take half of it."""
 
 _MOMENTS = ("count", "nan_count", "posinf_count", "neginf_count", "sum", "m2", "m3", "m4")
 
@@ -65,6 +69,19 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
     node = recording[path]
     assert isinstance(node, xr.DataTree)  # a path listed in ``groups`` is a node, never an array
     return node.to_dataset()
+
+
+def in_memory(recording: xr.DataTree) -> xr.DataTree:
+    """A copy whose small groups are read once; what is too large to hold is read by whoever needs it, as far as needed.
+
+    Histograms, which are read step by step, stay where they are; superseded rows are nobody's business.
+    """
+    copy = recording.copy()
+    for path in schema.paths():
+        node = copy[path] if f"/{path}" in copy.groups else None
+        if isinstance(node, xr.DataTree) and not path.endswith("histograms") and node.nbytes <= HELD_BYTES:
+            node.load()
+    return copy
 
 
 def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import covshift
-from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck
+from covshift.cli import check, demo, export, info, plot, recover, report, selfcheck, watch
 
 app = typer.Typer(
     name="covshift",
@@ -40,6 +40,7 @@ def _options(
 
 app.command()(demo.demo)
 app.command()(report.report)
+app.command()(watch.watch)
 app.command()(plot.plot)
 app.command()(check.check)
 app.command()(info.info)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 import xarray as xr
 from rich.console import Console
 
-from covshift.exceptions import CovshiftError, InvalidArgumentError
+from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
 from covshift.store import reader
+
+Run = TypeVar("Run")
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the paths of what was written, and errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -50,12 +52,33 @@ def one_line_errors(*, debug: bool, code: int = CANNOT) -> Iterator[None]:
 
 def open_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
     """Recordings by run name; runs of equal name are told apart by their paths."""
+    _demand_different(paths)
+    return _by_name({path: reader.open(path) for path in paths})
+
+
+def open_readable_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree | RecordingDamaged]:
+    """The same, with the error in place of a recording that is damaged."""
+    _demand_different(paths)
+    return _by_name({path: _opened(path) for path in paths})
+
+
+def _opened(path: Path) -> xr.DataTree | RecordingDamaged:
+    try:
+        return reader.open(path)
+    except RecordingDamaged as damage:
+        return damage
+
+
+def _demand_different(paths: Sequence[Path]) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise InvalidArgumentError(f"runs={', '.join(map(str, paths))}: a recording is named twice")
-    opened = {path: reader.open(path) for path in paths}
-    names = {path: str(recording.attrs.get("run_name", path.stem)) for path, recording in opened.items()}
+
+
+def _by_name(opened: Mapping[Path, Run]) -> dict[str, Run]:
+    names = {path: _name(path, run) for path, run in opened.items()}
     repeated = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {
-        f"{names[path]} ({path})" if names[path] in repeated else names[path]: recording
-        for path, recording in opened.items()
-    }
+    return {f"{names[path]} ({path})" if names[path] in repeated else names[path]: run for path, run in opened.items()}
+
+
+def _name(path: Path, run: object) -> str:
+    return str(run.attrs.get("run_name", path.stem)) if isinstance(run, xr.DataTree) else path.stem

@@ -16,6 +16,7 @@ from covshift.cli.common import Debug, Overwrite, Quiet, console, one_line_error
 
 if TYPE_CHECKING:
     from covshift.demo import Plan, Run
+    from covshift.diagnosis import Diagnosis
 
 
 def demo(
@@ -47,8 +48,9 @@ def demo(
         runs = _train(folder, plan, screen)
         recordings = open_runs([run.path for run in runs])
         with screen.status("Writing the report"):
-            report = _report(recordings, folder)
-    screen.print(_verdicts(runs, recordings))
+            diagnoses = _diagnoses(recordings)
+            report = _report(recordings, diagnoses, folder)
+    screen.print(_verdicts(runs, diagnoses))
     typer.echo(f"report: {report}")
 
 
@@ -72,19 +74,23 @@ def _train(folder: Path, plan: Plan, screen: Console) -> list[Run]:
         return run_demo(folder, plan, progress=show)
 
 
-def _report(recordings: Mapping[str, xr.DataTree], folder: Path) -> Path:
-    from covshift.reporting import write_report
-
-    return write_report(recordings, folder / "report.html", json=folder / "findings.json", overwrite=True)
-
-
-def _verdicts(runs: list[Run], recordings: Mapping[str, xr.DataTree]) -> Table:
+def _diagnoses(recordings: Mapping[str, xr.DataTree]) -> dict[str, Diagnosis]:
     from covshift.diagnosis import diagnose
 
+    return {name: diagnose(recording) for name, recording in recordings.items()}
+
+
+def _report(recordings: Mapping[str, xr.DataTree], diagnoses: Mapping[str, Diagnosis], folder: Path) -> Path:
+    from covshift.reporting import write_report
+
+    page, twin = folder / "report.html", folder / "findings.json"
+    return write_report(recordings, page, diagnoses=diagnoses, json=twin, overwrite=True)
+
+
+def _verdicts(runs: list[Run], diagnoses: Mapping[str, Diagnosis]) -> Table:
     table = Table(title="After training", title_justify="left")
     for heading in ("run", "test accuracy", "verdict", "seconds"):
         table.add_column(heading, justify="right" if heading in ("test accuracy", "seconds") else "left")
     for run in runs:
-        sentence = diagnose(recordings[run.name]).sentence
-        table.add_row(run.name, f"{run.test_accuracy:.3f}", sentence, f"{run.seconds:.0f}")
+        table.add_row(run.name, f"{run.test_accuracy:.3f}", diagnoses[run.name].sentence, f"{run.seconds:.0f}")
     return table

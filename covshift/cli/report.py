@@ -1,29 +1,73 @@
-"""``covshift report``: recordings in, one HTML page out."""
+"""``covshift report``: recordings in, one HTML page out, once or as long as they are written."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
 
-from covshift.cli.common import Debug, Overwrite, Quiet, console, one_line_errors, open_runs
+from covshift.cli.common import CANNOT, Debug, Overwrite, Quiet, console, one_line_errors, open_readable_runs
+from covshift.exceptions import InvalidArgumentError, RecordingDamaged
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Recordings; several give a comparison.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path("report.html"),
     json: Annotated[Path | None, typer.Option(help="Also write the findings as JSON here.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again while a run goes on, until it ends.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="With --watch: show it on a local port.")] = False,
+    port: Annotated[int, typer.Option(help="Port of --serve; 0 takes a free one.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How often --watch looks.")] = 5.0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write a self-contained report of one recording, or a comparison of several.
 
+    A recording that is damaged is reported as such; exit code 1 if none could be read.
+
     Example: covshift report runs/relu.zarr runs/linked.zarr -o report.html
     """
     from covshift.reporting import write_report
 
-    with one_line_errors(debug=debug), console(quiet=quiet).status("Reading recordings"):
-        written = write_report(open_runs(runs), out, json=json, overwrite=overwrite)
+    with one_line_errors(debug=debug):
+        if serve and not watch:
+            raise InvalidArgumentError("serve: expected together with --watch; a finished page opens from its file")
+        if watch:
+            _follow(runs, out, json, seconds=seconds, port=port if serve else None, overwrite=overwrite)
+            return
+        with console(quiet=quiet).status("Reading recordings"):
+            opened = open_readable_runs(runs)
+            written = write_report(opened, out, json=json, overwrite=overwrite)
     typer.echo(str(written))
+    if all(isinstance(run, RecordingDamaged) for run in opened.values()):
+        raise typer.Exit(CANNOT)
+
+
+def _follow(
+    runs: list[Path], out: Path, json: Path | None, *, seconds: float, port: int | None, overwrite: bool
+) -> None:
+    """Write the page whenever a run has grown; after the last record, or when interrupted, it stands finished.
+
+    A page that is served stays so until interrupted, for the browser has yet to fetch its last state.
+    """
+    from covshift.cli.following import follow, served
+    from covshift.reporting import write_report
+
+    def write(*, goes_on: bool, overwrite: bool) -> None:
+        refresh = max(round(seconds), 1) if goes_on else None
+        write_report(open_readable_runs(runs), out, json=json, overwrite=overwrite, refresh_seconds=refresh)
+
+    try:
+        with nullcontext(str(out)) if port is None else served(out, port=port) as place:
+            for turn, goes_on in enumerate(follow(runs, seconds=seconds)):
+                write(goes_on=goes_on, overwrite=overwrite or turn > 0)
+                if turn == 0:
+                    typer.echo(place)
+            if port is not None:
+                Event().wait()
+    except KeyboardInterrupt:
+        write(goes_on=False, overwrite=True)

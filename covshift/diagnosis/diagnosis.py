@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,7 @@ import xarray as xr
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis import sentence, terminal
+from covshift.diagnosis import notebook, sentence, terminal
 from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
 from covshift.diagnosis.rules import RULES, Rule
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["WHOLE_RUN", "Diagnosis", "Finding", "diagnose"]
 
 JSON_VERSION = 1
-_COLUMNS = ("verdict", "check", "layer", "since_step", "reason", "advice", "explained_by")
 
 
 @dataclass(frozen=True)
@@ -108,22 +105,7 @@ class Diagnosis:
         return terminal.shown(self.sentence, self.findings)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{column.replace('_', ' ')}</th>" for column in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._flagged()
-        )
-        return f"<p>{html.escape(self.sentence)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-    def _flagged(self) -> Iterable[tuple[str, ...]]:
-        """Cells of the findings that are not ok."""
-        for finding in self.findings:
-            if finding.verdict != "ok":
-                values = (getattr(finding, column) for column in _COLUMNS)
-                yield tuple("" if value is None else str(value) for value in values)
-
-
-_HELD_BYTES = 2**27
-"""Largest group that is read as a whole: a thousand records of a hundred layers take half of it."""
+        return notebook.diagnosis_html(self.sentence, self.findings)
 
 
 def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) -> Diagnosis:
@@ -151,7 +133,7 @@ def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) ->
     """
     layers = rows.group(recording, "layers")
     schema.check(recording)
-    loaded = _in_memory(recording)
+    loaded = rows.in_memory(recording)
     rules: dict[str, Rule] = {**RULES, "units": partial(dead_share, distinct_examples=distinct_examples)}
     findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, loaded)]
     findings = explained(findings, Order.of(loaded))
@@ -165,19 +147,6 @@ def _findings(check: str, rule: Rule, recording: xr.DataTree) -> list[Finding]:
         return rule(recording)
     except SignalNotRecorded as missing:
         return [not_measured(check, WHOLE_RUN, f"{WHOLE_RUN}: {missing}", "record what is named as missing")]
-
-
-def _in_memory(recording: xr.DataTree) -> xr.DataTree:
-    """A copy whose small groups are read once; what is too large to hold is read by each rule, as far as it needs it.
-
-    Histograms, which one rule reads step by step, stay where they are; superseded rows are no rule's business.
-    """
-    copy = recording.copy()
-    for path in schema.paths():
-        node = copy[path] if f"/{path}" in copy.groups else None
-        if isinstance(node, xr.DataTree) and not path.endswith("histograms") and node.nbytes <= _HELD_BYTES:
-            node.load()
-    return copy
 
 
 def _ranked(findings: list[Finding], layers: tuple[str, ...]) -> list[Finding]:

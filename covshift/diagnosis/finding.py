@@ -55,6 +55,11 @@ class Finding:
     advice: str
     explained_by: str = ""
 
+    def _repr_html_(self) -> str:
+        from covshift.diagnosis.notebook import finding_html
+
+        return finding_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types; NaN and infinities become None."""
         record = asdict(self)

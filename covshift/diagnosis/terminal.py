@@ -5,7 +5,7 @@ It is written to be read at 80 columns: prose wraps, so there are few columns an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN = 12
 """Causes shown; there is no use in more at once, and ``to_frame`` has all."""
 
-_STYLE = {"bad": "bold red", "watch": "yellow", "not measured": "dim"}
+STYLES: Mapping[Verdict, str] = {"bad": "bold red", "watch": "yellow", "not measured": "dim"}
 
 
 def shown(sentence: str, findings: Sequence[Finding]) -> Group:
@@ -33,7 +33,7 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for verdict, finding in causes[:SHOWN]:
-        table.add_row(Text(verdict, style=_STYLE[verdict]), _cause(finding, findings))
+        table.add_row(Text(verdict, style=STYLES[verdict]), _cause(finding, findings))
     if len(causes) > SHOWN:
         table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further cause')}; to_frame() lists all findings"))
     for check, unknown in _unknown(findings).items():

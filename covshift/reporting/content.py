@@ -6,6 +6,7 @@ parameters stand in lists, never in keys: their names are data and may hold anyt
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,10 +21,10 @@ from covshift.exceptions import SignalNotRecorded
 from covshift.reporting import sections
 from covshift.reporting.results import Results
 from covshift.reporting.sections import number
-from covshift.reporting.side_by_side import comparison_content
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 VERDICTS = ("bad", "watch", "ok", "not measured")
+SEVERITY = ("bad", "watch", "not measured", "ok")
 
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
@@ -31,7 +32,9 @@ FACTS = ("model", "variant", "seed", "torch_version", "device")
 NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions")
 
 
-def report_content(title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def report_content(
+    title: str, runs: Sequence[Mapping[str, Any]], *, comparison: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The whole report.
 
     Parameters
@@ -39,21 +42,21 @@ def report_content(title: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, A
     title : str
         Heading of the page.
     runs : sequence of mapping
-        From :func:`run_content`, or :func:`empty_run` where a recording holds no record.
+        From :func:`run_content`, or :func:`empty_run` or :func:`damaged_run` where there is nothing to tell.
+    comparison : mapping, optional
+        From :func:`covshift.reporting.side_by_side.comparison_content`.
 
     Returns
     -------
     dict
-        JSON types only; NaN and infinities are None. ``runs`` holds one entry a run, ``comparison`` the rows that set
-        those with records side by side (None for fewer than two), ``methods`` the thresholds.
+        JSON types only; NaN and infinities are None. ``runs`` holds one entry a run, ``methods`` the thresholds.
     """
-    compared = [run for run in runs if run["recorded"]]
     return {
         "format": "covshift-report",
         "version": FORMAT_VERSION,
         "title": title,
         "runs": list(runs),
-        "comparison": comparison_content(compared) if len(compared) > 1 else None,
+        "comparison": comparison,
         "methods": {"thresholds": [_threshold(name) for name in THRESHOLDS]},
     }
 
@@ -75,10 +78,12 @@ def run_content(result: Results) -> dict[str, Any]:
         "logged": _logged(result.recording),
         "layers": sections.layers(result),
         "shift": sections.shift(result),
+        "operating": sections.operating(result),
         "depth": sections.depth(result),
         "units": sections.units(result),
         "linkage": sections.linkage(result),
         "parameters": sections.parameters(result),
+        "cost": sections.cost(result),
         "provenance": _provenance(result.recording),
         "missing": result.missing,
     }
@@ -99,6 +104,20 @@ def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
         "facts": _facts(recording),
         "logged": _logged(recording),
         "provenance": _provenance(recording),
+    }
+
+
+def damaged_run(name: str, reason: str) -> dict[str, Any]:
+    """A run that cannot be read, and why."""
+    sentence = f"Cannot be read: {reason}. Nothing else is known of this run."
+    return {
+        "name": name,
+        "recorded": False,
+        "verdict": "not measured",
+        "sentence": sentence,
+        "facts": {},
+        "logged": [],
+        "provenance": [],
     }
 
 
@@ -145,19 +164,42 @@ def _layers_by_verdict(grid: xr.DataArray) -> dict[str, int]:
 
 
 def _groups(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Findings that are not ok, those of one check and verdict together, in the order of the diagnosis.
+    """What is not ok: causes of one check and severity together, worst first, then what was not measured by check.
 
-    ``lead`` and ``others`` are positions in ``findings``, the lead being the worst of its kind.
+    A cause is a finding that no other explains; it ranks by the worst of itself and what it explains. ``lead`` and
+    ``others`` are positions of causes in ``findings``, the lead being the first; ``explains`` those of their
+    consequences, and ``consequences`` counts these by check.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
+    followers: dict[str, list[int]] = {}
     for position, finding in enumerate(findings):
-        if finding["verdict"] != "ok":
-            groups.setdefault((finding["verdict"], finding["check"]), []).append(position)
-    ordered = sorted(groups.items(), key=lambda item: VERDICTS.index(item[0][0]))
-    return [
-        {"check": check, "verdict": verdict, "count": len(found), "lead": found[0], "others": found[1:]}
-        for (verdict, check), found in ordered
-    ]
+        if finding["explained_by"]:
+            followers.setdefault(finding["explained_by"], []).append(position)
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for position, finding in enumerate(findings):
+        if finding["verdict"] == "ok" or finding["explained_by"]:
+            continue
+        following = followers.get(f"{finding['check']} in {finding['layer']}", [])
+        severity = min((findings[one]["verdict"] for one in [position, *following]), key=VERDICTS.index)
+        group = groups.setdefault((severity, finding["check"]), {"positions": [], "explains": []})
+        group["positions"].append(position)
+        group["explains"].extend(following)
+    ordered = sorted(groups.items(), key=lambda item: SEVERITY.index(item[0][0]))
+    return [_group(findings, verdict, check, **found) for (verdict, check), found in ordered]
+
+
+def _group(
+    findings: Sequence[Mapping[str, Any]], verdict: str, check: str, *, positions: list[int], explains: list[int]
+) -> dict[str, Any]:
+    counts = Counter(findings[position]["check"] for position in explains)
+    return {
+        "check": check,
+        "verdict": verdict,
+        "count": len(positions),
+        "lead": positions[0],
+        "others": positions[1:],
+        "explains": explains,
+        "consequences": [{"check": name, "count": number} for name, number in counts.items()],
+    }
 
 
 def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:

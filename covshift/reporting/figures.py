@@ -1,30 +1,74 @@
-"""The figures of the report: each drawn on a figure of its own and handed over as inline SVG with words around it."""
+"""The overview figures of a report: drawn through the table of figures, and handed over as inline SVG with words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
 
-from covshift import plots
-from covshift.analysis import comparison, distributions, rows
+from covshift.analysis.seeds import over_seeds
 from covshift.exceptions import SignalNotRecorded
 from covshift.plots import style
-from covshift.plots.axes import layer_height
+from covshift.plots.asking import Subject
+from covshift.plots.registry import FIGURES, Drawn
 from covshift.reporting.results import Results
 from covshift.reporting.svg import inline_svg
 
-WIDTH = 11.2
-RIVERS = 3
-"""Layers whose distribution is drawn: those the diagnosis flagged first, then the first, middle and last."""
+MOST_FIGURES = 15
+"""Figures on a page: what it can hold, and what a reader can."""
 
-CURVES = ("loss", "accuracy")
-"""Logged scalars whose curves are compared: every name that holds one of these words, or else the first logged."""
+SECTIONS: Mapping[str, tuple[str, str]] = {
+    "shift": (
+        "shift",
+        "Distance (W1) of every layer's activations from the previous histogram, in standard deviations: the darker, "
+        "the further it moved; grey is what sampling alone shows.",
+    ),
+    "zeros": (
+        "gradient",
+        "Share of gradient elements that are exactly zero, at the input z of nonlinearities where that is known, with "
+        "structural zeros (no derivative there) apart; beside it the share of units that fire.",
+    ),
+    "norm": (
+        "gradient",
+        "Size of the gradient over depth. A straight slanted line means that every layer shrinks or amplifies it by "
+        "the same factor.",
+    ),
+    "dead-units": (
+        "units",
+        "Units by what became of them, at every record; hatched where too few examples were seen to tell.",
+    ),
+    "update-ratio": (
+        "parameters",
+        "Length of each update relative to the weights it moves; the band is that of the check.",
+    ),
+    "stability": (
+        "operating",
+        "Drift of every layer's operating point over the last window with its 90 % interval, against the margin of the "
+        "test.",
+    ),
+    "operating-point": (
+        "operating",
+        "Path of the mean of z, with its standard deviation, over the derivative of the nonlinearity that reads it; "
+        "shaded where the derivative is below a tenth of its largest.",
+    ),
+    "river": (
+        "shift",
+        "Distribution of one layer over the steps, the darker the more elements; lines at the 1, 25, 50, 75 and 99 % "
+        "quantiles and at zero.",
+    ),
+    "ridgeline": (
+        "shift",
+        "Distributions of the layers on one axis, at the first and the last histogram; a spike at zero is an atom.",
+    ),
+    "ics": ("gradient", "Change of each layer's gradient when what lies below it changes, against minibatch noise."),
+}
+"""Figures of one run by name, the first needed most: the section each belongs to, and how to read it."""
 
-MOST_CURVES = 3
+COMPARED = (
+    "Each layer is a row, each run or group of seeds a mark, with the 90 % interval of its mean where there are seeds; "
+    "the line joins the lowest and the highest. Medians over the last window of each run."
+)
 
 
 @dataclass(frozen=True)
@@ -35,119 +79,56 @@ class Picture:
     caption: str
 
 
-def run_pictures(result: Results, *, prefix: str) -> dict[str, list[Picture]]:
-    """Pictures of one run by section; a section that was not recorded has none."""
-    sections: dict[str, list[Picture]] = {"shift": [], "gradient": []}
-    if result.shift is not None:
-        sections["shift"].append(_shift_map(result.shift, prefix=f"{prefix}-shift"))
-        sections["shift"].extend(_rivers(result, prefix=f"{prefix}-river"))
-    if result.zero_rate is not None:
-        sections["gradient"].append(_gradient_zeros(result, result.zero_rate, prefix=f"{prefix}-zeros"))
-    if result.profile is not None and result.profile.sizes["layer"]:
-        sections["gradient"].append(_norm_profile(result.profile, prefix=f"{prefix}-norm"))
-    return sections
-
-
-def comparison_picture(recordings: Mapping[str, xr.DataTree], paired: xr.Dataset) -> Picture:
-    """Curves of the runs above, paired layers below."""
-    curves = {name: comparison.scalars(recordings, name) for name in _compared_scalars(recordings)}
-    height = layer_height(paired.sizes["layer"], row=0.13, most=8.0) + 2.9 * bool(curves)
-    return _picture(
-        lambda figure: plots.plot_comparison(paired, curves, ax=figure),
-        (WIDTH, height),
-        prefix="comparison",
-        caption="Above: logged scalars of every run. Below: each layer is a row, each run a mark on it, the line joins "
-        "the lowest and the highest; medians over the last window of each run.",
-    )
-
-
-def _picture(draw: Callable[[Figure], object], size: tuple[float, float], *, prefix: str, caption: str) -> Picture:
-    with style.context():
-        figure = Figure(figsize=size, layout="constrained")
-    draw(figure)
-    return Picture(inline_svg(figure, prefix=prefix, label=f"{_titles(figure)}. {caption}"), caption)
-
-
-def _titles(figure: Figure) -> str:
-    """Every title on ``figure``, which states a finding: what a reader who cannot see the picture needs first."""
-    texts = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.get_axes())]
-    return ". ".join(" ".join(text.split()) for text in texts if text)
-
-
-def _shift_map(shift: xr.Dataset, *, prefix: str) -> Picture:
-    return _picture(
-        lambda figure: plots.plot_shift_map(shift, ax=figure.subplots()),
-        (WIDTH, layer_height(shift.sizes["layer"])),
-        prefix=prefix,
-        caption="Distance (W1) of every layer's activations from the previous histogram, in standard deviations. The "
-        "darker a cell, the further the layer moved; grey is what sampling alone shows.",
-    )
-
-
-def _rivers(result: Results, *, prefix: str) -> Iterator[Picture]:
-    for position, (layer, signal) in enumerate(_drawn_layers(result)):
-        try:
-            river = distributions.river(result.recording, layer=layer, signal=signal)
-        except SignalNotRecorded:
-            continue
-        yield _river(river, prefix=f"{prefix}-{position}")
-
-
-def _river(river: xr.Dataset, *, prefix: str) -> Picture:
-    return _picture(
-        lambda figure: plots.plot_activation_river(river, ax=figure.subplots()),
-        (WIDTH, 3.4),
-        prefix=prefix,
-        caption=f"Distribution of the {river.attrs['signal']} of {river.attrs['layer']} over the steps: the darker, "
-        "the more elements; lines at the 1, 25, 50, 75 and 99 % quantiles and at zero.",
-    )
-
-
-def _drawn_layers(result: Results) -> list[tuple[str, str]]:
-    """Layers to draw, in order, and the signal of each: what enters a nonlinearity, what leaves another layer."""
-    layers = rows.group(result.recording, "layers")
-    names, nonlinear = rows.names(layers).tolist(), rows.nonlinear(layers)
-    inside = np.flatnonzero(nonlinear) if nonlinear.any() else np.arange(len(names))
-    flagged = [f.layer for f in result.diagnosis.findings if f.verdict in ("bad", "watch") and f.layer in names]
-    spread = [names[inside[at]] for at in (0, len(inside) // 2, len(inside) - 1)]
-    chosen = list(dict.fromkeys([*flagged[:1], *spread]))[:RIVERS]
+def pictures_of_runs(
+    names: Sequence[str], results: Mapping[str, Results], *, most: int
+) -> list[dict[str, list[Picture]]]:
+    """Pictures of every run by section, one mapping a run, ``most`` in all: the more runs, the fewer each has."""
+    share = most // max(len(results), 1)
     return [
-        (name, "preactivation" if nonlinear[names.index(name)] else "activation") for name in names if name in chosen
+        _of_run(results[name], prefix=f"run-{at}", most=share) if name in results else {}
+        for at, name in enumerate(names)
     ]
 
 
-def _gradient_zeros(result: Results, zero_rate: xr.DataArray, *, prefix: str) -> Picture:
-    """Zeros of dL/dz at the nonlinearities where they are known, else of the gradient at every layer's output."""
-    rates, structural, where = zero_rate, None, "at the output of every layer"
-    if result.linkage is not None and bool(result.linkage["gradient_zero_rate"].notnull().any()):
-        rates, structural = result.linkage["gradient_zero_rate"], result.linkage["structural_rate"]
-        where = "at the input z of every nonlinearity; structural zeros (it has no derivative there) apart"
-    return _picture(
-        lambda figure: plots.plot_gradient_zeros(rates, result.survival, structural=structural, ax=figure),
-        (WIDTH, layer_height(rates.sizes["layer"])),
-        prefix=prefix,
-        caption=f"Share of gradient elements that are exactly zero, {where}. Beside it the share of units that fire.",
-    )
-
-
-def _norm_profile(profile: xr.Dataset, *, prefix: str) -> Picture:
-    return _picture(
-        lambda figure: plots.plot_norm_profile(profile, ax=figure.subplots()),
-        (WIDTH, layer_height(profile.sizes["layer"])),
-        prefix=prefix,
-        caption="Size of the gradient over depth at the first, the middle and the last step. A straight slanted line "
-        "means that every layer shrinks or amplifies it by the same factor.",
-    )
-
-
-def _compared_scalars(recordings: Mapping[str, xr.DataTree]) -> Sequence[str]:
-    """Logged scalars that have a course, not merely a value: those of :data:`CURVES` where there are any."""
-    logged: dict[str, None] = {}
-    for recording in recordings.values():
+def _of_run(result: Results, *, prefix: str, most: int) -> dict[str, list[Picture]]:
+    sections: dict[str, list[Picture]] = {section: [] for section, _ in SECTIONS.values()}
+    drawn = 0
+    for name, (section, caption) in SECTIONS.items():
+        if drawn == most:
+            break
         try:
-            scalars = rows.group(recording, "scalars").drop_vars("wall_time", errors="ignore")
+            picture = _picture(lambda name=name: _draw(name, result), prefix=f"{prefix}-{name}", caption=caption)  # type: ignore[misc]
         except SignalNotRecorded:
             continue
-        logged |= dict.fromkeys(str(name) for name, values in scalars.items() if int(values.notnull().sum()) > 1)
-    chosen = [name for name in logged if any(word in name for word in CURVES)]
-    return (chosen or list(logged))[:MOST_CURVES]
+        sections[section].append(picture)
+        drawn += 1
+    return sections
+
+
+def _draw(name: str, result: Results) -> Drawn:
+    if name != "shift" or result.shift is None:
+        return FIGURES[name](result.recording, diagnosis=result.diagnosis)
+    subject = Subject.of(result.recording, diagnosis=result.diagnosis)
+    return FIGURES[name].plot(result.shift, findings=subject.findings("shift"))
+
+
+def comparison_pictures(paired: xr.Dataset, groups: Mapping[str, str]) -> list[Picture]:
+    """Layers of all runs in pairs; seeds of one group together.
+
+    Parameters
+    ----------
+    paired : Dataset
+        As :func:`covshift.analysis.comparison.paired_layers` gives it.
+    groups : mapping of str to str
+        Group of every run.
+    """
+    draw = FIGURES["comparison"].plot
+    return [_picture(lambda: draw(over_seeds(paired, groups)), prefix="comparison", caption=COMPARED)]
+
+
+def _picture(draw: Callable[[], Drawn], *, prefix: str, caption: str) -> Picture:
+    with style.detached():
+        figure = style.root(draw())
+    titles = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.get_axes())]
+    label = ". ".join(" ".join(text.split()) for text in (*titles, caption) if text)
+    return Picture(inline_svg(figure, prefix=prefix, label=label), caption)

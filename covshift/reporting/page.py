@@ -1,11 +1,13 @@
-"""From content to HTML: one template, one style sheet, and numbers that carry the path they came from.
+"""From content to HTML: templates, one style sheet, one script, and numbers that carry the path they came from.
 
-The page is one file without a script or an outside reference. Autoescaping is on for every template: names of layers
-and runs, and whatever was logged, are data.
+The page is one file without an outside reference; a content security policy allows its own scripts, by their hashes,
+and nothing else. Autoescaping is on for every template: names of layers and runs, and whatever was logged, are data.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -15,10 +17,9 @@ import jinja2
 from markupsafe import Markup, escape
 
 from covshift.plots import labels, style
+from covshift.reporting import vendored
 from covshift.reporting.figures import Picture
-
-MANY_LAYERS = 60
-"""Layers from which the verdict table folds away those that nothing was found in."""
+from covshift.reporting.verdict_table import alike_findings, bare_reason, explained, verdict_table
 
 Printer = Callable[[Any], str]
 
@@ -36,6 +37,17 @@ def accuracy(value: float | None) -> str:
     return "> 99.9 %" if 0.9995 <= value < 1 else f"{value * 100:.1f} %"
 
 
+def mean_count(value: float | None) -> str:
+    """A count, or a mean of counts with one decimal.
+
+    Examples
+    --------
+    >>> mean_count(1400), mean_count(12.34), mean_count(None) == labels.MISSING
+    ('1,400', '12.3', True)
+    """
+    return labels.count(value) if value is None or float(value).is_integer() else f"{value:,.1f}"
+
+
 def _whole(value: int | None) -> str:
     return labels.MISSING if value is None else str(value)
 
@@ -44,13 +56,18 @@ PRINTERS: Mapping[str, Printer] = {
     "accuracy": accuracy,
     "amount": labels.amount,
     "amount3": lambda value: labels.amount(value, digits=3),
-    "count": labels.count,
+    "count": mean_count,
     "duration": labels.duration,
     "limit": lambda value: f"{value:g}",
     "share": labels.share,
     "step": _whole,
 }
 """How a number of each kind is printed."""
+
+
+def printed(value: Any, kind: str) -> str:
+    """``value`` as numbers of ``kind`` are printed."""
+    return PRINTERS[kind](value)
 
 
 def at(content: Any, pointer: str) -> Any:
@@ -66,23 +83,26 @@ def at(content: Any, pointer: str) -> Any:
     return content
 
 
-def number_element(content: Mapping[str, Any], pointer: str, kind: str, *, tag: str = "span") -> Markup:
+def number_element(content: Mapping[str, Any], pointer: str, kind: str) -> Markup:
     """The number at ``pointer``, printed, in an element that names pointer and kind.
 
     Examples
     --------
-    >>> print(number_element({"runs": [{"share": 0.31}]}, "/runs/0/share", "share", tag="td"))
-    <td data-key="/runs/0/share" data-kind="share">31 %</td>
+    >>> print(number_element({"runs": [{"share": 0.31}]}, "/runs/0/share", "share"))
+    <span data-key="/runs/0/share" data-kind="share">31 %</span>
     """
-    text = PRINTERS[kind](at(content, pointer))
-    return Markup('<{0} data-key="{1}" data-kind="{2}">{3}</{0}>').format(tag, pointer, kind, text)
+    text = printed(at(content, pointer), kind)
+    return Markup('<span data-key="{}" data-kind="{}">{}</span>').format(pointer, kind, text)
 
 
 def render(
     content: Mapping[str, Any],
     *,
     pictures: Sequence[Mapping[str, Sequence[Picture]]],
-    comparison: Picture | None,
+    comparison: Sequence[Picture] = (),
+    layer_data: str = "",
+    curve_data: str = "",
+    refresh_seconds: int | None = None,
 ) -> str:
     """The page.
 
@@ -92,33 +112,59 @@ def render(
         From :func:`covshift.reporting.content.report_content`.
     pictures : sequence of mapping
         Pictures of each run by section, in the order of the runs.
-    comparison : Picture or None
-        The figure that compares several runs.
+    comparison : sequence of Picture
+        Figures that compare several runs.
+    layer_data, curve_data : str
+        From :func:`covshift.reporting.embedding.block`: the charts of layers, and of logged values side by side.
+    refresh_seconds : int, optional
+        Let the page read itself again this often; not at all by default.
 
     Returns
     -------
     str
         A complete HTML document.
     """
+    scripts = [vendored.script(), _own("report.js")]
+    numbers = [{row["layer"]: number for number, row in enumerate(run.get("layers", []))} for run in content["runs"]]
 
-    def number(pointer: str, kind: str) -> Markup:
-        return number_element(content, pointer, kind)
+    def layer_link(run: int, layer: str, text: str | None = None) -> Markup:
+        shown = _breakable(layer) if text is None else escape(text)
+        number = numbers[run].get(layer)
+        return shown if number is None else Markup('<a href="#r{}-l{}">{}</a>').format(run, number, shown)
 
-    def cell(pointer: str, kind: str) -> Markup:
-        return number_element(content, pointer, kind, tag="td")
-
-    template = _environment().get_template("report.html.j2")
-    return template.render(
-        content=content,
-        positions=[position for position, run in enumerate(content["runs"]) if run["recorded"]],
-        pictures=pictures,
-        comparison_picture=comparison,
-        n=number,
-        cell=cell,
-        style_sheet=Markup(_style_sheet()),
-        run_marks=RUN_MARKS,
-        many_layers=MANY_LAYERS,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            content=content,
+            mark_of=_marks(content),
+            pictures=pictures,
+            comparison_pictures=comparison,
+            n=lambda pointer, kind: number_element(content, pointer, kind),
+            layer_link=layer_link,
+            grid_of=verdict_table,
+            style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
+            scripts=[Markup(script) for script in scripts],
+            script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
+            layer_data=layer_data,
+            curve_data=curve_data,
+            refresh_seconds=refresh_seconds,
+        )
     )
+
+
+def _hash(script: str) -> str:
+    """A script's name in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _marks(content: Mapping[str, Any]) -> list[int]:
+    """Number of the mark and colour of each run: its group's, where runs were compared."""
+    marks = list(range(len(content["runs"])))
+    for number, group in enumerate((content["comparison"] or {}).get("groups", [])):
+        for run in group["runs"]:
+            marks[run] = number
+    return marks
 
 
 @cache
@@ -131,8 +177,16 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    environment.globals["short_names"] = labels.short_names
-    environment.globals["svg"] = lambda picture: Markup(picture.svg)
+    environment.globals |= {
+        "svg": lambda picture: Markup(picture.svg),
+        "printed": printed,
+        "explained": explained,
+        "listed": _listed,
+        "bare": bare_reason,
+        "alike_findings": alike_findings,
+        "run_marks": RUN_MARKS,
+        "vendored": vendored.credit(),
+    }
     return environment
 
 
@@ -141,9 +195,24 @@ def _breakable(name: str) -> Markup:
     return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace(" %", "&nbsp;%"))
 
 
+def _listed(names: Sequence[str], *, most: int = 6) -> str:
+    """Names in a row, the rest counted.
+
+    Examples
+    --------
+    >>> _listed(["a", "b", "c"], most=2), _listed([])
+    ('a, b and 1 more', '')
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _own(name: str) -> str:
+    return resources.files("covshift.reporting").joinpath("templates", name).read_text(encoding="utf-8")
+
+
 def _style_sheet() -> str:
-    sheet = resources.files("covshift.reporting").joinpath("templates", "report.css").read_text(encoding="utf-8")
-    return sheet.replace("/* light */", _roles(LIGHT)).replace("/* dark */", _roles(DARK))
+    return _own("report.css").replace("/* light */", _roles(LIGHT)).replace("/* dark */", _roles(DARK))
 
 
 def _roles(colors: Mapping[str, str]) -> str:
@@ -151,6 +220,7 @@ def _roles(colors: Mapping[str, str]) -> str:
 
 
 LIGHT: Mapping[str, str] = {
+    "chart-ink": style.INK,
     "page": "#f6f7f8",
     "card": style.PAPER,
     "ink": style.INK,
@@ -166,6 +236,7 @@ LIGHT: Mapping[str, str] = {
 """Colours by role on a light page: those of the figures."""
 
 DARK: Mapping[str, str] = {
+    "chart-ink": style.INK,
     "page": "#101418",
     "card": "#181d22",
     "ink": "#e7eaed",

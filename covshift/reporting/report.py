@@ -12,13 +12,16 @@ from typing import Any
 import xarray as xr
 
 from covshift import schema
-from covshift.analysis import comparison
+from covshift.analysis import rows
 from covshift.diagnosis import Diagnosis, diagnose
 from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
-from covshift.reporting import content, figures, page
-from covshift.reporting.results import gather
+from covshift.reporting import content, embedding, figures, page
+from covshift.reporting.compared import compare
+from covshift.reporting.drawn_records import FEWEST_STEPS, MOST_STEPS
+from covshift.reporting.layer_charts import layer_sections
+from covshift.reporting.results import Results, gather
 
-Recordings = xr.DataTree | Mapping[str, xr.DataTree] | Sequence[xr.DataTree]
+Recordings = xr.DataTree | Mapping[str, xr.DataTree | RecordingDamaged] | Sequence[xr.DataTree]
 
 
 class ReportExists(CovshiftError, FileExistsError):  # noqa: N818 - reads like its sibling RecordingExists
@@ -33,6 +36,8 @@ def write_report(
     json: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     title: str | None = None,
+    figures_at_most: int = figures.MOST_FIGURES,
+    refresh_seconds: int | None = None,
 ) -> Path:
     """Write a report of one recording, or of several side by side, as one HTML file that opens offline.
 
@@ -40,8 +45,9 @@ def write_report(
 
     Parameters
     ----------
-    recordings : DataTree, mapping of str to DataTree, or sequence of DataTree
-        One run, or several. A run is called what the mapping says, or else its attribute ``run_name``.
+    recordings : DataTree, mapping of str to DataTree or RecordingDamaged, or sequence of DataTree
+        One run, or several. A run is called what the mapping says, or else its attribute ``run_name``. One that could
+        not be opened is given as the error, and reported as such.
     path : path-like
         Where the page goes.
     diagnoses : mapping of str to Diagnosis, optional
@@ -52,6 +58,10 @@ def write_report(
         Replace files that exist.
     title : str, optional
         Heading of the page; made from the names of the runs by default.
+    figures_at_most : int, default 15
+        Overview figures, drawn by matplotlib; 0 is fastest. Charts of single layers are there all the same.
+    refresh_seconds : int, optional
+        Let the page read itself again this often, for a report that is rewritten while a run goes on.
 
     Returns
     -------
@@ -62,15 +72,13 @@ def write_report(
     ------
     InvalidArgumentError
         If ``recordings`` is empty or holds something else than recordings, or ``diagnoses`` names an unknown run.
-    RecordingDamaged
-        If a recording lacks what the schema demands; the message names the run.
     ReportExists
         If a file stands at ``path`` or ``json`` and ``overwrite`` is False.
 
     Notes
     -----
-    A recording without a single record is reported as such. A page of 100 layers takes a few megabytes at most:
-    heat maps are embedded as images and long curves thinned by the renderer.
+    A recording without a single record, or one that is damaged, is reported as such. A page takes 5 MB at most: the
+    more layers and runs, the fewer of their records are drawn.
     """
     runs = _named(recordings)
     given = dict(diagnoses or {})
@@ -79,7 +87,13 @@ def write_report(
         raise InvalidArgumentError(f"diagnoses: no run called {', '.join(unknown)}; runs: {', '.join(runs)}")
     targets = [Path(target) for target in (path, json) if target is not None]
     _demand_free(targets, overwrite=overwrite)
-    told, html = _compose(runs, given, title=title or _default_title(runs))
+    told, html = _compose(
+        runs,
+        given,
+        title=title or _default_title(runs),
+        figures_at_most=figures_at_most,
+        refresh_seconds=refresh_seconds,
+    )
     texts = [html, dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"]
     for target, text in zip(targets, texts, strict=False):
         _write(target, text)
@@ -87,39 +101,84 @@ def write_report(
 
 
 def _compose(
-    runs: Mapping[str, xr.DataTree], diagnoses: Mapping[str, Diagnosis], *, title: str
+    runs: Mapping[str, xr.DataTree | str],
+    diagnoses: Mapping[str, Diagnosis],
+    *,
+    title: str,
+    figures_at_most: int,
+    refresh_seconds: int | None,
 ) -> tuple[dict[str, Any], str]:
-    """Content and page of the report."""
-    recorded = {name: recording for name, recording in runs.items() if _is_recorded(recording)}
-    paired = comparison.paired_layers(recorded) if recorded else None
+    """Content and page of the report; a run that cannot be read is the reason why."""
+    results: dict[str, Results] = {}
     told: list[dict[str, Any]] = []
-    pictures: list[Mapping[str, Sequence[figures.Picture]]] = []
-    for number, (name, recording) in enumerate(runs.items()):
-        if paired is None or name not in recorded:
-            told.append(content.empty_run(name, recording))
-            pictures.append({})
-            continue
-        diagnosis = diagnoses.get(name) or diagnose(recording)
-        result = gather(name, recording, diagnosis, paired.sel(run=name))
-        told.append(content.run_content(result))
-        pictures.append(figures.run_pictures(result, prefix=f"run-{number}"))
-    compared = figures.comparison_picture(recorded, paired) if paired is not None and len(recorded) > 1 else None
-    report = content.report_content(title, told)
-    return report, page.render(report, pictures=pictures, comparison=compared)
+    for name, run in runs.items():
+        judged = _judged(name, run, diagnoses.get(name))
+        told.append(judged if isinstance(judged, dict) else content.run_content(judged))
+        if isinstance(judged, Results):
+            results[name] = judged
+    compared = compare(told, results, most=figures_at_most) if len(results) > 1 else None
+    left = figures_at_most - len(compared.pictures if compared else ())
+    report = content.report_content(title, told, comparison=compared.content if compared else None)
+    html = page.render(
+        report,
+        pictures=figures.pictures_of_runs(list(runs), results, most=left),
+        comparison=compared.pictures if compared else (),
+        layer_data=_layer_data(told, results),
+        curve_data=compared.curve_data if compared else "",
+        refresh_seconds=refresh_seconds,
+    )
+    return report, html
 
 
-def _named(recordings: Recordings) -> dict[str, xr.DataTree]:
-    """Recordings by name, each checked against the schema."""
+def _judged(name: str, run: xr.DataTree | str, diagnosis: Diagnosis | None) -> Results | dict[str, Any]:
+    """What the analysis says of a run, or the content that tells why it says nothing."""
+    if isinstance(run, str):
+        return content.damaged_run(name, run)
+    if not _is_recorded(run):
+        return content.empty_run(name, run)
+    try:
+        recording = rows.in_memory(run)
+        return gather(name, recording, diagnosis or diagnose(recording))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = _unreadable(run)
+        if not reason:
+            raise error
+        return content.damaged_run(name, reason)
+
+
+def _unreadable(recording: xr.DataTree) -> str:
+    """Why some chunk of the recording cannot be read, or nothing."""
+    for node in recording.subtree:
+        for name, variable in node.data_vars.items():
+            try:
+                variable.compute()
+            except (OSError, ValueError, RuntimeError) as error:
+                return f"{node.path.lstrip('/')}/{name}: {error}; try `covshift recover`, or restore it from a copy"
+    return ""
+
+
+def _layer_data(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -> str:
+    """The charts of all layers of all runs; a run without records has none, but keeps its place."""
+    count = sum(len(run.get("layers", ())) for run in told)
+    if not count:
+        return ""
+    steps = max(min(MOST_STEPS, embedding.PAGE_STEPS // count), FEWEST_STEPS)
+    sections = [
+        layer_sections(results[run["name"]], steps=steps) if run["recorded"] else {"name": run["name"], "layers": []}
+        for run in told
+    ]
+    return embedding.block({"runs": sections})
+
+
+def _named(recordings: Recordings) -> dict[str, xr.DataTree | str]:
+    """Recordings by name, or the reason why one cannot be read."""
     if isinstance(recordings, Mapping) and not isinstance(recordings, xr.DataTree):
-        runs = {str(name): recording for name, recording in recordings.items()}
+        given: dict[str, Any] = {str(name): recording for name, recording in recordings.items()}
     else:
-        listed = [recordings] if isinstance(recordings, xr.DataTree) else recordings
-        runs = _by_run_name(listed)
-    if not runs:
+        given = _by_run_name([recordings] if isinstance(recordings, xr.DataTree) else recordings)
+    if not given:
         raise InvalidArgumentError("recordings: none given; expected one recording, or a list or mapping of several")
-    for name, recording in runs.items():
-        _demand_recording(name, recording)
-    return runs
+    return {name: _checked(name, recording) for name, recording in given.items()}
 
 
 def _by_run_name(listed: Any) -> dict[str, xr.DataTree]:
@@ -134,7 +193,9 @@ def _by_run_name(listed: Any) -> dict[str, xr.DataTree]:
     return runs
 
 
-def _demand_recording(name: str, recording: Any) -> None:
+def _checked(name: str, recording: Any) -> xr.DataTree | str:
+    if isinstance(recording, RecordingDamaged):
+        return str(recording)
     if not isinstance(recording, xr.DataTree):
         raise InvalidArgumentError(
             f"recordings: run {name!r} is a {type(recording).__name__}; expected the DataTree of covshift.open"
@@ -142,7 +203,8 @@ def _demand_recording(name: str, recording: Any) -> None:
     try:
         schema.check(recording)
     except RecordingDamaged as damage:
-        raise RecordingDamaged(f"run {name!r}: {damage}") from damage
+        return str(damage)
+    return recording
 
 
 def _is_recorded(recording: xr.DataTree) -> bool:
@@ -150,7 +212,7 @@ def _is_recorded(recording: xr.DataTree) -> bool:
     return bool(sizes["step"] and sizes["layer"])
 
 
-def _default_title(runs: Mapping[str, xr.DataTree]) -> str:
+def _default_title(runs: Mapping[str, object]) -> str:
     names = list(runs)
     return names[0] if len(names) == 1 else f"{len(names)} runs side by side"
 

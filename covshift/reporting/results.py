@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import xarray as xr
 
-from covshift.analysis import dead_units, gradient_health, linkage, rows, shift
+from covshift.analysis import dead_units, gradient_health, linkage, operating_point, rows, shift
+from covshift.analysis.recording_cost import recording_cost
 from covshift.diagnosis import Diagnosis
 from covshift.exceptions import SignalNotRecorded
 
@@ -25,20 +27,23 @@ class Results:
     name: str
     recording: xr.DataTree
     diagnosis: Diagnosis
-    paired: xr.Dataset
+    measures: xr.Dataset
     shift: xr.Dataset | None
+    stability: xr.Dataset | None
     zero_rate: xr.DataArray | None
     profile: xr.Dataset | None
     linkage: xr.Dataset | None
     members: xr.Dataset | None
     units: xr.Dataset | None
     units_stream: str
+    trained_units: xr.Dataset | None
     survival: xr.DataArray | None
     update_ratio: xr.DataArray | None
+    cost: xr.Dataset | None
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis, paired: xr.Dataset) -> Results:
+def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis) -> Results:
     """Everything a report says about ``recording``.
 
     Parameters
@@ -49,8 +54,6 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis, paired: xr.D
         See :mod:`covshift.schema`.
     diagnosis : Diagnosis
         Of the recording.
-    paired : Dataset
-        The run's part of :func:`covshift.analysis.comparison.paired_layers`, dims ``(layer,)``.
 
     Returns
     -------
@@ -70,22 +73,56 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis, paired: xr.D
     trained = ask("survival", lambda: dead_units.dead_units(recording))
     stream = "evaluation" if "/evaluation/units" in recording.groups else "train"
     evaluated = ask("units", lambda: dead_units.dead_units(recording, stream=stream))
+    moved = ask("shift", lambda: shift.between_steps(recording))
+    zero_rate = ask("gradient", lambda: gradient_health.zero_rate(recording))
+    split = ask("linkage", lambda: linkage.violation_rate(recording))
     return Results(
         name=name,
         recording=recording,
         diagnosis=diagnosis,
-        paired=paired,
-        shift=ask("shift", lambda: shift.between_steps(recording)),
-        zero_rate=ask("gradient", lambda: gradient_health.zero_rate(recording)),
+        measures=_measures(recording, zero_rate, split, moved),
+        shift=moved,
+        stability=ask("operating", lambda: operating_point.stability(recording)),
+        zero_rate=zero_rate,
         profile=ask("depth", lambda: gradient_health.norm_profile(recording)),
-        linkage=ask("linkage", lambda: linkage.violation_rate(recording)),
+        linkage=split,
         members=ask("members", lambda: linkage.silent_members(recording, stream=stream)),
         units=evaluated,
         units_stream=stream,
+        trained_units=trained,
         survival=None if trained is None else dead_units.survival(trained),
         update_ratio=ask("parameters", lambda: gradient_health.update_ratio(recording)),
+        cost=ask("cost", lambda: recording_cost(recording)),
         missing=missing,
     )
+
+
+def _measures(
+    recording: xr.DataTree, zero_rate: xr.DataArray | None, split: xr.Dataset | None, moved: xr.Dataset | None
+) -> xr.Dataset:
+    """The run's part of :func:`covshift.analysis.comparison.paired_layers`, from answers that are there already."""
+    series = {
+        "gradient_zero_rate": zero_rate,
+        "structural_rate": None if split is None else split["structural_rate"],
+        "gradient_rms": _moment(recording, "activation_grad", "rms"),
+        "activation_sd": _moment(recording, "activation", "sd"),
+        "w1": None if moved is None else moved["w1"],
+    }
+    layers = rows.names(rows.group(recording, "layers"))
+    blank = xr.DataArray(np.full(len(layers), np.nan), {"layer": layers}, ("layer",))
+    return xr.Dataset(
+        {
+            name: blank if found is None else windowed(found).reset_coords(drop=True).reindex(layer=layers)
+            for name, found in series.items()
+        }
+    )
+
+
+def _moment(recording: xr.DataTree, signal: str, name: str) -> xr.DataArray | None:
+    try:
+        return rows.moments(recording, signal=signal)[name]
+    except SignalNotRecorded:
+        return None
 
 
 def windowed(values: xr.DataArray) -> xr.DataArray:

@@ -10,6 +10,16 @@ import numpy as np
 from covshift.analysis import rows
 from covshift.reporting.results import Results, windowed
 
+STABILITY_NUMBERS = (
+    "location_drift",
+    "location_low",
+    "location_high",
+    "scale_drift",
+    "scale_low",
+    "scale_high",
+    "active_mass",
+    "records",
+)
 UNIT_STATES = ("dead", "silent", "rare", "alive")
 LINKAGE_RATES = ("structural_rate", "zero_atom_rate", "gradient_zero_rate", "other_rate")
 MEMBER_COUNTS = ("linked_units", "one_member_silent", "all_members_silent")
@@ -25,15 +35,13 @@ def number(value: Any) -> float | int | None:
 
 
 def layers(result: Results) -> list[dict[str, Any]]:
-    """One row a layer: medians over the last window of the run."""
+    """One row a layer in the order of the recording: medians over the last window of the run."""
     described = rows.group(result.recording, "layers")
-    kinds = dict(zip(rows.names(described).tolist(), rows.names(described, "module_type").tolist(), strict=True))
-    measures = [str(name) for name in result.paired.data_vars]
+    kinds, names = rows.names(described, "module_type").tolist(), rows.names(described).tolist()
+    columns = {str(measure): values.values.tolist() for measure, values in result.measures.items()}
     return [
-        {"layer": layer, "type": kinds[layer]}
-        | {measure: number(result.paired[measure].values[row]) for measure in measures}
-        for row, layer in enumerate(rows.names(result.paired).tolist())
-        if layer in kinds
+        {"layer": layer, "type": kind} | {measure: number(column[row]) for measure, column in columns.items()}
+        for row, (layer, kind) in enumerate(zip(names, kinds, strict=True))
     ]
 
 
@@ -62,6 +70,28 @@ def shift(result: Results) -> list[dict[str, Any]]:
             }
         )
     return sorted(entries, key=lambda entry: -entry["largest"])
+
+
+def operating(result: Results) -> list[dict[str, Any]]:
+    """One row a layer: state of its operating point, drifts with their intervals, since when it is settled."""
+    if result.stability is None:
+        return []
+    found = result.stability
+    columns = {name: found[name].values.tolist() for name in STABILITY_NUMBERS}
+    settled = found["settled_step"].values.tolist()
+    return [
+        {"layer": layer, "state": state.lower()}
+        | {name: number(column[row]) for name, column in columns.items()}
+        | {"settled_step": settled[row] if settled[row] >= 0 else None}
+        for row, (layer, state) in enumerate(zip(rows.names(found).tolist(), found["state"].values, strict=True))
+    ]
+
+
+def cost(result: Results) -> dict[str, Any] | None:
+    """What recording cost, from the run's own clock."""
+    if result.cost is None:
+        return None
+    return {str(name): number(value) for name, value in result.cost.data_vars.items()}
 
 
 def depth(result: Results) -> dict[str, Any] | None:

@@ -1,38 +1,126 @@
-"""Runs side by side: one row a number, one column a run, from the runs' own content and nothing else."""
+"""Runs side by side, seeds of one variant taken together: rows of numbers, and which findings come, go or move."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
+
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
 
 Run = Mapping[str, Any]
 Row = tuple[str, str, list[Any]]
 
+CHECKS = tuple(dict.fromkeys(threshold.check for threshold in THRESHOLDS.values()))
 
-def comparison_content(runs: Sequence[Run]) -> dict[str, Any]:
-    """Names of the runs, and rows of ``name``, ``kind`` (how to print it) and ``values`` in the order of the runs.
+
+def comparison_content(
+    runs: Sequence[Run],
+    *,
+    groups: Mapping[str, str],
+    positions: Sequence[int],
+    names: Mapping[str, Mapping[str, str]],
+    by_depth: Mapping[str, int],
+) -> dict[str, Any]:
+    """Groups of runs, their numbers with intervals over seeds, and what became of the first group's findings.
 
     Parameters
     ----------
     runs : sequence of mapping
         From :func:`covshift.reporting.content.run_content`.
+    groups : mapping of str to str
+        Group of every run, by the run's name.
+    positions : sequence of int
+        Where each of ``runs`` stands among all runs of the report.
+    names, by_depth : mapping
+        From :func:`covshift.analysis.matching.common_names`.
 
     Returns
     -------
     dict
-        ``runs`` and ``rows``. A value is None where a run has none; a row without any value is left out.
+        ``groups``: ``name``, ``seeds`` and positions of the ``runs``; ``rows``: ``name``, ``kind`` (how to print it)
+        and per group the mean of its ``values``, the ``low``est and the ``high``est of them, None where unknown, rows
+        without any value left out; ``sentence``: how many runs are well;
+        ``findings``: a row a check and group, against the first group; ``matching``: how layers were paired, in words.
     """
+    named = list(dict.fromkeys(groups[run["name"]] for run in runs))
+    members = {name: [run for run in runs if groups[run["name"]] == name] for name in named}
+    places = {run["name"]: position for run, position in zip(runs, positions, strict=True)}
     found = [*_logged(runs), *_verdicts(runs), *_units(runs), *_gradients(runs)]
     found.append(("wall time", "duration", [run["facts"]["wall_seconds"] for run in runs]))
+    kept = [row for row in found if any(value is not None for value in row[2])]
     return {
-        "runs": [run["name"] for run in runs],
-        "rows": [
-            {"name": name, "kind": kind, "values": values}
-            for name, kind, values in found
-            if any(value is not None for value in values)
+        "groups": [
+            {"name": name, "seeds": len(of_group), "runs": [places[run["name"]] for run in of_group]}
+            for name, of_group in members.items()
         ],
+        "rows": _rows(kept, {name: [at for at, run in enumerate(runs) if run in members[name]] for name in named}),
+        "findings": [
+            change
+            for name in named[1:]
+            for change in _changes(members[named[0]], members[name], group=name, names=names)
+        ],
+        "matching": _matching(by_depth),
+        "sentence": _sentence(runs),
     }
+
+
+def _sentence(runs: Sequence[Run]) -> str:
+    """How many runs are unhealthy, to watch, healthy."""
+    words = {"bad": "unhealthy", "watch": "to watch", "ok": "healthy", "not measured": "not judged"}
+    found = {said: [run["name"] for run in runs if run["verdict"] == verdict] for verdict, said in words.items()}
+    parts = [
+        f"{len(names)} {said}{_named(names) if said == 'unhealthy' else ''}" for said, names in found.items() if names
+    ]
+    return f"Of {plural(len(runs), 'run')}: {', '.join(parts)}."
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})"
+
+
+def _rows(found: Sequence[Row], members: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """Mean, least and greatest of each group; ``members`` are positions in the values of a row."""
+    rows = []
+    for name, kind, values in found:
+        known = [[values[at] for at in of_group if values[at] is not None] for of_group in members.values()]
+        ends = {
+            part: [summary(group) if group else None for group in known]
+            for part, summary in (("values", fmean), ("low", min), ("high", max))
+        }
+        rows.append({"name": name, "kind": kind} | ends)
+    return rows
+
+
+def _changes(
+    before: Sequence[Run], here: Sequence[Run], *, group: str, names: Mapping[str, Mapping[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each check that flags other layers here than before."""
+    for check in CHECKS:
+        old, new = _flagged(before, check, names), _flagged(here, check, names)
+        gone, come = [layer for layer in old if layer not in new], [layer for layer in new if layer not in old]
+        if gone or come:
+            change = "appears" if not old else "vanishes" if not new else "moves"
+            sizes = {"before": len(old), "here": len(new)}
+            yield {"check": check, "group": group, "change": change, **sizes, "gone": gone, "new": come}
+
+
+def _flagged(runs: Sequence[Run], check: str, names: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Layers, by the name they are compared under, that ``check`` calls watch or bad in more than half of ``runs``."""
+    counts: Counter[str] = Counter()
+    for run in runs:
+        found = [f["layer"] for f in run["findings"] if f["check"] == check and f["verdict"] in ("watch", "bad")]
+        counts.update(list(dict.fromkeys(names[run["name"]].get(layer, layer) for layer in found)))
+    return [layer for layer, count in counts.items() if 2 * count > len(runs)]
+
+
+def _matching(by_depth: Mapping[str, int]) -> str:
+    if not by_depth:
+        return "Layers are paired by name."
+    told = ", ".join(f"{name} ({plural(count, 'layer')} paired)" for name, count in by_depth.items())
+    return f"Layers are paired by name, but by order of depth, nonlinearities and others apart, in {told}."
 
 
 def _by_name(run: Run, section: str, value: str) -> dict[str, Any]:

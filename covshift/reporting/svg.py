@@ -20,6 +20,9 @@ from covshift.plots import style
 RASTER_DPI = 144
 """Resolution of embedded heat maps: twice that of a common screen at the figure's natural size."""
 
+HEAVY = 300_000
+"""Characters from which the marks of a figure are embedded as an image; its text stays text."""
+
 ROLES = {
     style.INK: "ink",
     style.MUTED: "muted",
@@ -58,6 +61,16 @@ def inline_svg(figure: Figure, *, prefix: str, label: str) -> str:
     str
         Markup. The same figure gives the same bytes.
     """
+    text = _saved(figure, prefix=prefix)
+    if len(text) > HEAVY:
+        for axes in figure.get_axes():
+            for artist in (*axes.lines, *axes.collections, *axes.patches):
+                artist.set_rasterized(True)
+        text = _saved(figure, prefix=prefix)
+    return _for_page(text, prefix=prefix, label=label, width=figure.get_size_inches()[0] * 96.0)
+
+
+def _saved(figure: Figure, *, prefix: str) -> str:
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "svg.image_inline": True}
     buffer = io.StringIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -65,7 +78,7 @@ def inline_svg(figure: Figure, *, prefix: str, label: str) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", facecolor="none", dpi=RASTER_DPI, metadata=nothing)
-    return _for_page(buffer.getvalue(), prefix=prefix, label=label, width=figure.get_size_inches()[0] * 96.0)
+    return buffer.getvalue()
 
 
 def _for_page(document: str, *, prefix: str, label: str, width: float) -> str:

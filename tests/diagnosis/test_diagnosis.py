@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,21 @@ def test_the_html_shows_what_is_not_ok_and_escapes_it():
     shown = DIAGNOSIS._repr_html_()
     assert "gradient arrives &amp; so on" in shown
     assert "a: shift" not in shown
-    assert shown.count("<tr>") == 1 + 5
+    assert shown.count("<tr>") == 5
+    assert "3 findings ok" in shown
+
+
+def test_html_of_a_finding_tells_evidence_and_advice_and_obeys_no_name():
+    named = "<script>alert(1)</script>"
+    one = Finding("units", named, "bad", 3, 1.0, None, None, f"{named} & co", "<b>try</b>", f"units in {named}")
+    for shown in (one._repr_html_(), Diagnosis((one, replace(one, explained_by="")), (named,))._repr_html_()):
+        assert "<script" not in shown
+        assert "<b>try" not in shown
+        assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in shown
+        assert "since step 3" in shown
+        assert "To try: &lt;b&gt;try" in shown
+    assert "Explained by units in &lt;script&gt;" in one._repr_html_()
+    assert "Explains 1 other finding" in shown
 
 
 def test_the_terminal_table_shows_what_is_not_ok():

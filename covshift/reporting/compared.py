@@ -1,0 +1,63 @@
+"""The part of a report that sets runs side by side: numbers, curves and figures of results that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from covshift.analysis.matching import common_names
+from covshift.analysis.seeds import seed_groups
+from covshift.reporting import embedding, figures
+from covshift.reporting.curves import curves
+from covshift.reporting.results import Results
+from covshift.reporting.side_by_side import comparison_content
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a page needs: content, figures, and the curves it draws."""
+
+    content: dict[str, Any]
+    pictures: list[figures.Picture]
+    curve_data: str
+
+
+def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *, most: int) -> Comparison:
+    """The comparison of all runs that have records.
+
+    Parameters
+    ----------
+    told : sequence of mapping
+        Content of every run of the report, in its order.
+    results : mapping of str to Results
+        Of those with records, by name.
+    most : int
+        Most figures.
+    """
+    recordings = {name: result.recording for name, result in results.items()}
+    groups = seed_groups(recordings)
+    names, by_depth = common_names(recordings)
+    known = [(position, run) for position, run in enumerate(told) if run["recorded"]]
+    compared = comparison_content(
+        [run for _, run in known],
+        groups=groups,
+        positions=[position for position, _ in known],
+        names=names,
+        by_depth=by_depth,
+    )
+    drawn = figures.comparison_pictures(_paired(results, names), groups) if most else []
+    return Comparison(compared, drawn, embedding.block({"curves": curves(recordings, groups)}))
+
+
+def _paired(results: Mapping[str, Results], names: Mapping[str, Mapping[str, str]]) -> xr.Dataset:
+    """What :func:`covshift.analysis.comparison.paired_layers` gives, under the names that runs are compared by."""
+    layers = list(dict.fromkeys(name for run in results for name in names[run].values()))
+    tables = [
+        result.measures.assign_coords(layer=[names[run][layer] for layer in result.measures["layer"].values])
+        for run, result in results.items()
+    ]
+    aligned = [table.reindex(layer=layers) for table in tables]
+    return xr.concat(aligned, xr.DataArray(list(results), dims="run", name="run"))

@@ -1,0 +1,274 @@
+"""The section of one layer as data: a handful of charts over the steps, from what the analysis says of that layer.
+
+Charts hold recorded numbers only: where there are more records than a chart holds, some of them are drawn, evenly
+spread, never averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from covshift.analysis import rows
+from covshift.analysis.flat_regions import flat_regions
+from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.wording import plural
+from covshift.plots.labels import amount, share
+from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
+from covshift.reporting.drawn_records import CELLS, DrawnRecords, drawn_records
+from covshift.reporting.results import Results
+
+SHARE = Axis("share of elements", low=0.0, high=1.0)
+
+Spec = dict[str, Any]
+
+
+def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
+    """What the sections of a run's layers show.
+
+    Parameters
+    ----------
+    result : Results
+        Of the run.
+    steps : int
+        Most records on any axis.
+
+    Returns
+    -------
+    dict
+        ``name`` of the run; ``steps``: the recorded steps that are drawn, by axis ("layers", "histograms", "units",
+        "parameters", "shift"); ``layers``: for each layer of the recording, in its order, ``name``, ``facts`` in
+        words, ``findings`` as check, verdict, reason and advice, and ``charts`` as
+        :func:`covshift.reporting.charts.chart`.
+    """
+    read = drawn_records(result, most=steps)
+    findings: dict[str, list[list[str]]] = {}
+    for found in result.diagnosis.findings:
+        findings.setdefault(_owner(found.layer, read.described), []).append(
+            [found.check, found.verdict, found.reason, found.advice]
+        )
+    return {
+        "name": result.name,
+        "steps": read.steps,
+        "layers": [
+            {
+                "name": name,
+                "facts": _facts(read.described.isel(layer=position), read.steps),
+                "findings": findings.get(name, []),
+                "charts": [made for made in _charts(read, position, name) if made],
+            }
+            for position, name in enumerate(rows.names(read.described).tolist())
+        ],
+    }
+
+
+def _owner(name: str, described: xr.Dataset) -> str:
+    """The layer a finding belongs to: the one it names, or else the one whose parameter it names."""
+    known = set(rows.names(described).tolist())
+    return name if name in known else name.rpartition(".")[0]
+
+
+def _facts(layer: xr.Dataset, steps: dict[str, list[int]]) -> str:
+    units = int(layer["unit_count_of_layer"])
+    told = [str(layer["module_type"].values), f"depth {int(layer['depth'])}", plural(units, "unit") if units else ""]
+    records, histograms = (len(steps.get(axis, [])) for axis in ("layers", "histograms"))
+    return ", ".join(word for word in told if word) + f"; {plural(records, 'record')} drawn, {histograms} histograms"
+
+
+def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | None]:
+    river = read.rivers.get(name)
+    nonlinear = bool(rows.nonlinear(read.described)[position])
+    flat = flat_regions(str(read.described["activation"].values[position])) if nonlinear else ()
+    if river is not None:
+        aligned = river.reindex(step=read.steps["histograms"])
+        yield _river(aligned, river)
+        yield _ridges(river)
+    yield _track(read.z if nonlinear else read.output, name, flat, "z" if nonlinear else "output", river)
+    yield _zeros(read, name)
+    yield _units(read, name)
+    yield _shift(read.shift, name)
+    yield _sizes(read, name)
+    yield _updates(read.update_ratio, name)
+
+
+def _axis(river: xr.Dataset, label: str) -> Axis:
+    within = float(river.attrs["linear_within"])
+    low, high = float(river["lower"].values[0]), float(river["upper"].values[-1])
+    return Axis(label, str(river.attrs["scale"]), low, high, within if np.isfinite(within) else None)
+
+
+def _words(signal: str) -> str:
+    return "z" if signal == "preactivation" else signal
+
+
+def _river(aligned: xr.Dataset, river: xr.Dataset) -> Spec | None:
+    what = _words(river.attrs["signal"])
+    first, last = (river["quantile"].values[at, 2] for at in (0, -1))
+    broken = aligned["nan"].values + aligned["infinite"].values > 0
+    top = float(river["upper"].values[-1])
+    quantiles = [
+        line(f"{probability:.0%}", aligned["quantile"].values[:, at], "ink", width=1.5 if probability == 0.5 else 0.75)
+        for at, probability in enumerate(river["probability"].values)
+    ]
+    if broken.any():
+        quantiles.append(line("NaN or infinite", np.where(broken, top, np.nan), "bad", points=True))
+    return chart(
+        "river",
+        f"Distribution of {what}: median {amount(first)} at the first histogram, {amount(last)} at the last",
+        x="histograms",
+        y=_axis(river, what),
+        lines=quantiles,
+        guides=[(0.0, "zero")],
+        cells=packed_levels(log_levels(np.nan_to_num(aligned["count"].values))),
+    )
+
+
+def _ridges(river: xr.Dataset) -> Spec | None:
+    """Shares of the cells at the first, the middle and the last histogram."""
+    steps, counts = river["step"].values, river["count"].values
+    ends = sorted({0, len(steps) // 2, len(steps) - 1})
+    shares = rows.ratio(counts[ends], counts[ends].sum(axis=1, keepdims=True))
+    roles = ("second", "zero", "accent")[-len(ends) :]
+    zeros = [share(float(z / n)) if n else "unknown" for z, n in zip(*_zero_and_all(river, ends), strict=True)]
+    axis = _axis(river, _words(river.attrs["signal"]))
+    return chart(
+        "ridges",
+        f"The same at {len(ends)} steps; exactly zero: {', '.join(zeros)}",
+        x=axis.told() | {"centres": CELLS},
+        y=Axis("share of a cell", low=0.0, high=float(f"{np.nanmax(shares) * 1.05:.3g}")),
+        lines=[line(f"step {steps[at]}", shares[row].round(4), roles[row]) for row, at in enumerate(ends)],
+    )
+
+
+def _zero_and_all(river: xr.Dataset, at: list[int]) -> tuple[list[float], list[float]]:
+    return river["zero"].values[at].tolist(), river["finite"].values[at].tolist()
+
+
+def _track(
+    moments: xr.Dataset | None,
+    name: str,
+    flat: tuple[tuple[float, float], ...],
+    what: str,
+    river: xr.Dataset | None,
+) -> Spec | None:
+    """Mean and standard deviation over the steps; what is shaded has next to no derivative."""
+    if moments is None:
+        return None
+    mean, sd = (moments[part].sel(layer=name).values for part in ("mean", "sd"))
+    within = np.inf if river is None else float(river.attrs["linear_within"])
+    symlog = np.isfinite(within)
+    known = np.flatnonzero(np.isfinite(mean))
+    ends = [f"{amount(float(mean[at]))} ± {amount(float(sd[at]))}" for at in known[[0, -1]]] if known.size else []
+    reach = np.concatenate([mean - sd, mean + sd])[np.isfinite(np.concatenate([mean, sd]))]
+    axis = Axis(what, "symlog", float(reach.min()), float(reach.max()), within) if symlog and reach.size else Axis(what)
+    return chart(
+        "track",
+        f"Mean ± sd of {what}: {' to '.join(ends)}" + "; shaded: derivative below a tenth of its largest" * bool(flat),
+        x="layers",
+        y=axis,
+        lines=[
+            line("mean + sd", mean + sd, "second", width=0.75),
+            line("mean", mean, "ink", width=1.75),
+            line("mean - sd", mean - sd, "second", width=0.75),
+        ],
+        ribbons=[(0, 2)],
+        shades=[tuple(None if np.isinf(end) else end for end in region) for region in flat],  # type: ignore[misc]
+        guides=[(0.0, "zero")],
+    )
+
+
+def _zeros(read: DrawnRecords, name: str) -> Spec | None:
+    """Zeros of the gradient, split at a nonlinearity into structural ones and others."""
+    if read.linkage is not None and name in rows.names(read.linkage):
+        here = read.linkage.sel(layer=name)
+        lines = [
+            line("all zeros of dL/dz", here["gradient_zero_rate"].values, "ink", width=1.75),
+            line("structural", here["structural_rate"].values, "second"),
+            line("other", here["other_rate"].values, "accent", dash=True),
+        ]
+    elif read.zero_rate is not None:
+        lines = [line("zeros of dL/d(output)", read.zero_rate.sel(layer=name).values, "ink", width=1.75)]
+    else:
+        return None
+    known = [value for value in lines[0]["values"] if value is not None]
+    title = f"Gradient exactly zero: {share(known[0])} to {share(known[-1])} of elements" if known else "Zeros by kind"
+    return chart("zeros", title, x="layers", y=SHARE, lines=lines)
+
+
+def _units(read: DrawnRecords, name: str) -> Spec | None:
+    """Units as rows of a strip, those that fell silent first at the bottom; dark where silent."""
+    if read.units is None or read.survival is None or name not in rows.names(read.survival):
+        return None
+    mine = read.units.isel(unit=np.flatnonzero(rows.names(read.units) == name))
+    seen = mine["examples"].values > 0
+    silent = mine["silent"].values & seen
+    position = np.arange(len(silent))[:, None]
+    lifetime = np.where(seen & ~silent, position, -1).max(axis=0, initial=-1)
+    order = np.argsort(lifetime, kind="stable")
+    parts = np.array_split(order, min(len(order), CELLS))
+    share_silent = np.stack([silent[:, part].mean(axis=1) for part in parts], axis=1)
+    firing = read.survival.sel(layer=name).values
+    known = firing[np.isfinite(firing)]
+    last = share(float(known[-1])) if known.size else "unknown"
+    return chart(
+        "units",
+        f"{mine.sizes['unit']} units by lifetime, filled where silent; firing at the last record: {last}",
+        x="units",
+        y=Axis("units", low=0.0, high=float(mine.sizes["unit"])),
+        lines=[line("units that fire", firing * mine.sizes["unit"], "accent", width=1.75)],
+        cells=packed_levels(np.round(LEVELS * share_silent).astype(np.int64)),
+    )
+
+
+def _shift(found: xr.Dataset | None, name: str) -> Spec | None:
+    if found is None or name not in rows.names(found):
+        return None
+    here = found.sel(layer=name)
+    resolved = ~here["off_centre"].values
+    moved, floor = (np.where(resolved, here[part].values, np.nan) for part in ("w1", "noise_floor"))
+    above = int((moved > np.nan_to_num(floor)).sum())
+    return chart(
+        "shift",
+        f"Shift between histograms: above its noise floor at {above} of {int(np.isfinite(moved).sum())} drawn",
+        x="shift",
+        y=Axis("W1, sd"),
+        lines=[line("W1", moved, "ink", width=1.75), line("noise floor", floor, "muted", dash=True)],
+    )
+
+
+def _sizes(read: DrawnRecords, name: str) -> Spec | None:
+    parts = (("gradient rms", read.gradient, "rms", "accent"), ("output sd", read.output, "sd", "second"))
+    lines, zero = [], 0
+    for label, moments, part, role in parts:
+        if moments is not None:
+            values = moments[part].sel(layer=name).values
+            zero += int((values == 0).sum())
+            lines.append(line(label, np.where(values > 0, values, np.nan), role))
+    note = f"; not drawn: {zero} exact zeros" if zero else ""
+    return chart("sizes", f"Size of gradient and output{note}", x="layers", y=Axis("size", "log"), lines=lines)
+
+
+def _updates(ratios: xr.DataArray | None, name: str) -> Spec | None:
+    """Update ratio of the layer's own parameters, with the band outside of which the check speaks."""
+    if ratios is None:
+        return None
+    band = THRESHOLDS["update_ratio"].watch
+    assert isinstance(band, tuple)
+    known = rows.names(ratios, "parameter").tolist()
+    own = [parameter for parameter in known if parameter.rpartition(".")[0] == name]
+    values = {parameter: ratios.sel(parameter=parameter).values for parameter in own}
+    roles = ("ink", "second", "accent", "zero")
+    return chart(
+        "updates",
+        "Update ratio; shaded: outside the band of the check",
+        x="parameters",
+        y=Axis("update / weight", "log"),
+        lines=[
+            line(parameter.rpartition(".")[2], np.where(ratio > 0, ratio, np.nan), roles[at % len(roles)])
+            for at, (parameter, ratio) in enumerate(values.items())
+        ],
+        shades=[(None, band[0]), (band[1], None)],
+    )

@@ -1,0 +1,268 @@
+"use strict";
+// Draws the section of a layer from the embedded data, and filters and sorts what already stands on the page.
+(() => {
+  const find = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const element = (tag, text, attributes = {}) => {
+    const made = document.createElement(tag);
+    made.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    return made;
+  };
+
+  const number = (value) => {
+    if (value == null) return "\u2013";
+    const size = Math.abs(value);
+    return size && (size < 1e-3 || size >= 1e4) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+  };
+
+  // Layer sections
+
+  const blocks = {};
+  const unpacked = (name) => (blocks[name] ??= unpack(name));
+  const unpack = (name) => {
+    const bytes = Uint8Array.from(atob(find(name).textContent), (character) => character.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
+  };
+
+  const scaled = (axis, along) => {
+    const told = { time: false, distr: { linear: 1, log: 3, symlog: 100 }[axis.scale] };
+    if (axis.within) {
+      told.fwd = (v) => Math.sign(v) * (Math.abs(v) <= axis.within ? Math.abs(v) / axis.within : 1 + Math.log10(Math.abs(v) / axis.within));
+      told.bwd = (p) => Math.sign(p) * axis.within * (Math.abs(p) <= 1 ? Math.abs(p) : 10 ** (Math.abs(p) - 1));
+    }
+    if (axis.range) told.range = axis.range;
+    else if (along) told.range = (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]);
+    return told;
+  };
+
+  const centres = (axis) => {
+    const { fwd = (v) => v, bwd = (p) => p } = scaled(axis);
+    const [low, high] = axis.range.map(fwd);
+    return Array.from({ length: axis.centres }, (_, at) => bwd(low + ((at + 0.5) * (high - low)) / axis.centres));
+  };
+
+  const drawnAxis = (axis, colors, grid) => ({
+    label: axis.label,
+    stroke: colors.muted,
+    grid: { show: grid, stroke: colors.line, width: 1 },
+    ticks: { stroke: colors.line, width: 1 },
+    values: (plot, values) => values.map((value) => (value == null ? null : number(value))),
+    ...(axis.ticks && { splits: () => axis.ticks }),
+  });
+
+  const backdrop = (chart, palette, colors) => (plot) => {
+    const { ctx, bbox } = plot;
+    const [low, high] = [plot.scales.y.min, plot.scales.y.max];
+    const toPixel = (value) => plot.valToPos(value, "y", true);
+    ctx.save();
+    ctx.fillStyle = colors.shade;
+    for (const [from, to] of chart.shades ?? []) {
+      const [top, bottom] = [toPixel(Math.min(to ?? high, high)), toPixel(Math.max(from ?? low, low))];
+      if (bottom > top) ctx.fillRect(bbox.left, top, bbox.width, bottom - top);
+    }
+    if (chart.cells) {
+      const x = plot.data[0].map((value) => plot.valToPos(value, "x", true));
+      const rows = chart.cells.length / x.length;
+      const [bottom, top] = chart.y.range.map(toPixel);
+      const left = (i) => Math.round(i === 0 ? bbox.left : i === x.length ? bbox.left + bbox.width : (x[i - 1] + x[i]) / 2);
+      const floor = (row) => Math.round(bottom + ((top - bottom) * row) / rows);
+      for (let i = 0; i < chart.cells.length; i++) {
+        const level = chart.cells.charCodeAt(i) - 48;
+        if (!level) continue;
+        const [column, row] = [Math.floor(i / rows), i % rows];
+        ctx.fillStyle = palette[level];
+        ctx.fillRect(left(column), floor(row + 1), left(column + 1) - left(column), floor(row) - floor(row + 1));
+      }
+    }
+    ctx.strokeStyle = colors.zero;
+    for (const [value] of chart.guides ?? []) {
+      if (value < low || value > high) continue;
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, toPixel(value));
+      ctx.lineTo(bbox.left + bbox.width, toPixel(value));
+      ctx.stroke();
+    }
+    ctx.restore();
+  };
+
+  const drawn = (chart, steps, { colors, palette }, place) => {
+    const along = typeof chart.x === "string" ? { label: "step", scale: "linear" } : chart.x;
+    const x = steps[chart.x] ?? centres(along);
+    const series = chart.lines.map(({ label, role, width = 1.25, dash, points, aside }) => ({
+      label,
+      class: aside && "aside-series",
+      stroke: colors[role],
+      width: points ? 0 : width,
+      dash: dash && [5, 4],
+      points: { show: Boolean(points), fill: colors[role], size: 6 },
+      value: (plot, value) => number(value),
+    }));
+    const options = {
+      width: place.clientWidth,
+      height,
+      scales: { x: scaled(along, true), y: scaled(chart.y) },
+      axes: [{ ...drawnAxis(along, colors, false), size: 44 }, { ...drawnAxis(chart.y, colors, !chart.cells), size: 64 }],
+      series: [{ label: along.label, value: (plot, value) => number(value) }, ...series],
+      bands: (chart.ribbons ?? []).map((pair) => ({ series: pair.map((at) => at + 1), fill: `${colors[chart.lines[pair[0]].role]}33` })),
+      cursor: { drag: { x: true, y: false } },
+      hooks: { drawClear: [backdrop(chart, palette, colors)] },
+    };
+    return new uPlot(options, [x, ...chart.lines.map((line) => line.values)], place);
+  };
+
+  const height = 260;
+
+  const drawAll = (charts, steps, told, place, prefix) => {
+    const figures = charts.map((chart) => {
+      const figure = element("figure", "", { id: `chart-${chart.key}` });
+      figure.append(element("figcaption", chart.title), element("div", "", { role: "img", "aria-label": prefix + chart.title }));
+      return figure;
+    });
+    place.replaceChildren(...figures);
+    const plots = charts.map((chart, at) => (figures[at].plot = drawn(chart, steps, told, figures[at].lastChild)));
+    const fit = new ResizeObserver(() => {
+      for (const plot of plots) plot.setSize({ width: plot.root.parentElement.clientWidth, height });
+    });
+    fit.observe(place);
+    return { destroy: () => { fit.disconnect(); for (const plot of plots) plot.destroy(); } };
+  };
+
+  if (find("#curves") && window.DecompressionStream) {
+    unpacked("#curve-data").then((told) => drawAll(told.curves.charts, told.curves.steps, told, find("#curves"), ""));
+  }
+
+  const panel = find("#layer");
+  let shown;
+
+  const filled = (select, labels, chosen) => {
+    select.replaceChildren(...labels.map((label, value) => element("option", label, { value })));
+    select.value = chosen;
+  };
+
+  const link = (anchor, run, layer, count) => {
+    anchor.hidden = layer < 0 || layer >= count;
+    anchor.href = `#r${run}-l${layer}`;
+  };
+
+  const show = async (run, layer) => {
+    panel.hidden = false;
+    if (!window.DecompressionStream) {
+      find("#layer-state").textContent = "This browser cannot unpack the data of the layers. The tables below hold their numbers; Chrome 80, Firefox 113, Safari 16.4 and later draw them.";
+      return;
+    }
+    const told = await unpacked("#layer-data");
+    const here = told.runs[run]?.layers[layer];
+    if (!here) return;
+    shown?.destroy();
+    find("#layer-name").textContent = here.name;
+    find("#layer-state").textContent = here.facts;
+    filled(find("#layer-run"), told.runs.map(({ name }) => name), run);
+    filled(find("#layer-of"), told.runs[run].layers.map(({ name }) => name), layer);
+    link(find("#layer-previous"), run, layer - 1, told.runs[run].layers.length);
+    link(find("#layer-next"), run, layer + 1, told.runs[run].layers.length);
+    find("#layer-findings").replaceChildren(...here.findings.map(([check, verdict, reason, advice]) => {
+      const item = element("li", "");
+      item.append(element("span", verdict, { class: `v-${verdict.replace(" ", "-")}` }), element("strong", check), element("span", reason));
+      if (advice) item.append(element("span", `${verdict === "not measured" ? "Needed" : "To try"}: ${advice}`, { class: "advice" }));
+      return item;
+    }));
+    shown = drawAll(here.charts, told.runs[run].steps, told, find("#layer-charts"), `${here.name}: `);
+    panel.scrollIntoView();
+    find("#layer-heading").focus({ preventScroll: true });
+  };
+
+  const follow = () => {
+    const match = /^#r(\d+)-l(\d+)$/.exec(location.hash);
+    if (match) show(Number(match[1]), Number(match[2]));
+  };
+
+  if (panel) {
+    window.addEventListener("hashchange", follow);
+    const jump = () => { location.hash = `r${find("#layer-run").value}-l${find("#layer-of").value}`; };
+    find("#layer-of").addEventListener("change", jump);
+    find("#layer-run").addEventListener("change", jump);
+    follow();
+  }
+
+  // Tables that sort by a click on a heading
+
+  const ranks = ["bad", "watch", "not measured", "ok", "does not apply"];
+  const key = (cell) => {
+    const text = cell.textContent.trim();
+    if (ranks.includes(text)) return ranks.indexOf(text);
+    const value = parseFloat(text.replace(/^[<>] /, "").replaceAll(",", "").replace("\u2212", "-"));
+    return Number.isNaN(value) ? (text === "\u2013" ? Infinity : text) : value;
+  };
+  const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b || 0 : String(a).localeCompare(String(b), undefined, { numeric: true }));
+
+  const directions = { ascending: 1, descending: -1 };
+  const following = { ascending: "descending", descending: "none" };
+
+  const sort = (table, rows, column, heading) => {
+    const direction = following[heading.getAttribute("aria-sort")] ?? "ascending";
+    for (const other of all("th[aria-sort]", table)) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", direction);
+    const keys = new Map(rows.map((row) => [row, key(row.cells[column])]));
+    const sign = directions[direction] ?? 0;
+    table.tBodies[0].append(...[...rows].sort((a, b) => sign * order(keys.get(a), keys.get(b))));
+  };
+
+  for (const table of all("table.sortable")) {
+    const rows = all("tbody > tr", table);
+    all("thead th", table).forEach((heading, column) => {
+      const button = element("button", heading.textContent, { type: "button" });
+      button.addEventListener("click", () => sort(table, rows, column, heading));
+      heading.replaceChildren(button);
+    });
+  }
+
+  // Layer names in tables lead to their sections
+
+  for (const table of all(".numbers[data-base^='/runs/']")) {
+    const run = table.dataset.base.split("/")[2];
+    const links = new Map(all(`tr[id^="r${run}-l"] > th`).map((cell) => [cell.title || cell.textContent, `#${cell.parentElement.id}`]));
+    for (const cell of all("tbody th", table)) {
+      const href = links.get(cell.textContent);
+      if (href) cell.replaceChildren(element("a", cell.textContent, { href }));
+    }
+  }
+
+  // Verdicts filtered by layer, check and verdict
+
+  const filter = (place, form) => {
+    const { layer, check, verdict } = Object.fromEntries(new FormData(form));
+    const fits = (name, pairs) => name.toLowerCase().includes(layer.toLowerCase()) &&
+      ((!check && !verdict) || pairs.some(([c, v]) => (!check || c === check) && (verdict ? v === verdict : v !== "does not apply")));
+    const checks = all(".grid thead th", place).map((heading) => heading.textContent.trim());
+    let count = 0;
+    for (const row of all(".grid tbody tr", place)) {
+      const words = [...row.cells].slice(1).map((cell, at) => [checks[at + 1], cell.textContent.trim()]);
+      row.hidden = !fits(row.cells[0].textContent, words);
+      count += !row.hidden;
+    }
+    for (const item of all(".told", place)) {
+      const [name, told] = all("b", item).map((word) => word.textContent);
+      item.hidden = !fits(name, [[told, item.classList[1].slice(2).replace("-", " ")]]);
+    }
+    for (const group of all(".finding", place)) {
+      group.hidden = all(".told", group).every((item) => item.hidden);
+      for (const details of all("details", group)) {
+        details.hidden = all("li", details).every((item) => item.hidden);
+        details.open = Boolean(layer || check || verdict);
+      }
+    }
+    find("output", form).textContent = `${count} layers`;
+  };
+
+  for (const place of all(".verdicts")) {
+    const form = find("#filter").content.firstElementChild.cloneNode(true);
+    for (const heading of all(".grid thead th", place).slice(1)) {
+      form.elements.check.append(element("option", heading.textContent.trim()));
+    }
+    form.addEventListener("input", () => filter(place, form));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("reset", () => setTimeout(() => filter(place, form)));
+    find(".filter-place", place).append(form);
+  }
+})();
