@@ -27,10 +27,10 @@ JUDGED = (0, 1)
 """Exit codes of ``covshift check`` that are verdicts."""
 
 
-def run_script(name: str, out: Path) -> bool:
-    """Make the smoke runs of one script; on failure print what it said."""
+def run_script(name: str, *arguments: str) -> bool:
+    """Run one script; on failure print what it said."""
     begun = time.perf_counter()
-    command = [sys.executable, str(HERE / f"{name}.py"), "--preset", "smoke", "--out", str(out)]
+    command = [sys.executable, str(HERE / f"{name}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"{name}: {time.perf_counter() - begun:.0f} s, exit code {done.returncode}", flush=True)
     if done.returncode:
@@ -62,11 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder)
         with ThreadPoolExecutor(2) as pool:
-            ran = list(pool.map(lambda name: run_script(name, out), SCRIPTS))
+            ran = list(pool.map(lambda name: run_script(name, "--preset", "smoke", "--out", str(out)), SCRIPTS))
         recordings = sorted(out.glob("*/recording.zarr"))
         missing = [name for name in SCRIPTS if not any(path.parent.name.startswith(f"{name}_") for path in recordings)]
         if missing:
             print(f"no recording of {', '.join(missing)}")
+        ran.append(run_script("results", "--smoke", "--collect", str(out), "--out", str(out / "results")))
         fine = all(ran) and not missing and judged(recordings)
     print(f"{len(recordings)} recordings of {len(SCRIPTS)} scripts: {'all judged' if fine else 'FAILED'}")
     return 0 if fine else 1
