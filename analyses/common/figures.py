@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from common.pages import settings
 from common.summaries import Summaries
 from common.tables import silent_layers
 from covshift.plots import style
@@ -20,7 +19,7 @@ _SIZE = 9, 4.5
 def draw(summaries: Summaries, folder: Path) -> list[str]:
     """Write the figures of every setting of the depth experiment; returns their names."""
     names = []
-    for name, runs in settings(summaries.where("depth")):
+    for name, runs in summaries.where("depth").settings():
         slug = "-".join(name.replace(",", "").split())
         for kind, figure in (("accuracy", _accuracies(runs, name)), ("silent", _silences(runs, name))):
             names.append(f"depth-{kind}-{slug}.svg")

@@ -18,8 +18,8 @@ _INTRODUCTION = (
 )
 _STATISTICS = (
     '"Best of a run" is the paper\'s statistic: the best test accuracy of all evaluations of a run, then the largest '
-    'and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the accuracy at the end of a run, and "95 % of further runs" the interval in '
-    "which that of a further seed would lie.\n"
+    'and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the accuracy '
+    'at the end of a run, and "95 % of further runs" the interval in which that of a further seed would lie.\n'
 )
 _SILENT = (
     "## Depth: silent units\n\nUnits that gave nothing but zero on every watched training image at the end of the run "
@@ -59,7 +59,7 @@ def overview(summaries: Summaries, judgements: list[Judgement], figures: list[st
         *(tables.accuracy_tables(table, summaries) for table in depth),
         _STATISTICS,
         _SILENT,
-        *(f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in settings(summaries.where("depth"))),
+        *(f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()),
         *(f"![{figure}](figures/{figure})\n" for figure in figures),
         "## What this rests on\n",
         *provenance(summaries),
@@ -85,7 +85,7 @@ def all_tables(summaries: Summaries) -> str:
 def units(summaries: Summaries) -> str:
     """units.md: silent units of every layer of the depth net."""
     parts = [_GENERATED, "# Silent units of every layer of the depth net, medians over seeds\n"]
-    found = [f"### {name}\n\n{tables.unit_table(runs)}" for name, runs in settings(summaries.where("depth"))]
+    found = [f"### {name}\n\n{tables.unit_table(runs)}" for name, runs in summaries.where("depth").settings()]
     return "\n".join(parts + (found or [f"{tables.NOT_RUN}\n"]))
 
 
@@ -171,14 +171,6 @@ def _distance(run: dict[str, object]) -> str:
     return f"{run['experiment']}, {run['preset']}: {differences or 'nothing'}"
 
 
-def settings(summaries: Summaries) -> Iterator[tuple[str, Summaries]]:
-    """Runs by preset and condition, with a name for each."""
-    groups = summaries.groups()
-    for name in unique(tables.setting(group) for group in groups):
-        chosen = [run for group in groups if tables.setting(group) == name for run in group]
-        yield name, Summaries(tuple(chosen))
-
-
 def _counted(judgement: Judgement) -> str:
     words = [effect.word for effect in judgement.effects]
     return ", ".join(f"{words.count(word)} {word}" for word in unique(words)) or tables.NOT_RUN
@@ -198,7 +190,7 @@ def _swish(summaries: Summaries) -> Iterator[str]:
             gradients = run["profiles"]["activation_grad"]
             fate = claims.forward_fate(run)
             rows.append([
-                f"{tables.setting(group)}, seed {run['seed']}",
+                f"{group.setting}, seed {run['seed']}",
                 _short(sizes[0]),
                 _short(sizes[-1]),
                 fate,

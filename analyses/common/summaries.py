@@ -10,13 +10,14 @@ from typing import Any
 
 from common.files import read_json
 from common.jobs import SUMMARY
+from common.variants import VARIANTS
 
 Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Summaries:
-    """Summaries of runs, in the order of their names."""
+    """Summaries of runs, by experiment and setting, variants in the paper's order."""
 
     runs: tuple[Summary, ...]
 
@@ -28,7 +29,7 @@ class Summaries:
             summary = read_json(path)
             if summary is not None:
                 found.append(summary | {"name": path.parent.name})
-        return cls(tuple(found))
+        return cls(tuple(sorted(found, key=_place)))
 
     def where(self, experiment: str | None = None, variant: str | None = None, **condition: Any) -> Summaries:
         """Those of an experiment, of a variant, under a condition."""
@@ -65,7 +66,20 @@ class Summaries:
         found: dict[str, list[Summary]] = {}
         for run in self.runs:
             found.setdefault(run["name"].rsplit("_seed-", 1)[0], []).append(run)
-        return [Summaries(tuple(sorted(runs, key=lambda run: int(run["seed"])))) for runs in found.values()]
+        return [Summaries(tuple(runs)) for runs in found.values()]
+
+    @property
+    def setting(self) -> str:
+        """Preset and condition that the runs of a group share, in words."""
+        one = self.first
+        return ", ".join([f"preset {one['preset']}", *(f"{name} {value}" for name, value in one["condition"].items())])
+
+    def settings(self) -> list[tuple[str, Summaries]]:
+        """Runs of each setting with its name, all variants and seeds together."""
+        found: dict[str, list[Summary]] = {}
+        for group in self.groups():
+            found.setdefault(group.setting, []).extend(group)
+        return [(name, Summaries(tuple(runs))) for name, runs in found.items()]
 
     @property
     def first(self) -> Summary:
@@ -81,6 +95,12 @@ class Summaries:
             return Summaries(tuple(run for run in chosen if run["preset"] == one["preset"]))
 
         return partner
+
+
+def _place(run: Summary) -> tuple[Any, ...]:
+    order = list(VARIANTS)
+    variant = order.index(run["variant"]) if run["variant"] in order else len(order)
+    return run["experiment"], run["preset"], [str(value) for value in run["condition"].values()], variant, run["seed"]
 
 
 def paired(ours: Summaries, theirs: Summaries, number: Callable[[Summary], float]) -> tuple[list[float], list[float]]:

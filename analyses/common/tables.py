@@ -57,27 +57,15 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers:
 
 def accuracy_tables(table: PaperTable, summaries: Summaries) -> str:
     """A table of the paper, once for every preset and condition it was run under; without runs if there are none."""
-    chosen = summaries.where(table.experiment, **table.condition)
-    settings: dict[str, Summaries] = {}
-    for group in chosen.groups():
-        name = setting(group)
-        settings[name] = Summaries((*settings.get(name, Summaries(())), *group))
-    if not settings:
-        settings = {NOT_RUN: Summaries(())}
-    return "\n".join(_accuracy_table(table, name, runs) for name, runs in settings.items())
-
-
-def setting(group: Summaries) -> str:
-    """Preset and condition that the runs of a group share."""
-    one = group.first
-    return ", ".join([f"preset {one['preset']}", *(f"{name} {value}" for name, value in one["condition"].items())])
+    chosen = summaries.where(table.experiment, **table.condition).settings() or [(NOT_RUN, Summaries(()))]
+    return "\n".join(_accuracy_table(table, name, runs) for name, runs in chosen)
 
 
 def _accuracy_table(table: PaperTable, name: str, runs: Summaries) -> str:
     variants = [v for v in VARIANTS if any(v in numbers for numbers in table.columns.values()) or runs.where(variant=v)]
     headings = [
-        "", *table.columns, "best of a run: max", "median", "median of a run: median", "last: median", "range", "95 % of further runs",
-        "parameters", "seeds", "steps",
+        "", *table.columns, "best of a run: max", "median", "median of a run: median", "last: median", "range",
+        "95 % of further runs", "parameters", "seeds", "steps",
     ]  # fmt: skip
     rows = []
     for variant in variants:
