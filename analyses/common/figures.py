@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from common.summaries import Summaries
 from common.tables import silent_layers
-from covshift.plots import style
+from covshift.plots import palette, style
 
 _SIZE = 9, 4.5
 
@@ -40,7 +40,7 @@ def _accuracies(runs: Summaries, name: str) -> Figure:
                 median,
                 color=style.RUN_COLORS[index % len(style.RUN_COLORS)],
                 linestyle=("-", "--")[index // len(style.RUN_COLORS) % 2],
-                marker=style.RUN_MARKERS[index % len(style.RUN_MARKERS)],
+                marker=palette.RUN_MARKERS[index % len(palette.RUN_MARKERS)],
                 markersize=3,
                 label=group.first["title"],
             )

@@ -12,8 +12,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import covshift
+from covshift.analysis import rows
 from covshift.cli import app
-from covshift.diagnosis import diagnosis
 from covshift.store import reader
 
 
@@ -48,7 +48,7 @@ def path(tmp_path_factory):
 @pytest.fixture
 def lazily(monkeypatch):
     monkeypatch.setattr(reader, "EAGER_BYTES", 1000)
-    monkeypatch.setattr(diagnosis, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(rows, "HELD_BYTES", 1000)
 
 
 def test_a_diagnosis_does_not_depend_on_whether_the_recording_fits_into_memory(path, lazily, monkeypatch):
@@ -74,7 +74,7 @@ def test_large_groups_are_not_read_as_a_whole_and_superseded_rows_not_at_all(pat
     monkeypatch.setattr(xr.DataTree, "load", counted)
     covshift.diagnose(covshift.open(path))
     assert read == []
-    monkeypatch.setattr(diagnosis, "_HELD_BYTES", 2**27)
+    monkeypatch.setattr(rows, "HELD_BYTES", 2**27)
     covshift.diagnose(covshift.open(path))
     assert "/layers" in read
     assert not [group for group in read if "superseded" in group or "histograms" in group]

@@ -51,6 +51,9 @@ def test_a_continued_run_reads_like_one_that_was_never_interrupted(tmp_path, tol
     for group in ("layers", "units", "parameters", "scalars"):
         expected, found = whole[group].to_dataset(), parts[group].to_dataset()
         assert found.step.values.tolist() == list(range(8))
+        if group == "parameters":
+            # The gradient of the record before is kept in no checkpoint, so the first one is not known to have turned.
+            expected["gradient_cosine"][3] = np.nan
         for name in expected.data_vars:
             if name != "wall_time":
                 np.testing.assert_array_equal(found[name].values, expected[name].values, err_msg=f"{group}/{name}")
