@@ -50,6 +50,9 @@ CHARACTER_WIDTH = 0.66
 LEAST_DECADES = 0.7
 """Decades that a logarithmic axis spans at least: fewer have no room for round ticks."""
 
+KEY_CHARACTER, KEY_HANDLE = 4.4, 30.0
+"""Points that a character of a key takes on average, and its handle with the gaps around it."""
+
 KEY_DROP = 36.0
 """Points between an x axis and the key below its tick labels and name."""
 
@@ -243,8 +246,11 @@ def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float
 
 
 def key_of_figure(figure: Figure | SubFigure, handles: Sequence[Any], *, columns: int = 6) -> None:
-    """A legend below all panels of ``figure``."""
-    legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=columns, handlelength=1.2)
+    """A legend below all panels of ``figure``, in at most so many ``columns`` as its width holds."""
+    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    room = int(figure.bbox.width * 72.0 / figure.dpi / (KEY_CHARACTER * widest + KEY_HANDLE))
+    ncols = max(min(columns, room), 1)
+    legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=ncols, handlelength=1.2)
     as_plain_text(legend)
 
 

@@ -63,9 +63,9 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
 
 
 def _worst(grid: xr.DataArray, rows: int) -> xr.DataArray:
-    """The ``rows`` layers with the loudest verdicts, in their own order."""
+    """The ``rows`` layers with the loudest verdicts, in their own order; the row of the whole run always stays."""
     loudness = np.stack([(grid.values == verdict).sum(axis=1) for verdict in LOUDNESS[:2]], axis=1)
-    order = np.lexsort((-loudness[:, 1], -loudness[:, 0]))
+    order = np.lexsort((-loudness[:, 1], -loudness[:, 0], grid["layer"].values != WHOLE_RUN))
     return grid.isel(layer=np.sort(order[:rows]))
 
 

@@ -16,6 +16,7 @@ import argparse
 import io
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="5,50,200", help="numbers of layers, of 5, 50 and 200")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant of 5 layers; larger nets have one")
+    parser.add_argument("--figures", default=",".join(FIGURES), help="names; all by default")
     parser.add_argument("--runs", type=Path, help="keep recordings here, and draw those that are there already")
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -55,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             runs = recorded(size, options.runs or Path(folder), steps=options.steps, seeds=options.seeds)
-            for name, figure in drawn(size, runs).items():
+            for name, figure in drawn(size, runs, options.figures.split(",")):
                 save(figure, options.out / f"{name}-{size}.png")
     (options.out / "README.md").write_text(page(options.out))
 
@@ -166,17 +168,15 @@ def probed(model: nn.Module, optimizer: torch.optim.Optimizer, first: tuple, sec
     }
 
 
-def drawn(size: int, runs: dict[str, xr.DataTree]) -> dict[str, Figure]:
+def drawn(size: int, runs: dict[str, xr.DataTree], names: list[str]) -> Iterator[tuple[str, Figure]]:
     """Every figure of the first run, or of the last where gradients are compared; and the comparison of all."""
     first, *_, last = runs.values()
-    return {
-        name: kind.figure(
-            runs if kind.several_runs else last if size == 50 and name in ("norm", "ics") else first,
-            layer=LAYER_OF[size] if name in ONE_LAYER else None,
-            theme="dark" if name == "river" and size == 50 else "light",
-        )
-        for name, kind in FIGURES.items()
-    }
+    for name in names:
+        kind = FIGURES[name]
+        compared = size == 50 and name in ("norm", "ics")
+        layer = LAYER_OF[size] if name in ONE_LAYER else None
+        theme = "dark" if name == "river" and size == 50 else "light"
+        yield name, kind.figure(runs if kind.several_runs else last if compared else first, layer=layer, theme=theme)
 
 
 def titles(figure: Figure) -> str:
