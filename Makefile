@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.built
 OUT ?=
 
-.PHONY: help demo test test-slow smoke soak lint types clean
+.PHONY: help demo test test-slow smoke gallery soak lint types clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ test-slow: $(STAMP)  ## the tests that take minutes
 
 smoke: $(STAMP)  ## every analysis of the paper, for seconds: OUT=DIR keeps the recordings
 	$(BIN)/python analyses/smoke.py $(if $(OUT),--out $(OUT))
+
+gallery: $(STAMP)  ## train small nets and draw every figure of them into docs/gallery
+	$(BIN)/python docs/gallery/build.py $(if $(OUT),--out $(OUT))
 
 soak: $(STAMP)  ## half an hour of recorded training: does memory, or anything else, grow?
 	$(BIN)/python analyses/soak.py --minutes 30 $(if $(OUT),--json $(OUT))

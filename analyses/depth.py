@@ -16,7 +16,7 @@ from torch import nn
 from common.experiment import Experiment
 from common.jobs import Job
 from common.networks import built
-from common.plan import Optimizer, Plan, epochs
+from common.plan import Optimizer, Plan, epochs, smoke
 from common.training import Trainer
 from common.variants import THIRTEEN, VARIANTS
 from covshift.datasets import ImageSplit
@@ -42,16 +42,12 @@ CPU = replace(
     watched_examples=2_000,
     record_every=20,
 )
-SMOKE = replace(
+SMOKE = smoke(
     CPU,
-    dataset="digits-32",
-    variants=("relu", "linked-relu"),
+    ("relu", "linked-relu"),
     axes=(("initialization", ("variance-preserving",)), ("depth", (10,))),
-    seeds=1,
     steps=24,
     evaluate_every=8,
-    test_examples=100,
-    watched_examples=100,
     record_every=4,
 )
 WIDTH, WIDE = 4, 6

@@ -18,7 +18,7 @@ from common.data import Affine, standardised, unit
 from common.experiment import Experiment
 from common.jobs import Job
 from common.networks import built, width_factor
-from common.plan import Optimizer, Plan, epochs
+from common.plan import Optimizer, Plan, epochs, smoke
 from common.training import Trainer
 from common.variants import VARIANTS
 from covshift.datasets import ImageSplit
@@ -54,18 +54,8 @@ CPU = replace(
     final_examples=5_000,
     record_every=50,
 )
-SMOKE = replace(
-    CPU,
-    dataset="digits-32",
-    variants=("linked-relu",),
-    axes=(("input", ("standardised", "raw")),),
-    seeds=1,
-    steps=10,
-    evaluate_every=5,
-    test_examples=100,
-    watched_examples=100,
-    final_examples=100,
-    record_every=5,
+SMOKE = smoke(
+    CPU, ("linked-relu",), axes=(("input", ("standardised", "raw")),), batch_size=16, steps=6, evaluate_every=3
 )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from common.experiment import Experiment
 from common.jobs import Job
 from common.networks import built, width_factor
-from common.plan import Optimizer, Plan, epochs
+from common.plan import Optimizer, Plan, epochs, smoke
 from common.training import Trainer
 from common.variants import TWELVE, VARIANTS
 from covshift.datasets import ImageSplit
@@ -39,18 +39,7 @@ CPU = replace(
     watched_examples=1_000,
     record_every=50,
 )
-SMOKE = replace(
-    CPU,
-    dataset="digits-32",
-    variants=("relu", "relu-wide", "linked-relu"),
-    seeds=1,
-    steps=10,
-    evaluate_every=5,
-    test_examples=100,
-    watched_examples=100,
-    final_examples=100,
-    record_every=5,
-)
+SMOKE = smoke(CPU, ("relu-wide", "linked-relu"), batch_size=16, steps=6, evaluate_every=3)
 
 
 def build(job: Job, data: ImageSplit, generator: torch.Generator) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 from common.experiment import Experiment
 from common.jobs import Job
 from common.networks import built, residual_options
-from common.plan import Optimizer, Plan, epochs
+from common.plan import Optimizer, Plan, epochs, smoke
 from common.training import Trainer
 from common.variants import EIGHT, VARIANTS
 from covshift.datasets import ImageSplit
@@ -42,19 +42,7 @@ CPU = replace(
     watched_examples=500,
     record_every=10,
 )
-SMOKE = replace(
-    CPU,
-    dataset="digits-32",
-    variants=("linked-relu",),
-    seeds=1,
-    steps=4,
-    batch_size=8,
-    evaluate_every=2,
-    test_examples=20,
-    final_examples=20,
-    watched_examples=20,
-    record_every=1,
-)
+SMOKE = smoke(CPU, ("linked-relu",), steps=4, batch_size=8, evaluate_every=2, record_every=1, test_examples=20)
 
 
 def build(job: Job, data: ImageSplit, generator: torch.Generator) -> nn.Module:

@@ -2,18 +2,22 @@
 
     python analyses/smoke.py --out DIR
 
-Two scripts at a time. Exits with 1 if a script fails, a run has no recording that ``covshift check`` can judge, or the
-results page cannot be made from the summaries.
+Two processes, so that torch is imported twice and not ten times. Exits with 1 if a script fails, a script has no
+recording that ``covshift check`` can judge, or the results pages cannot be made from the summaries.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import contextlib
+import importlib
+import io
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 SCRIPTS = (
@@ -22,20 +26,23 @@ SCRIPTS = (
 )  # fmt: skip
 """Longest first."""
 
-HERE = Path(__file__).parent
 JUDGED = (0, 1)
 """Exit codes of ``covshift check`` that are verdicts."""
 
 
-def run_script(name: str, out: Path) -> bool:
-    """Make the smoke runs of one script; on failure print what it said."""
-    begun = time.perf_counter()
-    command = [sys.executable, str(HERE / f"{name}.py"), "--preset", "smoke", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    print(f"{name}: {time.perf_counter() - begun:.0f} s, exit code {done.returncode}", flush=True)
-    if done.returncode:
-        print(done.stdout + done.stderr, flush=True)
-    return done.returncode == 0
+def run_script(name: str, out: Path) -> tuple[bool, str]:
+    """Make the smoke runs of one script; returns whether it came to its end, and what it said."""
+    said, begun = io.StringIO(), time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = importlib.import_module(name).EXPERIMENT.main(["--preset", "smoke", "--out", str(out)])
+    except SystemExit as exit_:
+        code = exit_.code
+    except Exception:  # noqa: BLE001 - whatever ended the script is shown, and fails the check
+        traceback.print_exc(file=said)
+        code = 1
+    report = f"{name}: {time.perf_counter() - begun:.0f} s, exit code {code}"
+    return code == 0, report if code == 0 else f"{report}\n{said.getvalue()}"
 
 
 def judged(recordings: list[Path]) -> bool:
@@ -44,14 +51,35 @@ def judged(recordings: list[Path]) -> bool:
 
     verdicts = []
     for recording in recordings:
+        said = io.StringIO()
         try:
-            code = int(app(["check", str(recording), "--quiet"]) or 0)
+            with contextlib.redirect_stdout(said):
+                code = int(app(["check", str(recording)]) or 0)
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         verdicts.append(code in JUDGED)
         if code not in JUDGED:
-            print(f"covshift check {recording}: exit code {code}", flush=True)
+            print(f"covshift check {recording}: exit code {code}\n{said.getvalue()}", flush=True)
     return bool(verdicts) and all(verdicts)
+
+
+def run_all(out: Path) -> bool:
+    """Run every script, judge every recording, and write the results pages; returns whether all went well."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(run_script, name, out) for name in SCRIPTS]
+        ran = []
+        for job in jobs:
+            fine, report = job.result()
+            ran.append(fine)
+            print(report, flush=True)
+    recordings = sorted(out.glob("*/recording.zarr"))
+    silent = [name for name in SCRIPTS if not any(path.parent.name.startswith(f"{name}_") for path in recordings)]
+    if silent:
+        print(f"no recording of {', '.join(silent)}")
+    fine = all(ran) and not silent and judged(recordings)
+    pages = importlib.import_module("results").main(["--smoke", "--collect", str(out), "--out", str(out / "results")])
+    print(f"{len(recordings)} recordings of {len(SCRIPTS)} scripts: {'all judged' if fine else 'FAILED'}")
+    return fine and pages == 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,16 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="keep the recordings here; by default they are thrown away")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        out = options.out or Path(folder)
-        with ThreadPoolExecutor(2) as pool:
-            ran = list(pool.map(lambda name: run_script(name, out), SCRIPTS))
-        recordings = sorted(out.glob("*/recording.zarr"))
-        missing = [name for name in SCRIPTS if not any(path.parent.name.startswith(f"{name}_") for path in recordings)]
-        if missing:
-            print(f"no recording of {', '.join(missing)}")
-        fine = all(ran) and not missing and judged(recordings)
-    print(f"{len(recordings)} recordings of {len(SCRIPTS)} scripts: {'all judged' if fine else 'FAILED'}")
-    return 0 if fine else 1
+        return 0 if run_all(options.out or Path(folder)) else 1
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import covshift
 from common.evidence import evidence
 from common.experiment import Experiment
 from common.files import digits_of
-from common.jobs import RECORDING, Job, write_summary
+from common.jobs import RECORDING, Job, Session, write_summary
 from common.networks import residual_options, shape_of, width_factor
 from common.paired import interleave, ratio
 from common.plan import Optimizer, Plan
@@ -107,17 +107,15 @@ def trainers(job: Job, data: ImageSplit, device: str) -> dict[str, Trainer]:
     return made
 
 
-def perform(
-    job: Job, folder: Path, data: ImageSplit, *, device: str, progress: Callable[[Job, int, float], None], **_: Any
-) -> dict[str, Any]:
+def perform(job: Job, folder: Path, data: ImageSplit, session: Session) -> dict[str, Any]:
     """Time the arms of a network, then record some steps of the linked one; returns the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.process_time(), time.perf_counter()
-    made = trainers(job, data, device)
-    blocks = {name: partial(_block, trainer, job.plan.steps, device) for name, trainer in made.items()}
+    made = trainers(job, data, session.device)
+    blocks = {name: partial(_block, trainer, job.plan.steps, session.device) for name, trainer in made.items()}
     timed = interleave(blocks, rounds=job.condition["rounds"])
     _record(made["LK-ReLU"], folder / RECORDING, job)
-    summary = job.describe(data, device) | {
+    summary = job.describe(data, session.device) | {
         "complete": True,
         "steps": job.plan.steps,
         "parameters": _parameters(made["LK-ReLU"].model),

@@ -14,7 +14,7 @@ from torch import nn
 from common.experiment import Experiment
 from common.jobs import Job
 from common.networks import built
-from common.plan import Optimizer, Plan, epochs
+from common.plan import Optimizer, Plan, epochs, smoke
 from common.training import Trainer
 from common.variants import EIGHT
 from covshift.datasets import ImageSplit
@@ -39,18 +39,7 @@ CPU = replace(
     test_examples=2_000,
     watched_examples=2_000,
 )
-SMOKE = replace(
-    CPU,
-    dataset="digits-32",
-    variants=("relu", "linked-relu"),
-    axes=(("width", (8,)),),
-    seeds=1,
-    steps=16,
-    evaluate_every=8,
-    test_examples=100,
-    watched_examples=100,
-    record_every=4,
-)
+SMOKE = smoke(CPU, ("relu", "linked-relu"), axes=(("width", (8,)),))
 
 
 def build(job: Job, data: ImageSplit, generator: torch.Generator) -> nn.Module:

@@ -15,32 +15,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from common.data import DATASETS, load
-from common.jobs import Job
+from common.jobs import Job, Session
 from common.plan import Plan, distance
 from covshift.datasets import ImageSplit
 from covshift.exceptions import CovshiftError
 
-
-class Perform(Protocol):
-    """Makes one run and writes its summary."""
-
-    def __call__(
-        self,
-        job: Job,
-        folder: Path,
-        data: ImageSplit,
-        *,
-        device: str,
-        resume: bool,
-        deadline: float,
-        progress: Callable[[Job, int, float], None],
-    ) -> dict[str, Any]:
-        """Returns the summary."""
+Perform = Callable[[Job, Path, ImageSplit, Session], dict[str, Any]]
+"""Makes one run in a folder, writes its summary there and returns it."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +140,8 @@ class Experiment:
 
     def _make(self, jobs: list[Job], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         deadline = time.monotonic() + 60 * options.minutes
-        tasks = [_Task(self.perform, job, options, deadline) for job in jobs]
+        session = Session(options.device, options.resume, deadline, _show)
+        tasks = [_Task(self.perform, job, options, session) for job in jobs]
         if options.processes <= 1 or len(tasks) <= 1:
             return {task.job.name: task() for task in tasks if time.monotonic() < deadline}
         done = {}
@@ -174,26 +161,18 @@ class _Task:
     perform: Perform
     job: Job
     options: argparse.Namespace
-    deadline: float
+    session: Session
 
     def __call__(self) -> dict[str, Any]:
         torch.set_num_threads(self.options.threads)
         data = load(self.job.plan.dataset, self.options.data, download=False)
-        summary = self.perform(
-            self.job,
-            self.options.out / self.job.name,
-            data,
-            device=self.options.device,
-            resume=self.options.resume,
-            deadline=self.deadline,
-            progress=_show,
-        )
+        summary = self.perform(self.job, self.options.out / self.job.name, data, self.session)
         _show_end(summary)
         return summary
 
 
 def _perform(task: _Task) -> dict[str, Any] | None:
-    return task() if time.monotonic() < task.deadline else None
+    return task() if time.monotonic() < task.session.deadline else None
 
 
 def _show(job: Job, step: int, accuracy: float) -> None:

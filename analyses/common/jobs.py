@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -22,6 +22,34 @@ from common.variants import VARIANTS
 from covshift.datasets import ImageSplit
 
 SUMMARY, RECORDING, CHECKPOINT = "summary.json", "recording.zarr", "checkpoint.pt"
+
+
+class Progress(Protocol):
+    """Told how far a run is."""
+
+    def __call__(self, job: Job, step: int, accuracy: float) -> None:
+        """Called at every evaluation."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """How runs are made today, which decides nothing about their numbers but the last bits.
+
+    Attributes
+    ----------
+    device : str
+        torch device.
+    resume : bool
+        Continue from the last checkpoint instead of anew.
+    deadline : float
+        ``time.monotonic()`` from which on runs stop at their next evaluation.
+    progress : callable
+    """
+
+    device: str
+    resume: bool
+    deadline: float
+    progress: Progress
 
 
 @dataclass(frozen=True)

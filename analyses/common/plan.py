@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -119,6 +119,13 @@ def distance(plan: Plan, paper: Plan) -> dict[str, dict[str, Any]]:
     here, there = plan.to_dict(), paper.to_dict()
     names = [field.name for field in fields(Plan) if field.name not in _NO_PROTOCOL]
     return {name: {"here": here[name], "paper": there[name]} for name in names if here[name] != there[name]}
+
+
+def smoke(plan: Plan, variants: tuple[str, ...], **changed: Any) -> Plan:
+    """A plan cut to seconds, on the bundled digits: enough to see that the script still runs."""
+    examples = {"test_examples": 50, "watched_examples": 50, "final_examples": 50}
+    tiny = {"dataset": "digits-32", "seeds": 1, "steps": 10, "evaluate_every": 5, "record_every": 5}
+    return replace(plan, variants=variants, **examples | tiny | changed)
 
 
 def epochs(count: int, *, examples: int = 50_000, batch_size: int = 32) -> int:

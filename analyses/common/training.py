@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from common.batches import augmented, batch_indices
 from common.data import Affine, unit
 from common.evidence import evidence
 from common.files import read_state, write_state
-from common.jobs import CHECKPOINT, RECORDING, Job, parameter_hash, write_summary
+from common.jobs import CHECKPOINT, RECORDING, Job, Session, parameter_hash, write_summary
 from covshift.datasets import ImageSplit
 
 _CHUNK = 500
@@ -56,13 +56,6 @@ Judge = Callable[[xr.DataTree], dict[str, Any]]
 def as_in_the_paper(job: Job, data: ImageSplit) -> Affine:
     """Pixels in [0, 1], whatever the job."""
     return unit(data)
-
-
-class Progress(Protocol):
-    """Told how far a run is."""
-
-    def __call__(self, job: Job, step: int, accuracy: float) -> None:
-        """Called at every evaluation."""
 
 
 class Run:
@@ -201,24 +194,14 @@ class Trainer:
     measure: Measure | None = None
     judge: Judge | None = None
 
-    def __call__(
-        self,
-        job: Job,
-        folder: Path,
-        data: ImageSplit,
-        *,
-        device: str,
-        resume: bool,
-        deadline: float,
-        progress: Progress,
-    ) -> dict[str, Any]:
+    def __call__(self, job: Job, folder: Path, data: ImageSplit, session: Session) -> dict[str, Any]:
         """Train, record, and write the summary, also of a run that the deadline ends early; returns it."""
         folder.mkdir(parents=True, exist_ok=True)
         # Dropout draws from the global generator, weights from one of their own.
         torch.manual_seed(job.seed)
         model = self.build(job, data, torch.Generator().manual_seed(job.seed))
-        run = Run(job, data, model, self.inputs(job, data), device)
-        state = read_state(folder / CHECKPOINT) if resume else None
+        run = Run(job, data, model, self.inputs(job, data), session.device)
+        state = read_state(folder / CHECKPOINT) if session.resume else None
         if state is not None and state["key"] != job.key(data):
             state = None
         with self._recorder(run, folder, state) as recorder:
@@ -226,7 +209,7 @@ class Trainer:
                 run.load_state_dict(state)
                 # A resumed recording gives up what it holds of the step it goes on from, this pass included.
                 run.watch(recorder)
-            self._train(run, recorder, folder, deadline=deadline, key=job.key(data), progress=progress)
+            self._train(run, recorder, folder, session, key=job.key(data))
         return self._finish(run, folder, data)
 
     def _recorder(self, run: Run, folder: Path, state: dict[str, Any] | None) -> covshift.Recorder:
@@ -248,9 +231,7 @@ class Trainer:
             recorder.load_state_dict(state["recorder"])
         return recorder
 
-    def _train(
-        self, run: Run, recorder: covshift.Recorder, folder: Path, *, deadline: float, key: str, progress: Progress
-    ) -> None:
+    def _train(self, run: Run, recorder: covshift.Recorder, folder: Path, session: Session, *, key: str) -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         while run.step < run.plan.steps:
             recorder.log(loss=run.advance())
@@ -265,8 +246,8 @@ class Trainer:
             cpu, wall = time.process_time(), time.perf_counter()
             write_state(folder / CHECKPOINT, run.state_dict(recorder) | {"key": key})
             run.before = copy.deepcopy(run.model.state_dict())
-            progress(run.job, run.step, accuracy)
-            if time.monotonic() > deadline:
+            session.progress(run.job, run.step, accuracy)
+            if time.monotonic() > session.deadline:
                 break
 
     def _finish(self, run: Run, folder: Path, data: ImageSplit) -> dict[str, Any]:

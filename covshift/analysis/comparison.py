@@ -126,5 +126,6 @@ def _medians(series: _Series, recording: xr.DataTree, stream: str, layers: list[
         table = series(recording, stream)
     except SignalNotRecorded:
         return np.full(len(layers), np.nan)
-    window = table.isel(step=rows.last_window(table.sizes["step"]))
+    # Computed first: dask warns of layers without any number, which numpy's median passes over here.
+    window = table.isel(step=rows.last_window(table.sizes["step"])).compute()
     return np.asarray(window.median("step").reindex(layer=layers).values)

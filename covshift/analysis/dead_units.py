@@ -184,7 +184,13 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     -------
     DataArray
         Dims ``(step, layer)``, in [0, 1]; NaN where the layer was not recorded at the step.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``dead`` is something else, such as the recording.
     """
+    rows.demand_result(dead, ("layer", "examples", "silent"), of="covshift.gradient_health.dead_units")
     layer = dead["layer"].values
     names, first, member = np.unique(layer, return_index=True, return_inverse=True)
     recorded = dead["examples"].values > 0

@@ -14,6 +14,9 @@ from covshift.exceptions import SignalNotRecorded
 SPREAD = 3.0
 """Standard deviations about the mean that the curve reaches: 99.7 % of a normal z."""
 
+ROOM = 0.15
+"""Share of its own length that the axis reaches beyond zero on either side: where most nonlinearities bend."""
+
 ROBUST = 0.02
 """Share of the records whose reach may lie beyond the axis, so that an early outlier does not flatten the rest."""
 
@@ -46,7 +49,7 @@ def operating_track(recording: xr.DataTree, *, layer: str, stream: str = "train"
         ``flat`` (z)
             Where that is below a tenth of its maximum on the axis.
 
-        ``z`` covers mean +- 3 sd of all but the 2 % farthest records at either end, and always -1 to 1. Attributes:
+        ``z`` covers mean +- 3 sd of all but the 2 % farthest records at either end, and both sides of zero. Attributes:
         ``layer``, ``activation``.
 
     Raises
@@ -86,4 +89,7 @@ def _reach(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> tuple[float, f
         return -1.0, 1.0
     low = np.quantile(mean[known] - SPREAD * sd[known], ROBUST, method="lower")
     high = np.quantile(mean[known] + SPREAD * sd[known], 1 - ROBUST, method="higher")
-    return min(float(low), -1.0), max(float(high), 1.0)
+    free = ROOM * float(high - low)
+    if not free:
+        return float(min(low, -1.0)), float(max(high, 1.0))
+    return float(min(low, -free)), float(max(high, free))

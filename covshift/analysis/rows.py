@@ -8,6 +8,7 @@ was not recorded is counted 0 and reads NaN once divided.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from covshift import schema
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
-"""Names of the two streams of rows, and where their groups stand in the tree."""
+"""Names of the streams of rows, and where their groups stand in the tree."""
 
 PRODUCER_SIGNAL = {"preactivation": "activation", "preactivation_grad": "activation_grad"}
 """Signal under which a producer holds its consumer's pre-activation, and the gradient with respect to it."""
@@ -235,6 +236,26 @@ def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train"
     layers = group(recording, "layers", stream=stream)
     coordinate: xr.DataArray = layers[name].reset_coords(drop=True)
     return coordinate
+
+
+def demand_result(result: object, variables: Iterable[str], *, of: str) -> None:
+    """Demand that ``result`` is a Dataset with these variables, as the function named ``of`` returns it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is something else, such as the recording that the function takes.
+    """
+    if not isinstance(result, xr.Dataset):
+        what = "a recording" if isinstance(result, xr.DataTree) else type(result).__name__
+        raise InvalidArgumentError(f"expected the Dataset that {of} returns, got {what}; pass {of}(recording)")
+    missing = [name for name in variables if name not in result.variables]
+    if missing:
+        there = ", ".join(map(str, result.data_vars)) or "none"
+        raise InvalidArgumentError(
+            f"expected the Dataset that {of} returns, got one without {', '.join(missing)} (it has {there}); pass "
+            f"{of}(recording)"
+        )
 
 
 def last_window(records: int) -> slice:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from covshift.datasets.files import Bytes, Download, Part, content_hash, demand_labels, fetch, images, labels
+from covshift.datasets.files import Bytes, Download, Part, content_hash, demand_labels, fetch, published
 from covshift.datasets.split import ImageSplit
 from covshift.exceptions import DatasetError
 
@@ -93,18 +93,16 @@ def cifar10(folder: str | os.PathLike[str], *, download: bool = False) -> ImageS
     files, names, decode = found
     train = _joined([decode(files[name], name) for name in names[0]])
     test = decode(files[names[1]], names[1])
-    sha256 = content_hash(train, test)
-    return ImageSplit(
-        train_images=images(train),
-        train_labels=labels(train),
-        test_images=images(test),
-        test_labels=labels(test),
+    if content_hash(train, test) == RECOMPRESSED:
+        origin = _LOSSY
+    return published(
+        train,
+        test,
         name="cifar10",
         classes=CLASSES,
-        description=f"{_DESCRIPTION} {_LOSSY if sha256 == RECOMPRESSED else origin}",
+        description=f"{_DESCRIPTION} {origin}",
         source=_SOURCE,
         licence=_LICENCE,
-        sha256=sha256,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covshift.datasets.files import Bytes, Download, Part, content_hash, demand_labels, fetch, images, labels
+from covshift.datasets.files import Bytes, Download, Part, demand_labels, fetch, published
 from covshift.datasets.split import ImageSplit
 from covshift.exceptions import DatasetError
 
@@ -68,17 +68,14 @@ def fashion_mnist(folder: str | os.PathLike[str], *, download: bool = False) -> 
     place = Path(folder)
     contents = [_content(place, file, download) for file in FILES]
     train, test = (_part(part, *contents[first : first + 2]) for part, first in (("train", 0), ("t10k", 2)))
-    return ImageSplit(
-        train_images=images(train),
-        train_labels=labels(train),
-        test_images=images(test),
-        test_labels=labels(test),
+    return published(
+        train,
+        test,
         name="fashion-mnist",
         classes=CLASSES,
         description=_DESCRIPTION,
         source=_SOURCE,
         licence=_LICENCE,
-        sha256=content_hash(train, test),
     )
 
 

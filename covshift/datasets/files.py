@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from covshift.datasets.split import ImageSplit
 from covshift.exceptions import DatasetError
 
 Bytes = NDArray[np.uint8]
@@ -106,14 +107,24 @@ def content_hash(*parts: Part) -> str:
     return digest.hexdigest()
 
 
-def images(part: Part) -> torch.Tensor:
-    """Pixels divided by 255, float32."""
-    return torch.from_numpy(part.pixels.astype(np.float32)).div_(255)
-
-
-def labels(part: Part) -> torch.Tensor:
-    """Labels as int64."""
-    return torch.from_numpy(part.labels.astype(np.int64))
+def published(
+    train: Part, test: Part, *, name: str, classes: int, description: str, source: str, licence: str
+) -> ImageSplit:
+    """A data set split by its publisher: pixels divided by 255, the content hash over both parts."""
+    train_images, test_images = (torch.from_numpy(part.pixels.astype(np.float32)).div_(255) for part in (train, test))
+    train_labels, test_labels = (torch.from_numpy(part.labels.astype(np.int64)) for part in (train, test))
+    return ImageSplit(
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        name=name,
+        classes=classes,
+        description=description,
+        source=source,
+        licence=licence,
+        sha256=content_hash(train, test),
+    )
 
 
 def demand_labels(found: Bytes, classes: int, where: str) -> Bytes:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from covshift import schema
 from covshift.analysis import linkage, rows
-from covshift.diagnosis.finding import Finding, not_measured
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Judgement, Steps, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
@@ -30,7 +30,8 @@ _NOT_LINKED = (
 def non_finite(recording: xr.DataTree) -> list[Finding]:
     """Whether any activation or gradient was NaN or infinite, in the whole recording.
 
-    Any such activation is ``bad``. Isolated gradients are allowed, because loss scaling makes and skips them.
+    Any such activation is ``bad``. Isolated gradients are allowed, because loss scaling makes and skips them. Layers
+    without a number have no finding; where that are all of them, the run's says so.
     """
     layers = rows.group(recording, "layers")
     counts = {name: layers[name].values for name in ("count", "nan_count", "posinf_count", "neginf_count")}
@@ -38,6 +39,10 @@ def non_finite(recording: xr.DataTree) -> list[Finding]:
     of_values = np.isin(rows.names(layers, "signal"), schema.VALUE_SIGNALS)
     values, gradients = broken[..., of_values].sum(axis=-1), broken[..., ~of_values].sum(axis=-1)
     seen, steps = np.asarray(counts["count"].any(axis=-1)), layers["step"].values
+    if len(steps) and not seen.any():
+        reason = f"{WHOLE_RUN}: {plural(len(steps), 'record')} with no number of any layer"
+        need = "`covshift info` tells why: rows lost and marked absent, or layers that no recorded step has called"
+        return [not_measured("non-finite", WHOLE_RUN, reason, need)]
     return [
         _of_numbers(layer, steps[seen[:, index]], values[seen[:, index], index], gradients[seen[:, index], index])
         for index, layer in enumerate(rows.names(layers).tolist())

@@ -7,6 +7,7 @@ inside :meth:`Incidents.guard` or its like, which lets nothing but a user's own 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from types import FrameType
 import torch
 
 from covshift.exceptions import CovshiftWarning
+
+_logger = logging.getLogger("covshift")
 
 
 class Incidents:
@@ -44,6 +47,12 @@ class Incidents:
         registry = line.f_globals.setdefault("__warningregistry__", {})
         module, path = line.f_globals.get("__name__"), line.f_code.co_filename
         warnings.warn_explicit(message, CovshiftWarning, path, line.f_lineno, module, registry)
+
+    def note_once(self, kind: str, layer: str, message: str) -> None:
+        """Keep ``message`` among the recording's and log it, without a warning: what it says may well be harmless."""
+        if (kind, layer) not in self._messages:
+            self._messages[kind, layer] = message
+            _logger.info(message)
 
     @contextmanager
     def guard(self, where: str) -> Iterator[None]:

@@ -265,11 +265,12 @@ class Observer:
         above, within = (parent.module, parent.call) if parent else (None, None)
         call = forward.call(self.call_sites.reached(module, above, within, root=sites.ROOT))
         is_nonlinearity = known.is_activation and known.is_observed
-        z = given(args) if is_nonlinearity or args else None
+        z = args[0] if args else given(args) if is_nonlinearity else None
         reads = forward.find(z) if isinstance(z, torch.Tensor) else None
         forward.stack.append(Running(module, call, reads))
         known.was_called = True
-        self._user_hooks.look_at(module)
+        if module._forward_hooks or module._forward_pre_hooks:
+            self._user_hooks.look_at(module)
         if is_nonlinearity and isinstance(z, torch.Tensor) and is_summarizable(z):
             zeros = zero_set(module) if known.zeros_move else known.zeros
             self.collector.preactivation(forward, call, module, z, reads, zeros)

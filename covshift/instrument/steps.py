@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -73,7 +74,7 @@ class StepClock:
         model = self._model()
         present = [] if model is None else list(model.parameters())
         self._parameters = {id(parameter) for parameter in present}
-        first = next((parameter for parameter in present if parameter.requires_grad), None)
+        first = next((one for one in present if one.requires_grad and _counts_versions(one)), None)
         self._first = None if first is None else weakref.ref(first)
 
     def remove(self) -> None:
@@ -150,11 +151,13 @@ class StepClock:
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
         if hidden_from(self):
             return False
-        if not self.own_group(optimizer) and optimizer not in self._foreign:
-            # Seen for the first time: it may update parameters that were put in the place of others.
-            self._know_parameters()
-            if not self.own_group(optimizer):
-                self._foreign.add(optimizer)
+        if self.own_group(optimizer):
+            return True
+        if optimizer in self._foreign:
+            return False
+        # Seen for the first time: it may update parameters that were put in the place of others.
+        self._know_parameters()
+        self._foreign.add(optimizer)
         return bool(self.own_group(optimizer))
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -194,6 +197,10 @@ class StepClock:
         )
         self._stepped = {id(optimizer)}
         return True
+
+
+def _counts_versions(parameter: torch.Tensor) -> bool:
+    return not is_lazy(parameter) and not parameter.is_inference()
 
 
 def identities(optimizer: torch.optim.Optimizer) -> set[int]:

@@ -1,8 +1,8 @@
 """Forward hooks of the user's own, which run after covshift's and may put other values in place of what is recorded.
 
 torch runs global hooks first, so covshift reads what ``forward`` was given before a module's own pre-hooks, and what it
-returned before a module's own hooks. Nothing tells afterwards whether one of them has replaced a value; but a function
-that returns nothing cannot have.
+returned before a module's own hooks. Nothing tells afterwards whether one of them has replaced a value, and many return
+something by chance, as a lambda that appends to a list does: so they are noted and not warned of.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class UserHooks:
         self._seen: set[tuple[int, int, int]] = set()
 
     def look_at(self, module: nn.Module) -> None:
-        """Look at a module that is about to run, unless it has no hooks or the same number as when last looked at."""
-        if not (module._forward_hooks or module._forward_pre_hooks):
-            return
+        """Look at a module that is about to run, unless it has the same number of hooks as when last looked at."""
         state = (id(module), len(module._forward_hooks), len(module._forward_pre_hooks))
         if state not in self._seen:
             self._seen.add(state)
@@ -39,7 +37,7 @@ class UserHooks:
         named = [] if model is None else model.named_modules()
         names = [name or sites.ROOT for name, module in named if may_replace(module)]
         if names:
-            self._incidents.warn_once(
+            self._incidents.note_once(
                 "hooks",
                 "model",
                 f"forward hooks on {listed(names)} may return other values, and run after covshift's: what is recorded "

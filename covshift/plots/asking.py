@@ -5,7 +5,7 @@ Nothing is computed here: every argument is an answer of :mod:`covshift.analysis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from covshift.analysis import (
     unit_history,
 )
 from covshift.diagnosis import Diagnosis, Finding, diagnose
+from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.rules import RULES
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
@@ -88,14 +89,14 @@ class Subject:
         """``name``, which must be a layer."""
         return None if name is None else chosen(name, self.layers)
 
-    def findings(self, *checks: str, layer: str | None = None) -> list[Finding]:
-        """Findings of some checks, of one layer or all: those of the diagnosis, else their rules' own."""
+    def findings(self, *checks: str, layers: Collection[str | None] = (None,)) -> list[Finding]:
+        """Findings of some checks, of some layers or (None) all: those of the diagnosis, else their rules' own."""
         if self.diagnosis is not None:
             found = [finding for finding in self.diagnosis.findings if finding.check in checks]
         else:
             asked = (_known(lambda check=check: RULES[check](self.recording)) for check in checks)  # type: ignore[misc]
-            found = [finding for one in asked for finding in one or []]
-        return [finding for finding in found if layer is None or finding.layer == layer]
+            found = explained([finding for one in asked for finding in one or []], Order.of(self.recording))
+        return [finding for finding in found if None in layers or finding.layer in layers]
 
 
 def verdicts(subject: Subject, layer: str | None) -> Answers:
@@ -126,7 +127,7 @@ def ridgeline(subject: Subject, layer: str | None) -> Answers:
 def shift_map(subject: Subject, layer: str | None) -> Answers:
     """Distances of every layer from the previous histogram."""
     moved = _of_layer(shift.between_steps(subject.recording), layer)
-    return (moved,), {"findings": subject.findings("shift", layer=layer)}
+    return (moved,), {"findings": subject.findings("shift", layers=[layer])}
 
 
 def track(subject: Subject, layer: str | None) -> Answers:
@@ -157,9 +158,11 @@ def zeros(subject: Subject, layer: str | None) -> Answers:
     survival = None if units is None else dead_units.survival(units)
     if survival is not None and layer is not None and layer not in survival["layer"].values:
         survival = None
-    return (_of_layer(rates, layer), None if survival is None else _of_layer(survival, layer)), {
+    rates = _of_layer(rates, layer)
+    judged_under = rates["producer"].values.tolist() if layer is not None and "producer" in rates.coords else []
+    return (rates, None if survival is None else _of_layer(survival, layer)), {
         "structural": None if structural is None else _of_layer(structural, layer),
-        "findings": subject.findings("gradient arrives", "gradient zeros", layer=layer),
+        "findings": subject.findings("gradient arrives", "gradient zeros", layers=[layer, *judged_under]),
     }
 
 
@@ -180,7 +183,7 @@ def update_ratio(subject: Subject, layer: str | None) -> Answers:
         raise SignalNotRecorded(
             f"layer {layer!r}: no parameter of it was recorded; owners: {', '.join(sorted(set(owners))[:8])}"
         )
-    return (ratio.isel(parameter=kept),), {"findings": subject.findings("update ratio", layer=layer)}
+    return (ratio.isel(parameter=kept),), {"findings": subject.findings("update ratio", layers=[layer])}
 
 
 def norm(subject: Subject, layer: str | None) -> Answers:

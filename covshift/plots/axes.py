@@ -47,6 +47,9 @@ LABEL_HEIGHT = 9.6
 CHARACTER_WIDTH = 0.66
 """Width of a bold character on average, in its own size."""
 
+LEAST_DECADES = 0.7
+"""Decades that a logarithmic axis spans at least: fewer have no room for round ticks."""
+
 KEY_DROP = 36.0
 """Points between an x axis and the key below its tick labels and name."""
 
@@ -249,6 +252,14 @@ def as_plain_text(legend: Legend) -> None:
     """Keep ``$`` in the entries of ``legend`` from starting a formula: names are data."""
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[float, float]:
+    """Ends of a logarithmic axis that holds every positive one of ``sizes``: matplotlib's own fail on equal ones."""
+    logs = np.concatenate([np.log10(part[np.isfinite(part) & (part > 0)]) for part in sizes])
+    low, high = (float(logs.min()), float(logs.max())) if logs.size else (0.0, 0.0)
+    free = max(margin * (high - low), (LEAST_DECADES - (high - low)) / 2)
+    return 10.0 ** (low - free), 10.0 ** (high + free)
 
 
 def label_amounts(axis: Axis) -> None:

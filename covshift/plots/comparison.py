@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, mark_edge, title
+from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
 from covshift.plots.labels import amount, elide, share, short_names
 
 FloatArray = NDArray[np.float64]
+
+BULK = 0.005
+"""Share of the points of curves that may lie beyond either end of their axis."""
 
 ENDS = ("low", "high")
 SPREAD = 0.5
@@ -128,6 +131,7 @@ def _curves(ax: Axes, values: xr.DataArray | xr.Dataset, *, name: str, runs: Seq
         style.message(ax, f"{name}: not logged")
         return
     low, high = min(ends), max(ends)
+    _hold(ax, middle.values.astype(np.float64))
     ax.grid(axis="y")
     ax.set_xlabel("optimizer step")
     words = name.replace("_", " ")
@@ -149,6 +153,15 @@ def _curve(ax: Axes, curve: xr.DataArray, *, run: int) -> None:
     )
 
 
+def _hold(ax: Axes, values: FloatArray) -> None:
+    """Limit the y axis to the bulk of the curves: an interval over two seeds, or one spike, would flatten them."""
+    least, most = np.nanquantile(values, [BULK, 1.0 - BULK]).tolist()
+    ends = [value for curve in values for value in curve[np.isfinite(curve)][-1:]]
+    least, most = min(least, *ends), max(most, *ends)
+    free = 0.1 * (most - least) or 0.1 * abs(most) or 1.0
+    ax.set_ylim(least - free, most + free)
+
+
 def _band(ax: Axes, values: xr.Dataset, *, name: str, run: int) -> None:
     """Interval of a mean curve over seeds, where there are several."""
     low, high = (values[f"{name}_{end}"].values.astype(np.float64) for end in ("low", "high"))
@@ -164,6 +177,7 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
         _mark_zeros(ax, numbers)
         numbers = np.where(numbers > 0, numbers, np.nan)
         ax.set_xscale("log")
+        ax.set_xlim(log_limits([numbers], margin=0.15))
     elif scale == "share":
         ax.set_xlim(-0.03, 1.03)
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
@@ -182,14 +196,16 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
 
 
 def _dumbbells(ax: Axes, numbers: FloatArray, *, spread: float) -> None:
-    """One mark for each run and layer of ``numbers`` (run, layer), and a line from the lowest to the highest.
+    """One mark for each run and layer of ``numbers`` (run, layer).
 
-    Marks of one layer lie at most ``spread`` rows apart, so that intervals do not cover one another.
+    A line goes from the lowest to the highest; where marks have intervals, they lie at most ``spread`` rows apart
+    instead, so that intervals do not cover one another.
     """
     rows = np.arange(numbers.shape[1])
     known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
     low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
-    ax.hlines(known, low, high, color=style.look().line, zorder=1)
+    if not spread:
+        ax.hlines(known, low, high, color=style.look().line, zorder=1)
     for run, along in enumerate(numbers):
         color, marker = _look(run)
         ax.plot(

@@ -23,9 +23,9 @@ SINCE = "threshold mostly exceeded since here"
 
 
 def flagged(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings to watch or worse, the loudest first, of one verdict the earliest first."""
+    """Findings to watch or worse: the loudest first, then causes before what they explain, then the earliest."""
     loud = [finding for finding in findings if finding.verdict in ("bad", "watch")]
-    return sorted(loud, key=lambda one: (SEVERITY.index(one.verdict), _begun(one)))
+    return sorted(loud, key=lambda one: (SEVERITY.index(one.verdict), bool(one.explained_by), _begun(one)))
 
 
 def _begun(finding: Finding) -> float:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from covshift.plots import style
-from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, mark_edge, title, wrapped
+from covshift.plots import palette, style
+from covshift.plots.axes import (
+    key_of_figure,
+    label_amounts,
+    label_layers,
+    layer_height,
+    log_limits,
+    mark_edge,
+    title,
+    wrapped,
+)
 from covshift.plots.labels import amount, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -72,6 +83,7 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
         style.message(ax, "change of the gradient: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits(sizes.values()))
     for name, (words, marker, role) in NORMS.items():
         color, positive = getattr(look, role), np.where(sizes[name] > 0, sizes[name], np.nan)
         size = 8.0 if marker == "|" else 4.0 if rows.size <= 60 else 2.4
@@ -118,10 +130,14 @@ def _parts(ax: Axes, attribution: xr.Dataset) -> None:
     for offset, (name, color) in zip((-0.2, 0.2), parts.items(), strict=True):
         values = np.nan_to_num(sizes[name])
         ax.barh(rows + offset, values, height=0.4, color=color, label=f"{name} part")
-    unknown = ~np.isfinite(sizes["upstream"])
-    place = ax.get_yaxis_transform()
-    for row in rows[unknown] if rows.size <= 60 else ():
-        ax.text(0.02, row, "not measured", transform=place, fontsize=7, color=look.muted, va="center")
+    for row in rows[~np.isfinite(sizes["upstream"])]:
+        hatched: dict[str, Any] = {
+            "facecolor": look.not_measured,
+            "edgecolor": look.line,
+            "hatch": palette.HATCH,
+            "linewidth": 0.0,
+        }
+        ax.axhspan(row - 0.4, row + 0.4, zorder=0, label="not measured", **hatched)
     label_layers(ax, attribution["layer"].values, width=20)
     ax.grid(axis="x")
     ax.set_xlim(0.0, 1.05 * max(np.nanmax(values, initial=0.0) for values in sizes.values()) or 1.0)

@@ -14,7 +14,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_layers, layer_height, mark_edge, title
+from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
 from covshift.plots.labels import amount, share
 
 FloatArray = NDArray[np.float64]
@@ -68,6 +68,9 @@ def plot_norm_profile(
         _layers(axes[0], profile, rms, chosen)
         if parameters is not None:
             _parameters(axes[1], parameters, chosen)
+        handles = {str(one.get_label()): one for panel in axes for one in panel.get_legend_handles_labels()[0]}
+        if handles:
+            key_of_figure(figure, list(handles.values()), columns=5)
     return figure
 
 
@@ -77,6 +80,7 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
         style.message(ax, "gradient norm: not measured, or zero in every layer")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([drawn.values]))
     for position, step in enumerate(chosen):
         _line(ax, drawn.sel(step=step), position=position - len(chosen))
     _guides(ax, drawn.isel(step=-1).values, slope=float(profile["slope"].sel(step=chosen[-1])))
@@ -85,7 +89,6 @@ def _layers(ax: Axes, profile: xr.Dataset, rms: xr.DataArray, chosen: list[int])
     ax.grid(axis="x")
     ax.set_xlabel("root mean square of the gradient's elements")
     title(ax, _slope_finding(profile.sel(step=chosen[-1])))
-    key_below(ax, ax.get_legend_handles_labels()[0], columns=3)
 
 
 def _guides(ax: Axes, last: FloatArray, *, slope: float) -> None:
@@ -112,6 +115,7 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         style.message(ax, "gradients of the parameters: not measured")
         return
     ax.set_xscale("log")
+    ax.set_xlim(log_limits([at["before"].values, at["after"].values]))
     dashed = False
     for position, step in enumerate(steps):
         here = at.sel(step=step)
@@ -127,7 +131,6 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
     ax.grid(axis="x")
     ax.set_xlabel("L2 norm of the gradient at the optimizer step")
     title(ax, _clip_finding(at.isel(step=-1)))
-    key_below(ax, ax.get_legend_handles_labels()[0], columns=2)
 
 
 def _clip_finding(at: xr.Dataset) -> str:
@@ -163,7 +166,7 @@ def _line(ax: Axes, rms: xr.DataArray, *, position: int) -> None:
     size = 3.2 if rms.size <= 60 else 2.0
     ax.plot(positive, rows, color=color, marker=marker, markersize=size, label=f"step {int(rms['step'])}")
     vanished = rows[rms.values == 0]
-    label = f"exactly zero at step {int(rms['step'])}: {plural(int(vanished.size), 'layer')}"
+    label = f"exactly zero at step {int(rms['step'])}"
     mark_edge(ax, vanished, edge=0.0, marker="<", along="y", label=label, color=color)
 
 

@@ -6,7 +6,8 @@ map whose lightness is monotone, so that they survive grey print; signed change 
 References
 ----------
 B. Ottosson, A perceptual color space for image processing (2020), for OKLab, in which the maps are evenly spaced. The
-run colours are those of M. Okabe & K. Ito, Color universal design (2008), without their yellow.
+run colours on paper are those of M. Okabe & K. Ito, Color universal design (2008), without their yellow; those on dark
+were moved until any two differ as much under the deficiencies of colour vision that G. M. Machado et al. (2009) model.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ DARK = Palette(
     zero="#4fc4b4",
     target="#b39ddb",
     verdicts=_verdicts("#ff6b5e", "#f0a830", "#7fb3bf", "#84909c"),
-    runs=("#4da3e0", "#ff8c42", "#2bc99a", "#e79ac2", "#9ad1f5", "#f2c14e", "#aeb6bf", "#c9a27e"),
+    runs=("#0084e4", "#be5c1f", "#1dd275", "#a765a1", "#b2cfff", "#ffab16", "#74806a", "#e0d0cc"),
     amount=_even_colormap("covshift_amount_dark", ("#1d2f3a", "#2c6582", "#6fb0c0", "#e2f4f2")),
     change=_even_colormap(
         "covshift_change_dark", ("#a8dcee", "#3f86a8", "#1f3d4d", "#22262b", "#5c3320", "#d9642b", "#ffd0b0")

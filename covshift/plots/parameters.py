@@ -166,4 +166,6 @@ def _summary(values: xr.DataArray) -> str:
 
 def _words(finding: Finding) -> str:
     begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    if finding.value == 0:
+        return f"{named(finding)}: updates no longer move a weight{begun}"
     return f"{named(finding)}: an update moves a weight by {amount(finding.value)} of its length{begun}"

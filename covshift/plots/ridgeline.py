@@ -104,14 +104,27 @@ def _draw(ax: Axes, rows: xr.Dataset, first: FloatArray | None) -> None:
     look, count = style.look(), len(density)
     centres = _centres(rows)
     width = float(np.clip(30.0 / max(count, 1), 0.5, 1.0))
+    raster = sum(part.size for part in seen) > style.VECTOR_POINTS
     for row in range(count):
-        order = 2.0 + row / count
+        order = 1.5 + 0.4 * row / count  # below the spines, so that one image holds all ridges
         ridge = row - OVERLAP * np.minimum(np.nan_to_num(density[row]) / highest, 1.0)
-        ax.fill_between(centres, ridge, row, color=look.second, alpha=0.55, linewidth=0, zorder=order)
-        ax.plot(centres, ridge, color=look.paper, linewidth=width, zorder=order, label=f"_ridge {row}")
+        ax.fill_between(
+            centres, ridge, row, color=look.second, alpha=0.55, linewidth=0, zorder=order, rasterized=raster
+        )
+        ax.plot(
+            centres, ridge, color=look.paper, linewidth=width, zorder=order, label=f"_ridge {row}", rasterized=raster
+        )
         if first is not None and np.isfinite(first[row]).any():
             outline = row - OVERLAP * np.minimum(np.nan_to_num(first[row]) / highest, 1.0)
-            ax.plot(centres, outline, color=look.muted, linewidth=0.6, zorder=order, label=f"_first {row}")
+            ax.plot(
+                centres,
+                outline,
+                color=look.muted,
+                linewidth=0.6,
+                zorder=order,
+                label=f"_first {row}",
+                rasterized=raster,
+            )
     _ticks(ax, rows)
 
 

@@ -74,11 +74,14 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
 
 
 def _norm(moved: xr.DataArray) -> LogNorm:
-    """Colour scale over the bulk of the distances; those few beyond it take the colours of its ends."""
+    """Colour scale over the bulk of the distances and the limit of the rule; its ends stand for what lies beyond."""
     values = moved.values[np.isfinite(moved.values) & (moved.values > 0)]
     if not values.size:
         return LogNorm(0.1, 1.0)
     least, most = np.quantile(values, [BULK, 1.0 - BULK]).tolist()
+    limit = THRESHOLDS["shift"].watch
+    if isinstance(limit, float):
+        least, most = min(least, 0.9 * limit), max(most, 1.1 * limit)
     return LogNorm(least, max(most, 2.0 * least))
 
 

@@ -24,6 +24,7 @@ VECTOR_MARKS, VECTOR_POINTS = 450, 5000
 
 INK, MUTED, LINE, PAPER = LIGHT.ink, LIGHT.muted, LIGHT.line, LIGHT.paper
 WITHIN_FLOOR, ACCENT, SECOND, ZERO = LIGHT.within_floor, LIGHT.accent, LIGHT.second, LIGHT.zero
+TARGET = LIGHT.target
 VERDICTS, RUN_COLORS, AMOUNT = LIGHT.verdicts, LIGHT.runs, LIGHT.amount
 """The light palette's roles by name, for whoever translates colours into a page's own."""
 

@@ -70,10 +70,10 @@ def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.
 
 
 def _top(history: xr.Dataset, units: int) -> float:
-    """End of the axis: all units, or twice those that are not simply alive where they are few."""
+    """End of the axis: all units, or twice those that are not simply alive where there are few."""
     rest = history["count"].sel(fate=[fate for fate in ORDER if fate != "alive"]).sum("fate")
-    needed = max(2 * int(rest.max()), ROOM * units)
-    return float(min(np.ceil(needed), units))
+    most = int(rest.max())
+    return float(min(np.ceil(max(2 * most, ROOM * units)), units)) if most else float(units)
 
 
 def _bands(ax: Axes, history: xr.Dataset) -> None:

@@ -7,3 +7,8 @@ from covshift.probe.paired import paired_movement
 from covshift.probe.zero_causes import zeros
 
 __all__ = ["gradient_ics", "loss_landscape", "paired_movement", "shift_attribution", "zeros"]
+
+
+def __dir__() -> list[str]:
+    """The functions; the modules they live in are nobody's business."""
+    return sorted(__all__)

@@ -127,4 +127,4 @@ def _moment(recording: xr.DataTree, signal: str, name: str) -> xr.DataArray | No
 
 def windowed(values: xr.DataArray) -> xr.DataArray:
     """Medians of ``values`` over the records that a verdict about "now" rests on."""
-    return values.isel(step=rows.last_window(values.sizes["step"])).median("step")
+    return values.isel(step=rows.last_window(values.sizes["step"])).compute().median("step")

@@ -161,9 +161,8 @@ def test_a_calibration_killed_in_the_middle_ends_with_the_same_results(tmp_path,
     undisturbed, killed = tmp_path / "undisturbed.jsonl", tmp_path / "killed.jsonl"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     whole = subprocess.run(command(undisturbed, 1), env=environment, capture_output=True, text=True, check=True)
-    running = subprocess.Popen(command(killed, processes), env=environment, stderr=subprocess.PIPE, text=True)
-    for _ in range(3):
-        running.stderr.readline()
+    running = subprocess.Popen(command(killed, processes), env=environment, stderr=subprocess.DEVNULL)
+    _wait_for(lambda: killed.exists() and killed.read_bytes().count(b"\n") >= 3, seconds=300)
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert 1 < len(lines(killed)) < len(lines(undisturbed))

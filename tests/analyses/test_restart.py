@@ -16,7 +16,7 @@ import torch
 import covshift
 import depth
 from common.data import load
-from common.jobs import CHECKPOINT, RECORDING, SUMMARY, Job
+from common.jobs import CHECKPOINT, RECORDING, SUMMARY, Job, Session
 from common.training import Trainer
 
 ANALYSES = Path(depth.__file__).parent
@@ -55,9 +55,8 @@ def run(folder: Path, *, resume: bool = False, stop_at: int | None = None, **cha
     data = load("digits-32", Path(), download=False)
     trainer = Trainer(dropping)
     torch.manual_seed(12345 if resume else 1)
-    return trainer(
-        job(**changed), folder, data, device="cpu", resume=resume, deadline=float("inf"), progress=progress
-    )  # fmt: skip
+    session = Session("cpu", resume, float("inf"), progress)
+    return trainer(job(**changed), folder, data, session)
 
 
 def numbers(summary: dict[str, Any]) -> dict[str, Any]:

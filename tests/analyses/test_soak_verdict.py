@@ -69,6 +69,10 @@ def test_one_handle_left_open_late_is_found(at):
     assert failed(series(handles=after(at).astype(int))) == [HANDLES]
 
 
+def test_a_handle_closed_for_a_moment_is_no_fault():
+    assert failed(series(handles=-(np.arange(len(MINUTES)) % 40 == 0).astype(int))) == []
+
+
 def test_steps_that_slow_down_beyond_the_spread_are_found():
     assert failed(series(slower=np.where(after(0.6), 1.2, 1.0))) == [STEP_TIME]
 

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from covshift.analysis import rows
+from covshift.analysis import gradient_health, linkage, operating_point, rows, shift
+from covshift.analysis.dead_units import survival
+from covshift.analysis.distributions import river
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.schema import Layer, Status
 
@@ -166,3 +168,41 @@ def test_the_typical_value_is_the_median_of_what_was_measured(values, holes):
 def test_the_typical_value_of_nothing_is_nan():
     assert np.isnan(rows.median(np.full((3, 2), np.nan))).all()
     assert np.isnan(rows.median(np.zeros((0, 2)))).all()
+
+
+def test_a_recording_in_place_of_a_result_is_refused_with_the_call_that_makes_one(make_recording):
+    recording = make_recording({0: {"a": {"activation": np.ones((2, 2))}}})
+    call = r"pass covshift\.gradient_health\.dead_units\(recording\)"
+    with pytest.raises(InvalidArgumentError, match=f"got a recording; {call}"):
+        survival(recording)
+    with pytest.raises(InvalidArgumentError, match=f"got one without layer, examples, silent .*{call}"):
+        survival(xr.Dataset({"w1": ("step", [1.0])}))
+    with pytest.raises(InvalidArgumentError, match="got dict"):
+        survival({})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        shift.between_steps,
+        shift.between_units,
+        operating_point.stability,
+        gradient_health.zero_rate,
+        gradient_health.dead_units,
+        gradient_health.norm_profile,
+        gradient_health.update_ratio,
+        gradient_health.trust_ratio,
+        gradient_health.clip_factor,
+        gradient_health.growth_over_time,
+        gradient_health.range_risk,
+        gradient_health.unit_profile,
+        gradient_health.gradient_turn,
+        gradient_health.signal_to_noise,
+        linkage.violation_rate,
+        river,
+    ],
+)
+@pytest.mark.parametrize("wrong", [xr.Dataset(), "run.zarr", None])
+def test_what_is_no_recording_is_refused_by_every_analysis(function, wrong):
+    with pytest.raises(InvalidArgumentError, match=r"expected the xarray\.DataTree that covshift\.open returns, got"):
+        function(wrong, layer="a") if function is river else function(wrong)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import covshift
 from covshift.cli import app
+from covshift.exceptions import RecordingDamaged
 
 runner = CliRunner()
 
@@ -159,6 +161,20 @@ def test_check_passes_a_healthy_run_and_fails_a_sick_one(run, sick):
     assert invoke("check", sick, "--quiet").exit_code == 1
 
 
+@pytest.mark.parametrize("level", ["watch", "bad"])
+def test_the_exit_code_of_check_is_that_of_its_process(run, sick, tmp_path, level):
+    def code(path):
+        words = [sys.executable, "-m", "covshift", "check", str(path), "--fail-on", level]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+    healthy, failed, absent = (code(path) for path in (run, sick, tmp_path / "absent.zarr"))
+    assert (healthy.returncode, failed.returncode, absent.returncode) == (0, 1, 2), healthy.stderr + failed.stderr
+    assert healthy.stdout.startswith("Healthy: gradient reaches all ")
+    assert failed.stdout.startswith("Unhealthy: gradient does not reach 1 of 3 layers ('0' since step 0)")
+    assert absent.stderr.startswith("error: ")
+    assert "Traceback" not in absent.stderr
+
+
 def test_check_turns_an_unmeasured_requirement_into_2_and_a_measured_one_into_nothing(run, sick):
     assert invoke("check", run, "--require", "units").exit_code == 0
     # 30 records hold fewer than 40 in their last half.
@@ -201,3 +217,23 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(run, tmp_path):
     page = tmp_path / "page.html"
     assert invoke("report", run, twin, "-o", page).exit_code == 0
     assert "twin.zarr" in page.read_text()
+
+
+def test_the_version_is_told():
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"covshift {covshift.__version__}\n")
+
+
+def test_a_recording_that_lost_a_file_is_not_judged(run, tmp_path):
+    path = shutil.copytree(run, tmp_path / "lost.zarr")
+    shutil.rmtree(path / "layers/nan_count/c")
+    for words in (["check", path], ["report", path, "-o", tmp_path / "page.html"], ["info", path]):
+        result = invoke(*words)
+        assert result.exit_code in (1, 2)
+        assert "'layers/nan_count' (steps 0 to 29, layers" in error_line(result)
+    with pytest.raises(RecordingDamaged, match="layers/nan_count"):
+        covshift.diagnose(covshift.open(path))
+    assert invoke("recover", path).exit_code == 0
+    diagnosis = covshift.diagnose(covshift.open(path))
+    assert not [finding for finding in diagnosis.findings if finding.check == "non-finite" and finding.verdict == "ok"]
+    assert "absent since a repair" in invoke("info", path).stdout.replace("\n", " ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import netCDF4
 import numpy as np
@@ -228,3 +229,10 @@ def test_nothing_is_overwritten_unasked_and_a_failed_export_leaves_nothing(run, 
     assert invoke("export", run, out, "--to", to, "--overwrite").exit_code == 0
     assert invoke("export", run, out / "below" if to == "netcdf" else out / "x" / "", "--to", to).exit_code in (0, 1)
     assert [child.name for child in tmp_path.iterdir()] == ["out"]
+
+
+def test_without_tensorboard_the_export_says_how_to_install_it(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = invoke("export", run, tmp_path / "events", "--to", "tensorboard")
+    assert result.exit_code == 1
+    assert 'pip install "covshift[tensorboard]"' in error_line(result)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from covshift.diagnosis.value_rules import non_finite
+from covshift.schema import Layer
 
 STEPS = range(0, 400, 10)
 
@@ -61,3 +62,10 @@ def test_a_short_recording_has_no_start_up_to_leave_out(make_recording):
 
 def test_a_layer_that_never_ran_has_no_finding(make_recording):
     assert non_finite(make_recording({})) == []
+
+
+def test_records_without_a_number_are_not_measured_rather_than_passed_over(make_recording):
+    layers = [Layer("fc0", "Linear", 0, 1, 0, 3)]
+    (finding,) = non_finite(make_recording({0: {}, 1: {}}, layers=layers))
+    assert (finding.layer, finding.verdict) == ("whole run", "not measured")
+    assert finding.reason == "whole run: 2 records with no number of any layer"

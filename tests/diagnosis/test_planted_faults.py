@@ -150,7 +150,8 @@ def test_an_exactly_zero_gradient_is_found_where_it_stops(planted):
     assert arrives == {"conv0", "act0", "conv1", "act1"}
     assert found["gradient arrives", "act1"].verdict == "bad"
     assert found["gradient arrives", "act1"].reason == (
-        "'act1': the gradient of its output was exactly zero in all 18,000 elements of the last 5 records; since step 60"
+        "'act1': the gradient of its output was exactly zero in all 18,000 elements of the last 5 records; "
+        "since step 60"
     )
     scale = found["scale over depth", WHOLE_RUN]
     assert (scale.verdict, scale.since_step) == ("bad", SINCE)

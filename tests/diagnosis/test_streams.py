@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import covshift
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
 from covshift.diagnosis.shift_rules import distribution_shift
@@ -138,3 +141,23 @@ def test_the_interval_on_the_same_examples_is_over_pairs(planted, normalised):
         rows[step]["conv1"]["activation"] = rows[step]["conv1"]["activation"] + place
     found = of(planted(layers=normalised, probe=rows), "conv1")
     assert found.interval[0] < found.value < found.interval[1]
+
+
+def test_a_probed_training_with_batch_norm_has_a_verdict_on_every_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def trained(**options):
+        with covshift.record(model, every=1, **options) as recorder:
+            for _ in range(24):
+                model(torch.randn(32, 6)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return {f.layer: f for f in distribution_shift(recorder.recording) if f.layer != WHOLE_RUN}
+
+    assert {layer for layer, f in trained().items() if f.verdict == "not measured"} == {"1", "2", "3"}
+    probed = trained(probe=torch.randn(64, 6), probe_every=1)
+    assert {layer for layer, f in probed.items() if f.verdict == "not measured"} == set()
+    assert all("on the same 64 examples, in evaluation mode" in probed[layer].reason for layer in "123")
+    assert probed["1"].reason.startswith("'1': moved by ")

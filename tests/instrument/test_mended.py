@@ -52,13 +52,13 @@ def test_the_process_group_of_merged_ranks_is_let_go_at_the_end(monkeypatch):
 
 
 class Shedding(nn.Module):
-    """Grows one lazy layer and loses a parameter while it trains."""
+    """Grows one lazy layer, never uses another, and loses a parameter while it trains."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.linear, self.lazy = nn.Linear(6, 5), nn.LazyLinear(2)
-        self.spare = nn.Parameter(torch.ones(3))
+        self.unused, self.spare = nn.LazyLinear(2), nn.Parameter(torch.ones(3))
 
     def forward(self, x):
         return self.lazy(self.linear(x))
@@ -67,14 +67,18 @@ class Shedding(nn.Module):
 def test_parameters_that_are_lazy_at_first_or_gone_later_cost_nobody_elses_numbers():
     model = Shedding()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with covshift.record(model, every=1) as recorder:
+    with (
+        pytest.warns(CovshiftWarning, match="no recorded forward pass called unused"),
+        covshift.record(model, every=1) as recorder,
+    ):
         train(model, optimizer)
         del model.spare
         train(model, optimizer)
-    assert recorder.warnings == []
+    assert len(recorder.warnings) == 1
     rows = recorder.recording["parameters"].to_dataset()
     assert rows["weight_norm"].sel(parameter="spare").values == pytest.approx([np.sqrt(3), np.nan], nan_ok=True)
     assert rows["update_norm"].sel(parameter="spare", step=1).isnull()
+    assert rows[["weight_norm", "update_norm"]].sel(parameter="unused.weight").isnull().to_array().all()
     others = ["linear.weight", "linear.bias", "lazy.weight", "lazy.bias"]
     assert (rows["weight_norm"].sel(parameter=others) > 0).all()
     assert (rows["update_norm"].sel(parameter=others) > 0).all()

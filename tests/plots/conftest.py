@@ -49,7 +49,7 @@ class Made:
         return xr.Dataset({"w1": w1, "noise_floor": floor, "off_centre": xr.zeros_like(w1, dtype=bool)})
 
     def profile(self, steps: int, layers: int) -> xr.Dataset:
-        rms = step_layer(10.0 ** self.table(steps, layers, -6.0, -1.0), "rms", names=self.names)
+        rms = step_layer(10.0 ** np.minimum(self.table(steps, layers, -6.0, -1.0), 300.0), "rms", names=self.names)
         along = {name: ("step", self.table(steps, 1, 0.1, 0.2)[:, 0]) for name in ("slope", "slope_low", "slope_high")}
         counts = {"n_layers": ("step", np.full(steps, layers)), "vanished": ("step", np.zeros(steps, dtype=int))}
         return xr.Dataset({"rms": rms, "total_decades": ("step", np.full(steps, 3.0)), **along, **counts})
@@ -82,9 +82,10 @@ class Made:
         coords = {"step": np.arange(steps) * 10, "parameter": names}
         return xr.DataArray(self.table(steps, parameters, 1e-4, 1e-2), coords, ("step", "parameter"), "update_ratio")
 
-    def ridges(self, steps: int, layers: int, *, cells: int = 40) -> xr.Dataset:
+    def ridges(self, steps: int, layers: int, *, cells: int = 160) -> xr.Dataset:
         shape, edges = (steps, layers), np.linspace(-1.0, 3.0, cells + 1)
-        density = self.rng.dirichlet(np.ones(cells), shape) if steps * layers else np.zeros((*shape, cells))
+        middle, width = self.rng.uniform(0, 2, (*shape, 1)), self.rng.uniform(0.1, 1, (*shape, 1))
+        density = np.exp(-(((edges[1:] - middle) / width) ** 2)) / cells
         density = density if self.fill is None else np.full_like(density, self.fill)
         parts = {
             "zero_share": (0.0, 0.5),

@@ -42,11 +42,46 @@ def contrast(color: str, background: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-def test_amounts_get_darker_all_the_way_in_equal_steps():
-    lab = cielab(style.AMOUNT(np.arange(256))[:, :3])
+@pytest.mark.parametrize(("name", "sign"), [("light", -1), ("dark", 1)])
+def test_amounts_leave_the_paper_all_the_way_in_equal_steps(name, sign):
+    lab = cielab(palette.PALETTES[name].amount(np.arange(256))[:, :3])
     steps = np.linalg.norm(np.diff(lab[::8], axis=0), axis=1)
-    assert (np.diff(lab[:, 0]) < 0).all()
+    assert (sign * np.diff(lab[:, 0]) > 0).all()
     assert steps.max() < 1.8 * steps.min()
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_signed_change_is_nearest_to_the_paper_in_the_middle(name):
+    chosen = palette.PALETTES[name]
+    away = np.abs(cielab(chosen.change(np.arange(256))[:, :3])[:, 0] - cielab(np.array([to_rgb(chosen.paper)]))[0, 0])
+    assert 118 <= away.argmin() <= 138
+    assert min(away[0], away[-1]) > 40
+
+
+# Linear RGB as a dichromat sees it: G. M. Machado, M. M. Oliveira & L. A. F. Fernandes (2009), severity 1.
+VISION = {
+    "all cones": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_runs_can_be_told_apart_by_every_kind_of_colour_vision(name, vision):
+    rgb = np.array([to_rgb(color) for color in palette.PALETTES[name].runs])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ VISION[vision].T, 0.0, 1.0)
+    lab = cielab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055))
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2) + 1e3 * np.eye(len(lab))
+    assert apart.min() > 15.0
 
 
 def test_a_cell_without_a_number_is_transparent():
@@ -58,14 +93,30 @@ def test_verdicts_differ_in_shape_as_well_as_colour():
     assert len(set(looks)) == len({mark.color for mark in style.VERDICTS.values()}) == len(style.VERDICTS) == 4
 
 
-@pytest.mark.parametrize("color", [style.INK, style.MUTED], ids=["ink", "muted"])
-def test_text_can_be_read_on_paper(color):
-    assert contrast(color, style.PAPER) >= 4.5
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_text_can_be_read_and_marks_can_be_seen_on_paper(name):
+    chosen = palette.PALETTES[name]
+    marks = [
+        *chosen.runs,
+        *(mark.color for mark in chosen.verdicts.values()),
+        chosen.target,
+        chosen.zero,
+        chosen.second,
+    ]
+    assert min(contrast(color, chosen.paper) for color in (chosen.ink, chosen.muted)) >= 4.5
+    assert contrast(chosen.accent, chosen.paper) >= 4.5
+    assert min(contrast(color, chosen.paper) for color in marks) >= 2.0
 
 
-@pytest.mark.parametrize("color", [*style.RUN_COLORS, *(mark.color for mark in style.VERDICTS.values())])
-def test_marks_can_be_seen_on_paper(color):
-    assert contrast(color, style.PAPER) >= 2.0
+def test_a_theme_that_does_not_exist_is_refused_and_the_old_one_stays():
+    with (
+        pytest.raises(InvalidArgumentError, match="theme='grey': expected one of 'light', 'dark'"),
+        style.theme("grey"),
+    ):
+        pass
+    with pytest.raises(RuntimeError), style.theme("dark"):
+        raise RuntimeError
+    assert style.look() is palette.LIGHT
 
 
 def test_no_two_runs_share_colour_or_marker():

@@ -252,3 +252,18 @@ def test_a_resume_that_the_disk_refuses_leaves_the_recording_and_can_be_repeated
     assert writer.resume_at(50) == {"layers": 50, "scalars": 50}
     writer.close()
     assert store.open(path)["superseded/attempt_0/layers"].sizes["step"] == 50
+
+
+def test_of_two_that_would_overwrite_the_second_waits_for_the_first_to_end(tmp_path):
+    path = record(tmp_path / "run", range(3), 1)
+    first = Writer(path, attrs={}, overwrite=True)
+    with pytest.raises(StoreLocked, match=f"pid {os.getpid()}"):
+        Writer(path, attrs={}, overwrite=True)
+    first.declare_layers(LAYERS)
+    first.append(rows(0, 7))
+    first.close()
+    assert store.open(path)["layers/count"].max() == 8
+    with Writer(path, attrs={}, overwrite=True):
+        assert store.open(path)["layers"].sizes["step"] == 0
+    first.close()
+    assert store.open(path)["layers"].sizes["step"] == 0

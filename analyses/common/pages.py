@@ -1,0 +1,213 @@
+"""The pages of docs/results as text: an overview, all tables, and one page a claim, all numbers from summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from common import claims, tables
+from common.claims import Effect, Judgement
+from common.published import CLAIMS
+from common.summaries import Summaries, unique
+
+SOURCE = "arXiv 1712.02609"
+_GENERATED = "<!-- Written by analyses/results.py from docs/results/data; change that, not this. -->\n"
+_INTRODUCTION = (
+    f"# The paper's claims, tried\n\nThe experiments of {SOURCE} run again under covshift. Verdicts hold for the data, "
+    "sizes and steps below and no further.\n"
+)
+_STATISTICS = (
+    '"Best of a run" is the paper\'s statistic: the best test accuracy of all evaluations of a run, then the largest '
+    'and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the accuracy '
+    'at the end of a run, and "95 % of further runs" the interval in which that of a further seed would lie.\n'
+)
+_SILENT = (
+    "## Depth: silent units\n\nUnits that gave nothing but zero on every watched training image at the end of the run "
+    "(of a linked unit: all members). All layers: [units](units.md).\n"
+)
+_ORIGIN = (
+    "Other tables: [tables](tables.md). Every number comes from [data](data/), one summary a run, by "
+    "`python analyses/results.py`; recordings are not kept in the repository, the commands in analyses/ make them "
+    "again.\n"
+)
+_FATES = {
+    "vanishing": "the signal shrinks to less than a hundredth on its way through the net",
+    "exploding": "the signal grows more than a hundredfold on its way through the net",
+    "carried": "the signal arrives within a factor of a hundred",
+    "not finite": "outputs were NaN or infinite",
+}
+
+
+def overview(summaries: Summaries, judgements: list[Judgement], figures: list[str]) -> str:
+    """README.md: verdicts, table D, dead units, and what all of it rests on."""
+    rows = [
+        [
+            f"[{one.claim}](claims/{one.claim}.md)",
+            CLAIMS[one.claim],
+            f"**{one.word}**",
+            _counted(one),
+            f"[evidence](evidence/{one.claim}.json)",
+        ]
+        for one in judgements
+    ]
+    depth = [table for table in tables.paper_tables() if table.letter == "D"]
+    parts = [
+        _GENERATED,
+        _INTRODUCTION,
+        tables.markdown(["claim", "says", "verdict", "effects", "numbers"], rows, numbers=False),
+        "## Depth: accuracy\n",
+        *(tables.accuracy_tables(table, summaries) for table in depth),
+        _STATISTICS,
+        _SILENT,
+        *(f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()),
+        *(f"![{figure}](figures/{figure})\n" for figure in figures),
+        "## What this rests on\n",
+        *provenance(summaries),
+        _ORIGIN,
+    ]
+    return "\n".join(parts)
+
+
+def all_tables(summaries: Summaries) -> str:
+    """tables.md: every table of the paper beside ours, step times and inputs."""
+    parts = [_GENERATED, f"# All tables of {SOURCE}, ours beside them\n"]
+    parts += [tables.accuracy_tables(table, summaries) for table in tables.paper_tables()]
+    parts += [f"### Step times\n\n{tables.step_times(summaries)}"]
+    parts += [f"### Inputs\n\n{tables.over_axis(summaries.where('input_shift'), 'input')}"]
+    depths = summaries.where("depth")
+    for start in unique(run["condition"]["initialization"] for run in depths):
+        parts += [
+            f"### Depths, initialization {start}\n\n{tables.over_axis(depths.where(initialization=start), 'depth')}"
+        ]
+    return "\n".join(parts)
+
+
+def units(summaries: Summaries) -> str:
+    """units.md: silent units of every layer of the depth net."""
+    parts = [_GENERATED, "# Silent units of every layer of the depth net, medians over seeds\n"]
+    found = [f"### {name}\n\n{tables.unit_table(runs)}" for name, runs in summaries.where("depth").settings()]
+    return "\n".join(parts + (found or [f"{tables.NOT_RUN}\n"]))
+
+
+def claim_page(judgement: Judgement, summaries: Summaries) -> str:
+    """One claim: criterion, verdict, every effect with its interval, and the runs behind it."""
+    rows = [
+        [
+            effect.what,
+            _value(effect),
+            tables.span(effect.number, 3),
+            str(effect.number.runs),
+            effect.word,
+            effect.detail,
+        ]
+        for effect in judgement.effects
+    ]
+    runs = unique(name for effect in judgement.effects for name in effect.runs)
+    headings = ["", "effect", "interval", "pairs or runs", "verdict", ""]
+    parts = [
+        _GENERATED,
+        f"# {judgement.claim}: {CLAIMS[judgement.claim]}\n\n**{judgement.word}**: {_counted(judgement)}.\n",
+        f"Criterion (ours, fixed before the runs): {judgement.criterion}\n",
+        f"Effect: {judgement.measure}; intervals 95 % over seeds unless said otherwise.\n",
+        tables.markdown(headings, rows, numbers=False) if rows else f"{tables.NOT_RUN}\n",
+        *(_swish(summaries) if judgement.claim == "C2" else ()),
+        f"## Runs\n\n{len(runs)} runs; numbers in [evidence](../evidence/{judgement.claim}.json).\n",
+        *(f"- [{name}](../data/{name}/summary.json)" for name in runs),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def provenance(summaries: Summaries) -> Iterator[str]:
+    """Data, scale, distance from the paper's protocol, hardware and commit of all runs."""
+    if not len(summaries):
+        yield f"No runs yet: everything above is {tables.NOT_RUN}.\n"
+        return
+    yield tables.markdown(["experiment", "runs", "seeds", "steps", "CPU hours"], _scales(summaries))
+    for text in unique(
+        f"{run['data']['name']}: {run['data']['description']} SHA-256 {run['data']['sha256']}." for run in summaries
+    ):
+        yield f"- Data {text}"
+    for text in unique(_machine(run["machine"]) for run in summaries):
+        yield f"- {text}"
+    for text in unique(
+        f"python analyses/{run['experiment']}.py --data DIR --preset {run['preset']}" for run in summaries
+    ):
+        yield f"- Made by `{text}`"
+    yield "\nNot as in the paper:\n"
+    for text in unique(_distance(run) for run in summaries):
+        yield f"- {text}"
+    yield ""
+
+
+def _scales(summaries: Summaries) -> Iterator[list[str]]:
+    for experiment in unique(run["experiment"] for run in summaries):
+        runs = summaries.where(experiment)
+        steps = sorted({run["steps"] for run in runs})
+        seeds = len({run["seed"] for run in runs})
+        hours = sum(run["seconds"]["cpu"] for run in runs) / 3600
+        shown = " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1])))
+        unfinished = sum(not run["complete"] for run in runs)
+        yield [
+            experiment,
+            f"{len(runs)}" + (f", {unfinished} unfinished" if unfinished else ""),
+            str(seeds),
+            shown,
+            f"{hours:.1f}",
+        ]
+
+
+def _machine(machine: dict[str, object]) -> str:
+    return (
+        f"covshift {machine['covshift']} at commit {machine['commit'] or 'unknown'}, torch {machine['torch']}, "
+        f"{machine['device']} ({machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads a run)"
+    )
+
+
+def _distance(run: dict[str, object]) -> str:
+    found = run["distance_from_paper"]
+    assert isinstance(found, dict)
+    differences = "; ".join(f"{name} {values['here']} (paper {values['paper']})" for name, values in found.items())
+    return f"{run['experiment']}, {run['preset']}: {differences or 'nothing'}"
+
+
+def _counted(judgement: Judgement) -> str:
+    words = [effect.word for effect in judgement.effects]
+    return ", ".join(f"{words.count(word)} {word}" for word in unique(words)) or tables.NOT_RUN
+
+
+def _value(effect: Effect) -> str:
+    return f"{effect.number.value:.3f}" if math.isfinite(effect.number.value) else ""
+
+
+def _swish(summaries: Summaries) -> Iterator[str]:
+    """What becomes of linked Swish, whose failure the paper does not explain, from its records."""
+    yield "## What happens to LK-Swish\n"
+    rows = []
+    for group in summaries.where("depth", "linked-silu").groups():
+        for run in group:
+            sizes = run["profiles"]["activation"]["rms"][0]
+            gradients = run["profiles"]["activation_grad"]
+            fate = claims.forward_fate(run)
+            rows.append([
+                f"{group.setting}, seed {run['seed']}",
+                _short(sizes[0]),
+                _short(sizes[-1]),
+                fate,
+                _short(gradients["rms"][0][0]),
+                _short(gradients["rms"][0][-1]),
+                str(sum(run["units"]["silent"][-1])),
+                f"{max(run['curve']['test_accuracy']):.3f}",
+            ])  # fmt: skip
+    headings = [
+        "", "output rms, first layer", "last layer", "fate", "gradient rms, first layer", "last layer", "silent units",
+        "best accuracy",
+    ]  # fmt: skip
+    yield tables.markdown(headings, rows) if rows else f"{tables.NOT_RUN}\n"
+    if rows:
+        named = "; ".join(f"{fate}: {words}" for fate, words in _FATES.items() if any(row[3] == fate for row in rows))
+        yield f"Sizes are those of the first record. {named}.\n"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,130 @@
+"""All summaries of a folder, and choosing among them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json
+from common.jobs import SUMMARY
+from common.variants import VARIANTS
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """Summaries of runs, by experiment and setting, variants in the paper's order."""
+
+    runs: tuple[Summary, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> Summaries:
+        """Those of all runs under a folder; each knows its ``name``."""
+        found = []
+        for path in sorted(folder.glob(f"*/{SUMMARY}")):
+            summary = read_json(path)
+            if summary is not None:
+                found.append(summary | {"name": path.parent.name})
+        return cls(tuple(sorted(found, key=_place)))
+
+    def where(self, experiment: str | None = None, variant: str | None = None, **condition: Any) -> Summaries:
+        """Those of an experiment, of a variant, under a condition."""
+
+        def fits(run: Summary) -> bool:
+            return (
+                experiment in (None, run["experiment"])
+                and variant in (None, run["variant"])
+                and all(run["condition"].get(name) == value for name, value in condition.items())
+            )
+
+        return Summaries(tuple(run for run in self.runs if fits(run)))
+
+    def __iter__(self) -> Iterator[Summary]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the runs."""
+        return [run["name"] for run in self.runs]
+
+    def values(self, number: Callable[[Summary], float]) -> list[float]:
+        """A number of each run."""
+        return [number(run) for run in self.runs]
+
+    def groups(self) -> list[Summaries]:
+        """Runs that differ in nothing but the seed, in the order of their first run; each seed once.
+
+        Of two presets that ran the same variant under the same condition each makes a group of its own.
+        """
+        found: dict[str, list[Summary]] = {}
+        for run in self.runs:
+            found.setdefault(run["name"].rsplit("_seed-", 1)[0], []).append(run)
+        return [Summaries(tuple(runs)) for runs in found.values()]
+
+    @property
+    def setting(self) -> str:
+        """Preset and condition that the runs of a group share, in words."""
+        one = self.first
+        return ", ".join([f"preset {one['preset']}", *(f"{name} {value}" for name, value in one["condition"].items())])
+
+    def settings(self) -> list[tuple[str, Summaries]]:
+        """Runs of each setting with its name, all variants and seeds together."""
+        found: dict[str, list[Summary]] = {}
+        for group in self.groups():
+            found.setdefault(group.setting, []).extend(group)
+        return [(name, Summaries(tuple(runs))) for name, runs in found.items()]
+
+    @property
+    def first(self) -> Summary:
+        """The first run, for what all runs of a group share."""
+        return self.runs[0]
+
+    def beside(self, variant: str) -> Callable[[Summaries], Summaries]:
+        """From a group to the runs of another variant that share everything else with it."""
+
+        def partner(group: Summaries) -> Summaries:
+            one = group.first
+            chosen = self.where(one["experiment"], variant, **one["condition"])
+            return Summaries(tuple(run for run in chosen if run["preset"] == one["preset"]))
+
+        return partner
+
+
+def _place(run: Summary) -> tuple[Any, ...]:
+    order = list(VARIANTS)
+    variant = order.index(run["variant"]) if run["variant"] in order else len(order)
+    return run["experiment"], run["preset"], [str(value) for value in run["condition"].values()], variant, run["seed"]
+
+
+def paired(ours: Summaries, theirs: Summaries, number: Callable[[Summary], float]) -> tuple[list[float], list[float]]:
+    """A number of the runs of two groups, seed by seed, of the seeds that both have."""
+    mine, other = ({run["seed"]: number(run) for run in group} for group in (ours, theirs))
+    seeds = sorted(set(mine) & set(other))
+    return [mine[seed] for seed in seeds], [other[seed] for seed in seeds]
+
+
+def accuracy(run: Summary) -> float:
+    """Test accuracy at the end of a run."""
+    return float(run["test_accuracy"])
+
+
+def best(run: Summary) -> float:
+    """The largest test accuracy of all evaluations: what the paper reports of a run."""
+    return max(run["curve"]["test_accuracy"])
+
+
+def middle(run: Summary) -> float:
+    """The median test accuracy of all evaluations."""
+    return statistics.median(run["curve"]["test_accuracy"])
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    """Each value once, in order."""
+    return list(dict.fromkeys(values))
