@@ -47,6 +47,18 @@ WORDS = (
 Plant = Callable[["Net", int, torch.optim.Optimizer], None]
 
 
+class Linear(nn.Linear):
+    """A linear layer whose input and output a fault may change; what it returns is what is recorded."""
+
+    before: Callable[[torch.Tensor], torch.Tensor] | None = None
+    after: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer, faults included."""
+        out = super().forward(x if self.before is None else self.before(x))
+        return out if self.after is None else self.after(out)
+
+
 class Net:
     """A network of linear layers and nonlinearities under shuffled names."""
 
@@ -54,35 +66,35 @@ class Net:
         names = draw.sample(WORDS, 2 * DEPTH + 1)
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         for index in range(DEPTH):
-            parts[names[2 * index]] = nn.Linear(FEATURES if index == 0 else WIDTH, WIDTH)
+            parts[names[2 * index]] = Linear(FEATURES if index == 0 else WIDTH, WIDTH)
             parts[names[2 * index + 1]] = activation()
-        parts[names[-1]] = nn.Linear(WIDTH, CLASSES)
+        parts[names[-1]] = Linear(WIDTH, CLASSES)
         for module in parts.values():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if activation is nn.ReLU else "tanh")
         self.names, self.model = names, nn.Sequential(parts)
 
-    def pair(self, index: int) -> tuple[nn.Linear, nn.Module]:
-        """The linear layer and the nonlinearity at a depth."""
-        linear, nonlinearity = (self.model.get_submodule(name) for name in self.names[2 * index : 2 * index + 2])
-        assert isinstance(linear, nn.Linear)
-        return linear, nonlinearity
+    def linear(self, index: int) -> Linear:
+        """The linear layer at a depth."""
+        found = self.model.get_submodule(self.names[2 * index])
+        assert isinstance(found, Linear)
+        return found
 
 
 def dead(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """Biases jump so far below zero that no unit ever fires again."""
     with torch.no_grad():
-        net.pair(index)[0].bias.fill_(-1e3)
+        net.linear(index).bias.fill_(-1e3)
 
 
 def cut(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """The graph is cut behind a nonlinearity."""
-    net.pair(index)[1].register_forward_hook(lambda module, inputs, output: output.detach())
+    net.linear(index + 1).before = torch.Tensor.detach
 
 
 def left_out(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """The optimizer no longer holds a layer's parameters."""
-    taken = {id(parameter) for parameter in net.pair(index)[0].parameters()}
+    taken = {id(parameter) for parameter in net.linear(index).parameters()}
     for group in optimizer.param_groups:
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
 
@@ -90,24 +102,19 @@ def left_out(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
 def saturated(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """Weights grow forty-fold, so that a tanh behind them saturates."""
     with torch.no_grad():
-        net.pair(index)[0].weight.mul_(40)
+        net.linear(index).weight.mul_(40)
 
 
 def moving(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """Every unit of a layer is shifted anew at every step."""
     generator = torch.Generator().manual_seed(5)
 
-    def shift(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        return output + 2 * output.detach().std() * torch.randn(WIDTH, generator=generator)
-
-    net.pair(index)[0].register_forward_hook(shift)
+    net.linear(index).after = lambda out: out + 2 * out.detach().std() * torch.randn(WIDTH, generator=generator)
 
 
 def broken(net: Net, index: int, optimizer: torch.optim.Optimizer) -> None:
     """One unit of a layer overflows to infinity."""
-    net.pair(index)[0].register_forward_hook(
-        lambda module, inputs, output: torch.cat([output[:, :-1], output[:, -1:] * torch.inf], dim=1)
-    )
+    net.linear(index).after = lambda out: torch.cat([out[:, :-1], out[:, -1:] * torch.inf], dim=1)
 
 
 FAULTS: dict[str, tuple[Plant, Callable[[], nn.Module], str]] = {
