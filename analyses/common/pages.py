@@ -59,7 +59,10 @@ def overview(summaries: Summaries, judgements: list[Judgement], figures: list[st
         *(tables.accuracy_tables(table, summaries) for table in depth),
         _STATISTICS,
         _SILENT,
-        *(f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()),
+        *(
+            [f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()]
+            or [f"{tables.NOT_RUN}\n"]
+        ),
         *(f"![{figure}](figures/{figure})\n" for figure in figures),
         "## What this rests on\n",
         *provenance(summaries),
