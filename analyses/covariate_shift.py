@@ -19,8 +19,9 @@ import xarray as xr
 
 import covshift
 import depth
+from common.evidence import MOST_PASSES
 from common.experiment import Experiment
-from common.files import digits_of
+from common.files import digits_of, thinned
 from common.training import Moment, Trainer
 
 AXES = (("initialization", ("variance-preserving",)), ("depth", (10, 50)))
@@ -55,8 +56,8 @@ def judge(recording: xr.DataTree) -> dict[str, Any]:
     return {
         "shift": {
             "layers": moved["layer"].values.tolist(),
-            "step": moved["step"].values.tolist(),
-            "equivalent_shift": [_short(row) for row in moved["equivalent_shift"]],
+            "step": thinned(moved["step"].values.tolist(), MOST_PASSES),
+            "equivalent_shift": thinned([_short(row) for row in moved["equivalent_shift"]], MOST_PASSES),
         },
         "operating_points": dict(zip(states.tolist(), counts.tolist(), strict=True)),
     }

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.intervals import FEWEST_SEEDS, Interval, mean_interval, ratio_interval
-from common.summaries import Summaries, Summary, accuracy, paired
+from common.summaries import Summaries, Summary, accuracy, best, paired
 from common.variants import BASES, VARIANTS
 
 Word = Literal["supported", "refuted", "undetermined", "not run"]
@@ -290,4 +290,4 @@ def _mean(values: list[float]) -> float:
 
 
 def _best(group: Summaries) -> float:
-    return max(max(run["curve"]["test_accuracy"]) for run in group)
+    return max(group.values(best))

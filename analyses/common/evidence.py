@@ -13,10 +13,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import covshift
-from common.files import digits_of
+from common.files import digits_of, thinned
 from covshift.exceptions import SignalNotRecorded
 
 SIGNALS = ("activation", "activation_grad")
+MOST_PASSES = 40
+"""Evaluation passes of which a summary keeps the numbers of every layer."""
+
 _MOST_CAUSES = 12
 _LONGEST_REASON = 300
 
@@ -55,9 +58,9 @@ def _units(recording: xr.DataTree) -> dict[str, Any] | None:
     return {
         "layers": layers,
         "units": [int((owner == layer).sum()) for layer in layers],
-        "step": found["step"].values.tolist(),
+        "step": thinned(found["step"].values.tolist(), MOST_PASSES),
         "examples": int(found["examples"].values[-1].max()),
-        "silent": [[int(row[owner == layer].sum()) for layer in layers] for row in silent],
+        "silent": thinned([[int(row[owner == layer].sum()) for layer in layers] for row in silent], MOST_PASSES),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def read_state(path: Path) -> dict[str, Any] | None:
 def digits_of(value: float, digits: int = 4) -> float:
     """The number to so many significant digits, for what nobody reads further."""
     return float(f"{value:.{digits}g}")
+
+
+def thinned(values: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the values, evenly spaced, the first and the last among them; ``most`` is at least 2."""
+    if len(values) <= most:
+        return list(values)
+    return [values[index * (len(values) - 1) // (most - 1)] for index in range(most)]
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from common import claims, tables
 from common.claims import Effect, Judgement
 from common.published import CLAIMS
-from common.summaries import Summaries, unique
+from common.summaries import Summaries, best, unique
 
 SOURCE = "arXiv 1712.02609"
 _GENERATED = "<!-- Written by analyses/results.py from docs/results/data; change that, not this. -->\n"
@@ -59,7 +59,10 @@ def overview(summaries: Summaries, judgements: list[Judgement], figures: list[st
         *(tables.accuracy_tables(table, summaries) for table in depth),
         _STATISTICS,
         _SILENT,
-        *(f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()),
+        *(
+            [f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()]
+            or [f"{tables.NOT_RUN}\n"]
+        ),
         *(f"![{figure}](figures/{figure})\n" for figure in figures),
         "## What this rests on\n",
         *provenance(summaries),
@@ -197,7 +200,7 @@ def _swish(summaries: Summaries) -> Iterator[str]:
                 _short(gradients["rms"][0][0]),
                 _short(gradients["rms"][0][-1]),
                 str(sum(run["units"]["silent"][-1])),
-                f"{max(run['curve']['test_accuracy']):.3f}",
+                f"{best(run):.3f}",
             ])  # fmt: skip
     headings = [
         "", "output rms, first layer", "last layer", "fate", "gradient rms, first layer", "last layer", "silent units",

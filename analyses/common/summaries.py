@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +116,12 @@ def accuracy(run: Summary) -> float:
 
 def best(run: Summary) -> float:
     """The largest test accuracy of all evaluations: what the paper reports of a run."""
-    return max(run["curve"]["test_accuracy"])
+    return float(run["evaluations"]["best"])
 
 
 def middle(run: Summary) -> float:
     """The median test accuracy of all evaluations."""
-    return statistics.median(run["curve"]["test_accuracy"])
+    return float(run["evaluations"]["median"])
 
 
 def unique(values: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ numbers, the curve so far and the recorder's place. Batches follow from seed and
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,15 @@ import covshift
 from common.batches import augmented, batch_indices
 from common.data import Affine, unit
 from common.evidence import evidence
-from common.files import read_state, write_state
+from common.files import read_state, thinned, write_state
 from common.jobs import CHECKPOINT, RECORDING, Job, Session, parameter_hash, write_summary
 from covshift.datasets import ImageSplit
 
 _CHUNK = 500
 """Images that are evaluated at once."""
+
+_POINTS, _MOMENTS = 200, 12
+"""Evaluations of which a summary keeps the curve, and what an experiment measured."""
 
 Build = Callable[[Job, ImageSplit, torch.Generator], nn.Module]
 Inputs = Callable[[Job, ImageSplit], Affine]
@@ -262,8 +266,9 @@ class Trainer:
             "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
             "test_accuracy": accuracy,
             "test_loss": loss,
-            "curve": run.curve,
-            "measured": run.measured,
+            "evaluations": _statistics(run.curve["test_accuracy"]),
+            "curve": {name: thinned(values, _POINTS) for name, values in run.curve.items()},
+            "measured": thinned(run.measured, _MOMENTS),
             "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
             "hashes": {"parameters": parameter_hash(run.model)},
             **evidence(recording, distinct_examples=run.train_examples),
@@ -273,3 +278,8 @@ class Trainer:
         if complete:
             (folder / CHECKPOINT).unlink(missing_ok=True)
         return summary
+
+
+def _statistics(accuracies: list[float]) -> dict[str, float]:
+    """What the paper reports of a run, over all its evaluations."""
+    return {"count": len(accuracies), "best": max(accuracies), "median": statistics.median(accuracies)}

@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere ends with the numbers of one that is not."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import torch
 import covshift
 import depth
 from common.data import load
+from common.files import LARGEST_SUMMARY
 from common.jobs import CHECKPOINT, RECORDING, SUMMARY, Job, Session
-from common.training import Trainer
+from common.training import Run, Trainer
 
 ANALYSES = Path(depth.__file__).parent
 PLAN = replace(
@@ -77,6 +79,21 @@ def test_a_run_resumed_from_a_checkpoint_ends_with_the_same_numbers(tmp_path, un
     resumed = run(tmp_path, resume=True)
     assert numbers(resumed) == numbers(undisturbed)
     assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_summary_of_many_evaluations_stays_small_and_keeps_the_statistics_of_all(tmp_path, monkeypatch) -> None:
+    def more(run: Run, recorder: covshift.Recorder) -> float:
+        for name, values in run.curve.items():
+            values[:0] = [run.step / 3_000 if name == "test_accuracy" else math.pi] * 1_000
+        return evaluate(run, recorder)
+
+    evaluate = Run.evaluate
+    monkeypatch.setattr(Run, "evaluate", more)
+    made = run(tmp_path)
+    assert made["evaluations"]["count"] == 3_003
+    assert len(made["curve"]["test_accuracy"]) == 200
+    assert made["curve"]["step"][-1] == 18
+    assert (tmp_path / SUMMARY).stat().st_size < LARGEST_SUMMARY
 
 
 def test_a_run_begun_anew_after_a_stop_ends_with_the_same_numbers(tmp_path, undisturbed) -> None:

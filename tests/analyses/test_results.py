@@ -11,7 +11,7 @@ from scipy import stats
 
 import results
 from common import claims, published, tables
-from common.files import write_json
+from common.files import thinned, write_json
 from common.intervals import mean_interval, prediction_interval, ratio_interval
 from common.summaries import Summaries
 
@@ -36,7 +36,8 @@ def summary(experiment: str, variant: str, seed: int, **changed: Any) -> dict[st
         "machine": machine | {"commit": "f00"}, "complete": True, "steps": 100, "parameters": 1000,
         "test_accuracy": accuracy, "test_loss": 1.0,
         "curve": {"step": [50, 100], "test_accuracy": [accuracy + 0.02, accuracy], "test_loss": [1, 1]},
-        "measured": [], "seconds": {"cpu": 3600.0, "wall": 4000.0}, "hashes": {"parameters": "d"},
+        "evaluations": {"count": 2, "best": accuracy + 0.02, "median": accuracy + 0.01}, "measured": [],
+        "seconds": {"cpu": 3600.0, "wall": 4000.0}, "hashes": {"parameters": "d"},
         "units": {"layers": profile["layers"], "units": [2] * 4, "step": [100], "examples": 9, "silent": [[0] * 4]},
         "profiles": {"activation": profile, "activation_grad": profile},
         "diagnosis": {"sentence": "Healthy.", "worst": "ok", "checks": {}, "cause_count": 0, "causes": []},
@@ -284,3 +285,11 @@ def test_the_pages_in_the_repository_are_those_of_its_summaries(tmp_path: Path) 
 def test_tables_name_every_variant_of_the_paper() -> None:
     letters = [table.letter for table in tables.paper_tables()]
     assert letters == ["W", "W", "D", "E", "A", "R", "N", "N"]
+
+
+def test_thinning_keeps_the_ends_and_the_order() -> None:
+    for count in (0, 1, 5, 6, 7, 1000):
+        kept = thinned(range(count), 6)
+        assert len(kept) == min(count, 6)
+        assert kept == sorted(set(kept))
+        assert kept[:1] + kept[-1:] == list(range(count))[:1] + list(range(count))[-1:]
