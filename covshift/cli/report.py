@@ -27,7 +27,7 @@ def report(
 ) -> None:
     """Write a self-contained report of one recording, or a comparison of several.
 
-    A recording that is damaged is reported as such; exit code 1 if none could be read.
+    A recording that is damaged is reported as such, on the page and here; exit code 1 if none could be read.
 
     Example: covshift report runs/relu.zarr runs/linked.zarr -o report.html
     """
@@ -43,7 +43,10 @@ def report(
             opened = open_readable_runs(runs)
             written = write_report(opened, out, json=json, overwrite=overwrite)
     typer.echo(str(written))
-    if all(isinstance(run, RecordingDamaged) for run in opened.values()):
+    damaged = [run for run in opened.values() if isinstance(run, RecordingDamaged)]
+    for reason in damaged:
+        typer.echo(f"error: {reason}", err=True)
+    if len(damaged) == len(opened):
         raise typer.Exit(CANNOT)
 
 
