@@ -73,10 +73,11 @@ def open(  # noqa: A001 - the public name is covshift.open
     """
     if isinstance(target, MemoryStore) or is_url(target):
         return _chunked(_opened(target, target), chunks)
-    pattern = os.fspath(target)
+    # From the root: what is read later must not depend on where the process stands by then.
+    pattern = os.path.abspath(os.fspath(target))
     if any(sign in pattern for sign in "*?[") and not Path(pattern).exists():
         return together({path.stem: open(path, chunks=chunks) for path in matching(pattern)})
-    recording, problems = opened_with_warnings(existing(Path(target)))
+    recording, problems = opened_with_warnings(existing(Path(pattern)))
     for problem in problems:
         warnings.warn(problem, CovshiftWarning, stacklevel=2)
     return _chunked(recording, chunks)
@@ -131,16 +132,30 @@ def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
 def read_tail(path: Path, attributes: Mapping[str, Any]) -> journal.Tail:
     """What the journal holds beyond the commit that the root ``attributes`` describe."""
     commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
-    life = f"{attributes.get('run_id', '')}-{commit.get('attempt', 0)}"
-    return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=life)
+    return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=_life_of(attributes))
+
+
+def _life_of(attributes: Mapping[str, Any]) -> str:
+    """See :attr:`covshift.store.archive.Archive.life`: what rows a recording holds changes with it, else only grows."""
+    return f"{attributes.get('run_id', '')}-{attributes.get(layout.COMMIT_ATTRIBUTE, {}).get('attempt', 0)}"
+
+
+def _life_in(document: bytes) -> str:
+    return _life_of(documents.root_of(document).get("attributes", {}))
 
 
 class _CommittedStore(LocalStore):
-    """A directory as one commit describes it."""
+    """A directory as one commit describes it, as long as that is what lies there.
+
+    Rows are read when somebody asks for them. By then the directory may be gone, for which Zarr would read fill values,
+    or hold other rows: of a recording that replaced it, or of a resume at an earlier step.
+    """
 
     def __init__(self, root: Path, document: bytes) -> None:
         super().__init__(root, read_only=True)
         self._document = document
+        self._life = _life_in(document)
+        self._stamp: tuple[int, int, int] | None = None
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """Itself: there is nothing to write here."""
@@ -150,9 +165,30 @@ class _CommittedStore(LocalStore):
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Bytes of an object; the root's are those of the commit."""
-        if key != layout.ROOT:
-            return await super().get(key, prototype, byte_range)
-        return (prototype or default_buffer_prototype()).buffer.from_bytes(self._document)
+        if key == layout.ROOT:
+            return (prototype or default_buffer_prototype()).buffer.from_bytes(self._document)
+        found = await super().get(key, prototype, byte_range)
+        # Every file within the committed shapes was there, and the names of chunks end in numbers.
+        if key.rpartition("/")[2].isdigit():
+            self._demand_unchanged(key, is_there=found is not None)
+        return found
+
+    def _demand_unchanged(self, key: str, *, is_there: bool) -> None:
+        """Demand that the file just read is one of this recording. Whoever replaces one says so in the root first."""
+        try:
+            present = (self.root / layout.ROOT).stat()
+            stamp = present.st_ino, present.st_mtime_ns, present.st_size
+            if stamp != self._stamp:
+                is_there &= _life_in((self.root / layout.ROOT).read_bytes()) == self._life
+                self._stamp = stamp
+        except (OSError, ValueError):
+            is_there = False
+        if not is_there:
+            self._stamp = None
+            raise RecordingError(
+                f"recording '{self.root}' was moved, deleted, replaced or resumed since it was opened, so '{key}' "
+                "cannot be read any more: open it again"
+            )
 
 
 def _whole_root(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:

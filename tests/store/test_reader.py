@@ -171,3 +171,44 @@ def test_a_newer_or_senseless_schema_version_is_refused_before_the_groups_are_re
     rewrite_root(path, change)
     with pytest.raises(RecordingDamaged, match=message):
         store.open(path)
+
+
+def test_what_a_recording_holds_does_not_depend_on_where_the_process_stands_when_it_is_read(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    recording = store.open("run")
+    (path.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(path.parent / "elsewhere")
+    assert recording["layers/count"].sel(signal="activation").values.tolist() == [[1, 1], [11, 11]]
+
+
+def replace(path: Path) -> None:
+    with store.Writer(path, attrs={}, overwrite=True) as recording:
+        recording.declare_layers([Layer("conv", "Conv2d", 0, unit_count=2), Layer("fc", "Linear", 1)])
+        recording.append([Row("layers", 0, {"count": np.full((2, 5), 7, dtype="u8")})])
+
+
+def take_up_again(path: Path) -> None:
+    with store.Writer(path, attrs={}, resume=True) as recording:
+        recording.resume_at(5)
+        recording.declare_layers([Layer("conv", "Conv2d", 0, unit_count=2), Layer("fc", "Linear", 1)])
+        recording.append([Row("layers", 10, {"count": np.full((2, 5), 7, dtype="u8")})])
+
+
+@pytest.mark.parametrize("chunks", [None, {}])
+@pytest.mark.parametrize(
+    "change", [shutil.rmtree, lambda path: path.rename(path.with_name("b.zarr")), replace, take_up_again]
+)
+def test_rows_that_are_gone_by_the_time_they_are_read_are_an_error_never_zeros_or_another_runs(path, change, chunks):
+    recording = store.open(path, chunks=chunks)
+    change(path)
+    with pytest.raises(RecordingError, match="was moved, deleted, replaced or resumed since it was opened"):
+        recording["layers/count"].load()
+
+
+def test_rows_stay_readable_while_a_recording_grows(path):
+    recording = store.open(path)
+    with store.Writer(path, attrs={}, resume=True) as writer:
+        writer.resume_at(20)
+        writer.declare_layers([Layer("conv", "Conv2d", 0, unit_count=2), Layer("fc", "Linear", 1)])
+        writer.append([Row("layers", 20, {"count": np.full((2, 5), 7, dtype="u8")})])
+    assert recording["layers/count"].sel(signal="activation").values.tolist() == [[1, 1], [11, 11]]
