@@ -53,7 +53,7 @@ def export_netcdf(recording: xr.DataTree, out: str | os.PathLike[str], *, overwr
                 ) from error
             raise
 
-    return _written(Path(out), write, overwrite=overwrite)
+    return _written(Path(out), write, overwrite=overwrite, holds=None)
 
 
 def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def export_csv(recording: xr.DataTree, out: str | os.PathLike[str], *, overwrite
                 table = partial / f"{path.replace('/', '-')}.csv"
                 _write_table(table, path, recording[path].to_dataset(), _names(recording))
 
-    return _written(Path(out), write, overwrite=overwrite)
+    return _written(Path(out), write, overwrite=overwrite, holds="*.csv")
 
 
 def _names(recording: xr.DataTree) -> NDArray[Any]:
@@ -167,7 +167,7 @@ def export_tensorboard(
     make_writer : callable
         From a directory to an :class:`EventWriter` that can be closed: ``torch.utils.tensorboard.SummaryWriter``.
     overwrite : bool, default False
-        Replace what stands at ``out``.
+        Replace the earlier export that stands at ``out``; a directory of anything else is never replaced.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def export_tensorboard(
                 _add_histograms(recording, path, writer, times)
         writer.close()
 
-    return _written(Path(out), write, overwrite=overwrite)
+    return _written(Path(out), write, overwrite=overwrite, holds="events.out.tfevents.*")
 
 
 def _wall_times(recording: xr.DataTree) -> dict[int, float]:
@@ -254,10 +254,19 @@ def _summary(bins: NDArray[Any], lower: NDArray[Any], upper: NDArray[Any], known
     }
 
 
-def _written(out: Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:
-    """Have ``write`` make a file or directory beside ``out``, and give it that name when it is complete."""
+def _written(out: Path, write: Callable[[Path], None], *, overwrite: bool, holds: str | None) -> Path:
+    """Have ``write`` make a file or directory beside ``out``, and give it that name when it is complete.
+
+    ``holds`` is the glob that the names in such a directory match, None for a file. A directory with anything else in
+    it, such as recordings, is never replaced.
+    """
     if out.exists() and not overwrite:
         raise RecordingError(f"'{out}' exists: overwrite=True replaces it; or choose another path")
+    if out.is_dir() and not (holds and all(one.match(holds) and one.is_file() for one in out.iterdir())):
+        raise RecordingError(
+            f"'{out}' is a directory and no earlier export of this kind, and is not deleted even with overwrite=True: "
+            "choose another path"
+        )
     partial = out.with_name(f"{out.name}.{uuid.uuid4().hex}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import netCDF4
@@ -229,6 +230,19 @@ def test_nothing_is_overwritten_unasked_and_a_failed_export_leaves_nothing(run, 
     assert invoke("export", run, out, "--to", to, "--overwrite").exit_code == 0
     assert invoke("export", run, out / "below" if to == "netcdf" else out / "x" / "", "--to", to).exit_code in (0, 1)
     assert [child.name for child in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("to", ["netcdf", "csv", "tensorboard"])
+def test_overwrite_replaces_an_earlier_export_and_never_a_directory_of_anything_else(run, tmp_path, to):
+    earlier, runs = tmp_path / "earlier", tmp_path / "runs"
+    shutil.copytree(run, runs / "run.zarr")
+    for out in (runs, runs / "run.zarr"):
+        result = invoke("export", runs / "run.zarr", out, "--to", to, "--overwrite")
+        assert result.exit_code == 1
+        assert "is not deleted even with overwrite=True" in error_line(result)
+    assert xr.open_datatree(runs / "run.zarr").identical(xr.open_datatree(run))
+    for _ in range(2):
+        assert invoke("export", run, earlier, "--to", to, "--overwrite").exit_code == 0
 
 
 def test_without_tensorboard_the_export_says_how_to_install_it(run, tmp_path, monkeypatch):
