@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.optimizerhooks import Listener
 
 
 class StepClock:
@@ -59,16 +57,13 @@ class StepClock:
         self._foreign: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._first: weakref.ref[torch.Tensor] | None = None
         self._version = self._moves = 0
-        self._handles: list[RemovableHandle] = []
+        self._listener: Listener | None = None
 
     def install(self) -> None:
         """Start listening to optimizers."""
         # Now, not before: loading weights may have put others in place.
         self._know_parameters()
-        self._handles = [
-            register_optimizer_step_pre_hook(self._on_before),
-            register_optimizer_step_post_hook(self._on_after),
-        ]
+        self._listener = Listener(before=self._on_before, after=self._on_after)
 
     def _know_parameters(self) -> None:
         model = self._model()
@@ -79,9 +74,8 @@ class StepClock:
 
     def remove(self) -> None:
         """Stop listening."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._listener is not None:
+            self._listener.remove()
 
     def forward(self) -> None:
         """A forward pass with gradients begins."""
@@ -161,14 +155,12 @@ class StepClock:
         return bool(self.own_group(optimizer))
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if is_compiling():
-            return
         if self._is_ours(optimizer) and not inside_backward():
             self._is_stepping = True
             self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
 
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if is_compiling() or not self._is_ours(optimizer):
+        if not self._is_ours(optimizer):
             return
         self._is_stepping = False
         if inside_backward():

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from covshift.instrument.schedule import Schedule
+
 
 @pytest.mark.parametrize("first_closed", [0, 1], ids=["first in first out", "last in first out"])
 def test_case_44_two_recorders_of_one_model_record_the_same_numbers(build, train, record, layers_equal, first_closed):
@@ -32,6 +34,27 @@ def test_recorders_of_a_model_and_of_a_part_of_it_each_see_their_own(build, trai
         for name in ("zero_count", "sum", "m2"):
             theirs = cell(whole.recording, name, layer="0", signal=signal)
             assert cell(part.recording, name, layer="(root)", signal=signal) == theirs
+
+
+def test_a_recorder_that_ends_during_an_optimizer_step_in_another_thread_does_not_break_that_step(build, train, record):
+    others = [ExitStack(), ExitStack()]
+
+    def leave_and_enter(step):
+        # Asked for inside the optimizer's step, between the hooks that torch calls.
+        if step == 1:
+            thread = threading.Thread(
+                target=lambda: (others[0].close(), others[1].enter_context(record(nn.Identity())))
+            )
+            thread.start()
+            thread.join()
+        return True
+
+    model = build("perceptron")
+    with record(model, every=Schedule(leave_and_enter, "every step")) as recorder:
+        others[0].enter_context(record(build("perceptron")))
+        train(model, 3)
+    others[1].close()
+    assert recorder.recording["layers"].step.values.tolist() == [0, 1, 2]
 
 
 class Meeting(nn.Module):
