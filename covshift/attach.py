@@ -180,7 +180,13 @@ def record(
     place = demand_writable(where, attrs=provenance, overwrite=overwrite, resume=resume) if is_writer else None
 
     def make_writer() -> Writer:
-        return Writer(where, attrs=provenance, overwrite=overwrite, resume=resume, max_memory=max_memory)
+        return Writer(
+            where if place is None else place,
+            attrs=provenance,
+            overwrite=overwrite,
+            resume=resume,
+            max_memory=max_memory,
+        )
 
     return Recorder(
         model,

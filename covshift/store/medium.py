@@ -186,9 +186,14 @@ class Remote:
         import fsspec
         from zarr.storage import FsspecStore
 
+        if url.startswith(("file://", "local://")):
+            raise RecordingError(f"path='{url}': give a local directory as a path, '{url.partition('://')[2]}'")
         self.url = url
         self._files: Any
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise RecordingError(f"path='{url}': fsspec cannot reach it ({error})") from error
         self.store: Store = FsspecStore.from_url(url)
 
     def _path(self, key: str) -> str:

@@ -103,3 +103,35 @@ def test_another_process_may_record_where_this_one_only_asked_for_a_recorder(tmp
     assert covshift.open(tmp_path / "run")["layers"].step.values.tolist() == [0]
     with pytest.raises(RecordingExists):
         idle.__enter__()
+
+
+def test_a_recording_is_written_where_it_was_asked_for_wherever_the_process_goes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(3, 2)
+    recorder = covshift.record(model, "runs/run", every=1)
+    monkeypatch.chdir("elsewhere")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with recorder:
+        for step in range(80):
+            if step == 10:
+                monkeypatch.chdir(tmp_path)
+            model(torch.randn(4, 3)).sum().backward()
+            optimizer.step()
+    assert recorder.path == tmp_path / "runs" / "run.zarr"
+    assert recorder.recording["layers"].sizes["step"] == 80
+    assert recorder.warnings == list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("a\0b", "cannot be used .*null byte.*: choose another path"),
+        ("x" * 300, "cannot be used .*too long.*: choose another path"),
+        ("foo://bucket/run", "path='foo://bucket/run.zarr': fsspec cannot reach it .*foo"),
+        ("file:///tmp/run", "path='file:///tmp/run.zarr': give a local directory as a path, '/tmp/run.zarr'"),
+    ],
+)
+def test_a_path_that_no_file_system_takes_is_named(path, message):
+    with pytest.raises(RecordingError, match=message):
+        covshift.record(nn.Linear(3, 2), path)
