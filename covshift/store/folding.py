@@ -145,6 +145,8 @@ def fold_of(
     old = [] if journal is None else journal.rotate()
 
     def fold() -> None:
+        if journal is not None:
+            journal.demand_in_place()
         rows = {path: [entry.numbered.row for entry in entries] for path, entries in chosen.items()}
         archive.fold(rows, axes, closed=closed)
         waiting.drop(chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,21 @@ class Journal:
         See :attr:`covshift.store.archive.Archive.life`; segments of another one are stale.
     fsync : bool
         Bring every record to the device before it is acknowledged, which a power failure then cannot take.
+    demand_in_place : callable, optional
+        Called before a segment is begun, and for whoever asks before a fold; raises OSError where the directory is not
+        this writer's any more.
     """
 
-    def __init__(self, directory: Path, *, life: str, fsync: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        life: str,
+        fsync: bool = False,
+        demand_in_place: Callable[[], None] = lambda: None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.demand_in_place = demand_in_place
         self._directory, self._life, self._fsync = directory, life, fsync
         self._next = 1 + max((_number(path) for path in segments(directory)), default=-1)
         self._numbering = threading.Lock()
@@ -56,6 +67,7 @@ class Journal:
         self._write(payload)
 
     def _opened(self, axes: Axes) -> tuple[int, Path]:
+        self.demand_in_place()
         # The thread that folds opens segments too, to carry rows over.
         with self._numbering:
             path = self._directory / f"{PREFIX}{self._next:012d}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from covshift import schema
-from covshift.exceptions import InvalidArgumentError
+from covshift.exceptions import InvalidArgumentError, RecordingError
 
 ROOT = "zarr.json"
 HIDDEN = ".covshift"
@@ -86,6 +86,26 @@ def recording_path(path: str | os.PathLike[str]) -> Path:
     if given.name in ("", ".."):
         raise InvalidArgumentError(f"path={os.fspath(path)!r}: expected the name of a recording, such as 'runs/a.zarr'")
     return given if given.suffix == SUFFIX else given.with_name(given.name + SUFFIX)
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """The same, absolute: a recording stays where it was begun, wherever the process goes from here.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``path`` names no recording.
+    RecordingError
+        If the system takes no such path.
+    """
+    place = recording_path(path).absolute()
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"path={os.fspath(path)!r} cannot be used ({error}): choose another path") from None
+    return place
 
 
 def has_source_and_mode(path: str) -> bool:

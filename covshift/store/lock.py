@@ -46,8 +46,22 @@ class Lock:
             )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        self._path, self._descriptor = path, descriptor
         self._close = weakref.finalize(self, os.close, descriptor)
         _HELD.add(self)
+
+    def demand_in_place(self) -> None:
+        """Demand that the recording lies where it was locked: what took its place is not the holder's.
+
+        Raises
+        ------
+        OSError
+            If its directory is gone, or another lock file stands there.
+        """
+        there = self._path.stat() if self._path.exists() else None
+        if os.path.samestat(there, os.fstat(self._descriptor)) if there else self._path.parent.exists():
+            return
+        raise OSError("it was deleted, moved or replaced since this writer opened it")
 
     def release(self) -> None:
         """Let the next writer in; releasing twice does nothing."""

@@ -65,6 +65,11 @@ class Opened:
     lock: Lock | None
     resumed: bool = False
 
+    def demand_in_place(self) -> None:
+        """See :meth:`Lock.demand_in_place`; at a URL there is nothing to ask."""
+        if self.lock is not None and self.path is not None:
+            self.lock.demand_in_place()
+
     def release(self) -> None:
         """Let the next writer in."""
         if self.lock is not None:
@@ -135,7 +140,7 @@ def demand_writable(
         url = _recording_url(os.fspath(path))
         _demand_welcome(Remote(url), url, described, overwrite=overwrite, resume=resume)
         return None
-    place = _place(path)
+    place = layout.place_of(path)
     _demand_free(place)
     _demand_welcome(Directory(place), place, described, overwrite=overwrite, resume=resume)
     return place
@@ -179,11 +184,12 @@ def _claimed(
         lock = Lock(local / LOCK)
         stands = _stands_at(remote, url, overwrite=overwrite, resume=resume, lock=lock)
         return Opened(Archive(remote, attrs), Axes(), remote, None, url, local, lock, resumed=stands and resume)
-    place = _place(path)
+    place = layout.place_of(path)
+    hidden_path = place / layout.HIDDEN
     try:
         _demand_free(place)
         place.mkdir(parents=True, exist_ok=True)
-        lock = Lock(place / layout.HIDDEN / LOCK)
+        lock = Lock(hidden_path / LOCK)
     except OSError as error:
         if isinstance(error, RecordingError):
             raise
@@ -192,20 +198,7 @@ def _claimed(
         ) from error
     directory = Directory(place, fsync=fsync)
     stands = _stands_at(directory, place, overwrite=overwrite, resume=resume, lock=lock)
-    hidden_path = place / layout.HIDDEN
     return Opened(Archive(directory, attrs), Axes(), directory, place, place, hidden_path, lock, stands and resume)
-
-
-def _place(path: str | os.PathLike[str]) -> Path:
-    """The directory meant by ``path``, wherever the process goes from here: many launchers change their directory."""
-    place = layout.recording_path(path).absolute()
-    try:
-        place.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return place
-    except (OSError, ValueError) as error:
-        raise RecordingError(f"path={os.fspath(path)!r} cannot be used ({error}): choose another path") from None
-    return place
 
 
 def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bool, lock: Lock) -> bool:

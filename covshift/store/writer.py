@@ -117,8 +117,8 @@ class Writer:
     def _begin(self) -> None:
         """Count and journal rows from the archive's present state on."""
         self._waiting = Waiting(self._archive.committed, self._archive.last_steps(), granule=self._cadence.records)
-        hidden = self._opened.hidden
-        self._journal = None if hidden is None else Journal(hidden, life=self._archive.life, fsync=self._fsync)
+        hidden, life, in_place = self._opened.hidden, self._archive.life, self._opened.demand_in_place
+        self._journal = Journal(hidden, life=life, fsync=self._fsync, demand_in_place=in_place) if hidden else None
         self._cadence.begin()
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 import xarray as xr
 
 from covshift import store
-from covshift.exceptions import InvalidArgumentError, RecordingDamaged, RecordingError, StoreLocked
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingDamaged, RecordingError, StoreLocked
 from covshift.schema import Layer, Parameter, Row, SparseCounts
-from covshift.store import Writer, layout
+from covshift.store import Writer, endings, layout
 from covshift.store.archive import Archive
 
 LAYERS = [Layer("a", "Linear", 0, unit_count=2), Layer("b", "Linear", 1, unit_count=1, activation="relu")]
@@ -44,6 +45,38 @@ def test_a_second_writer_is_told_pid_and_host_of_the_first(tmp_path):
             Writer(tmp_path / "run", attrs={}, **options)
     first.close()
     Writer(tmp_path / "run", attrs={}, overwrite=True).close()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_writer_whose_recording_was_deleted_leaves_the_one_alone_that_took_its_place(tmp_path, background):
+    layer, cells = Layer("fc", module_type="Linear", depth=0), np.full((1, 5), 7, dtype="u8")
+    first = Writer(tmp_path / "run", attrs={}, flush_records=2, background=background)
+    first.declare_layers([layer])
+    first.append([Row("layers", 0, {"count": cells})])
+    shutil.rmtree(tmp_path / "run.zarr")
+    with Writer(tmp_path / "run", attrs={}) as second:
+        second.declare_layers([layer])
+        second.append([Row("layers", 5, {"count": cells + 1})])
+        with pytest.warns(CovshiftWarning, match="deleted, moved or replaced since this writer opened it"):
+            first.append([Row("layers", 1, {"count": cells})])
+            first._folding.wait()
+            first._report_failure()
+        with pytest.raises(RecordingError, match="deleted, moved or replaced since this writer opened it"):
+            first.append([Row("layers", 2, {"count": cells})])
+        with pytest.raises(RecordingError, match="deleted, moved or replaced since this writer opened it"):
+            first.close()
+        second.append([Row("layers", 6, {"count": cells + 1})])
+    assert store.open(tmp_path / "run")["layers/count"].sel(signal="activation").values.tolist() == [[8], [8]]
+    shutil.rmtree(tmp_path / "run.zarr")
+    endings.dismiss(first)
+
+
+def test_a_lock_file_that_somebody_cleared_away_costs_no_record(tmp_path):
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        writer.declare_layers([Layer("fc", module_type="Linear", depth=0)])
+        (writer.path / layout.HIDDEN / "lock").unlink()
+        writer.append([Row("layers", 0, {"count": np.full((1, 5), 7, dtype="u8")})])
+    assert store.open(tmp_path / "run")["layers/count"].sel(signal="activation").values.tolist() == [[7]]
 
 
 HOLD = """
