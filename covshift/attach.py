@@ -154,6 +154,8 @@ def record(
     _demand_kinds(path, unit_axis, signals, attrs)
     if isinstance(example_axis, bool) or not isinstance(example_axis, int):
         raise InvalidArgumentError(f"example_axis={example_axis!r}: expected the number of an axis")
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1:
+        raise InvalidArgumentError(f"max_memory={max_memory!r}: expected a number of bytes, such as 2**30")
     if scaler is not None and not hasattr(scaler, "get_scale"):
         raise InvalidArgumentError(f"scaler={scaler!r}: expected a torch.amp.GradScaler")
     settings = Settings(layers, _known_signals(signals), dict(unit_axis or {}), example_axis, functional)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import xarray as xr
@@ -139,8 +139,18 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self._leave(is_complete=kind is None)
+        finally:
+            # Whatever ends the recording, warnings that the user has made errors included, it ends closed.
+            self._handover.close()
+        if kind is None and self._records and not self._surroundings.opaque and not self._incidents.any_failed:
+            self._name_never_called()
+
+    def _leave(self, *, is_complete: bool) -> None:
+        """Take the hooks away, and hand over what is left; ``is_complete`` where no exception ended the loop."""
+        try:
             self._finish()
-            if kind is None:
+            if is_complete:
                 self._run_probe()
         finally:
             self._hooks.remove()
@@ -149,7 +159,7 @@ class Recorder:
             self._active = False
         with self._incidents.guard("step"):
             self._clock.settle()
-            if kind is None and self._scale.skipped():
+            if is_complete and self._scale.skipped():
                 self._close_step(skipped=True)
             self._finish()
         for block in (self._block, self._evaluation):
@@ -159,12 +169,9 @@ class Recorder:
         self._give_scalars()
         self._log.end()
         self._give_scalars()
-        if kind is None:
+        if is_complete:
             self._name_unseen_steps()
             self._handover.wait_for_ranks()
-        self._handover.close()
-        if kind is None and self._records and not self._surroundings.opaque and not self._incidents.any_failed:
-            self._name_never_called()
 
     def _name_unseen_steps(self) -> None:
         """A loop of which no step was seen has recorded nothing, and should not end in silence."""
@@ -217,12 +224,16 @@ class Recorder:
         """
         if self._entered:
             raise CovshiftError("load_state_dict: this recorder was already entered; call it before the with")
-        step = state.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if not isinstance(state, Mapping):
+            raise InvalidArgumentError(f"state={state!r}: expected what recorder.state_dict() returned")
+        step, records = state.get("step"), state.get("records")
+        if not _is_count(step):
             raise InvalidArgumentError(f"step={step!r}: expected the number of optimizer steps done, 0 or more")
+        if records is not None and not _is_count(records):
+            raise InvalidArgumentError(f"records={records!r}: expected the number of records made, 0 or more")
         self.step_count = step
         # Slower cadences count records: as many as the schedule asks for up to here, where nobody kept their number.
-        self._records = state.get("records", sum(map(self._every, range(step))))
+        self._records = sum(map(self._every, range(step))) if records is None else records
         self._log.begin_at(step)
         self._must_be_told_step = False
 
@@ -418,3 +429,7 @@ class Recorder:
         """Hand over what was logged for the step just closed; its time to log is over."""
         with self._incidents.guard("scalars"):
             self._handover.give_scalars(self._log.take())
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -129,3 +129,20 @@ def test_compiled_parts_run_as_before_while_functions_are_recorded(how):
                 train(model, 4)
             outputs.append(model(torch.ones(2, 4)))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("probe_every", [1, 1000], ids=["a probe that fails at the end", "a loop without steps"])
+def test_a_warning_that_is_an_error_at_the_end_leaves_the_recording_closed(tmp_path, probe_every):
+    model = nn.Linear(3, 2)
+    batch = torch.ones(1, 3)
+    with pytest.raises(CovshiftWarning), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with covshift.record(model, tmp_path / "run", every=1, probe=batch, probe_every=probe_every) as recorder:
+            for _ in range(3):
+                model(torch.randn(4, 3)).sum().backward()
+            if probe_every == 1:
+                recorder.step()
+                model.forward = None
+    assert covshift.open(tmp_path / "run").attrs["covshift_commit"]["closed"]
+    with covshift.record(nn.Linear(3, 2), tmp_path / "run", overwrite=True):
+        pass

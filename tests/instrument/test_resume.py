@@ -86,6 +86,20 @@ def test_a_state_that_is_none_is_refused(state):
         covshift.record(nn.Linear(1, 1)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "state=None: expected what recorder.state_dict"),
+        (7, "state=7: expected what recorder.state_dict"),
+        ({"step": 3, "records": "x"}, "records='x': expected the number of records made"),
+        ({"step": 3, "records": -4}, "records=-4: expected the number of records made"),
+    ],
+)
+def test_a_state_of_other_kinds_is_refused_before_it_costs_any_record(state, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        covshift.record(nn.Linear(1, 1)).load_state_dict(state)
+
+
 def test_a_state_comes_before_the_first_step():
     with covshift.record(nn.Linear(1, 1)) as recorder, pytest.raises(CovshiftError, match="call it before the with"):
         recorder.load_state_dict({"step": 3})

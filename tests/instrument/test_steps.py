@@ -188,6 +188,8 @@ def test_stock_transformer_layers_with_functional_activations_are_named_with_the
         ({"attrs": [1]}, r"attrs=\[1\]: expected a mapping"),
         ({"attrs": {"rank": 7}}, r"attrs: rank are noted by the recorder"),
         ({"layers": nn.Linear(1, 1)}, r"layers=Linear.*: expected a glob, a compiled regex, a module class"),
+        ({"max_memory": "1GB"}, r"max_memory='1GB': expected a number of bytes"),
+        ({"max_memory": -1}, r"max_memory=-1: expected a number of bytes"),
         ({"max_layers": 0}, r"max_layers=0: expected a whole number from 1"),
         ({"max_layers": 2}, r"max_layers=2: 4 modules are to be observed; .*layers= .*max_layers=4"),
     ],
