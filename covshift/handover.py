@@ -149,7 +149,14 @@ class Handover:
         except ResumeMismatch as error:
             self._warn(f"{error}; nothing of this run is recorded")
             return
-        self.writer.append(stored_rows(arranged(record, list(self._layers.values()))))
+        self._append(self.writer, stored_rows(arranged(record, list(self._layers.values()))))
+
+    def _append(self, writer: Writer, rows: list[schema.Row]) -> None:
+        """Acknowledge rows; what the disk refuses is lost, which is no defect and is named for what it is."""
+        try:
+            writer.append(rows)
+        except RecordingError as error:
+            self._incidents.warn_once("refused", "recording", f"rows are missing from here on: {error}")
 
     def _declare(self, writer: Writer, record: Record) -> None:
         new = [layer for layer in record.layers if layer.name not in self._layers]
@@ -184,7 +191,7 @@ class Handover:
         """Take rows of logged scalars; of several ranks, those of the one that writes."""
         if rows and self.writer is not None:
             with self._incidents.guard("scalars"):
-                self.writer.append(list(rows))
+                self._append(self.writer, list(rows))
 
     def wait_for_ranks(self) -> None:
         """Take part in the records of ranks that have more steps than this one, until all have ended."""
@@ -214,13 +221,15 @@ class Handover:
         return reader.open(self.writer.target)
 
     def close(self) -> None:
-        """Write what waits. A full disk must not cost the user the trained model, nor hide their own exception."""
+        """Write what waits. Neither a full disk nor a defect may cost the model, or hide the user's exception."""
         if self.writer is None:
             return
         try:
             self.writer.close(warnings=self._incidents.messages)
         except RecordingError as error:
             self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")
+        except Exception as error:  # noqa: BLE001 - see Incidents.failed
+            self._incidents.failed("recording", error)
 
 
 def _ends(last: int) -> str:

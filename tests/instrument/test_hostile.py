@@ -1,5 +1,6 @@
 """Models, scalers and calls that once cost rows, a closed recording or the process."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -146,3 +147,29 @@ def test_a_warning_that_is_an_error_at_the_end_leaves_the_recording_closed(tmp_p
     assert covshift.open(tmp_path / "run").attrs["covshift_commit"]["closed"]
     with covshift.record(nn.Linear(3, 2), tmp_path / "run", overwrite=True):
         pass
+
+
+def test_a_name_that_cannot_be_stored_costs_the_recording_and_not_the_training(tmp_path):
+    model = perceptron()
+    model.add_module("\ud800", nn.Identity())
+    with (
+        pytest.warns(CovshiftWarning, match="covshift failed to record it .*surrogates not allowed"),
+        covshift.record(model, tmp_path / "run", every=1) as recorder,
+    ):
+        train(model, 3)
+    assert recorder.step_count == 3
+
+
+def test_rows_that_a_deleted_recording_does_not_take_are_named_for_what_they_are(tmp_path):
+    model = perceptron()
+    with (
+        pytest.warns(CovshiftWarning, match=r"rows are missing from here on: .*writing failed .*deleted, moved"),
+        pytest.warns(CovshiftWarning, match=r"the end of the recording is not written: .*deleted, moved"),
+        covshift.record(model, tmp_path / "run", every=1) as recorder,
+    ):
+        train(model, 3)
+        shutil.rmtree(tmp_path / "run.zarr")
+        train(model, 100)
+    assert recorder.step_count == 103
+    assert not any("please report" in message for message in recorder.warnings)
+    assert list(tmp_path.iterdir()) == []
