@@ -63,7 +63,7 @@ def group_differences(
 
         Coordinates ``seeds`` (group) count the runs, ``steps_left_out`` (group) steps of the first run at which some
         run of either group has no record. Attributes: ``reference`` and ``reference_seeds``; ``layers_left_out``, how
-        many layers have no counterpart.
+        many layers have no counterpart; and ``level``.
 
     Raises
     ------
@@ -113,7 +113,12 @@ def group_differences(
         "seeds": ("group", [len(members[group]) for group in others]),
         "steps_left_out": ("group", grid.size - shared.sum(axis=1)),
     }
-    attrs = {"reference": reference, "reference_seeds": len(members[reference]), "layers_left_out": left_out}
+    attrs = {
+        "reference": reference,
+        "reference_seeds": len(members[reference]),
+        "layers_left_out": left_out,
+        "level": level,
+    }
     return xr.Dataset(data, coords, attrs)
 
 

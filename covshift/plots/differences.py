@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from covshift.diagnosis.wording import plural
+from covshift.diagnosis.wording import percent, plural
 from covshift.plots import style
 from covshift.plots.axes import (
     colorbar,
@@ -35,8 +35,6 @@ MEASURES = {
     "activation_sd": ("Activation sd", "decades"),
 }
 """Words and unit of each measure of :func:`covshift.analysis.differences.group_differences`."""
-
-NO_DIFFERENCE = "90 % interval over seeds covers 0"
 
 
 def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Figure | SubFigure:
@@ -64,6 +62,9 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
         height = layer_height(most) + 0.5
         figure = style.figure_on(ax, width=3.6 * len(MEASURES) + 1.2, height=height * max(len(groups), 1))
         norms = {measure: _norm(values) for measure, values in shown.items()}
+        if not groups:
+            style.message(style.panels(figure, 1)[0], "differences: not measured (one group of runs only)")
+            return figure
         bands = figure.subfigures(len(groups), 1, squeeze=False)[:, 0] if len(groups) > 1 else [figure]
         for band, group in zip(bands, groups, strict=True):
             here = differences.sel(group=group)
@@ -71,8 +72,6 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
                 _map(panel, here, measure, layers=shown[measure]["layer"].values.tolist(), norm=norms[measure])
             text = wrapped(_title(here, group), width=44 * len(MEASURES))
             band.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
-        if not groups:
-            style.message(style.panels(figure, 1)[0], "differences: not measured (one group of runs only)")
         key_of_figure(bands[-1], _key(differences))
     return figure
 
@@ -105,7 +104,7 @@ def _map(ax: Axes, here: xr.Dataset, measure: str, *, layers: Sequence[str], nor
     formatter = FuncFormatter(lambda value, _: _signed(value, unit)) if unit == "points" else None
     label = "difference, percentage points" if unit == "points" else "difference of log10, decades"
     colorbar(mesh, ax, label=label, formatter=formatter, extend="both")
-    title(ax, f"{words}\n{_furthest(values, covers, unit=unit)}", size=9.0)
+    title(ax, f"{words}\n{_furthest(values, covers, unit=unit, level=here.attrs['level'])}", size=9.0)
 
 
 def _signed(value: float, unit: str) -> str:
@@ -113,16 +112,18 @@ def _signed(value: float, unit: str) -> str:
     return f"{sign}{amount(abs(value) * (100 if unit == 'points' else 1))}"
 
 
-def _furthest(values: xr.DataArray, covers: xr.DataArray, *, unit: str) -> str:
-    """The largest difference that is drawn in colour, and how many are."""
+def _furthest(values: xr.DataArray, covers: xr.DataArray, *, unit: str, level: float) -> str:
+    """The largest difference that is drawn in colour, where more cells are than chance colours."""
     apart = np.where(covers.values, np.nan, values.values)
     colored, cells = int(np.isfinite(apart).sum()), int(np.isfinite(values.values).sum())
     if not colored or not np.nanmax(np.abs(apart)):
         return "no difference" if not colored and cells else "equal in all cells"
+    if colored < cells and colored <= (1.0 - level) * cells:
+        return f"{count(colored)} of {count(cells)} cells not grey: no more than chance"
     step, layer = np.unravel_index(int(np.nanargmax(np.abs(apart))), apart.shape)
     name, when = short_names(values["layer"].values, width=14)[layer], values["step"].values[step]
-    most = f"{name} {_signed(float(apart[step, layer]), unit)} {unit} at step {when}"
-    return most if colored == cells else f"{most}; {count(colored)} of {count(cells)} cells differ"
+    most = f"{name} {_signed(float(apart[step, layer]), unit)} {unit}, step {when}"
+    return most if colored == cells else f"{most}; {count(colored)} of {count(cells)} cells not grey"
 
 
 def _title(here: xr.Dataset, group: str) -> str:
@@ -149,6 +150,7 @@ def _key(differences: xr.Dataset) -> list[Patch]:
     blank = unmeasured_key()
     if zeros:
         blank.set_label("not measured, or exactly zero: no logarithm")
+    level = float(differences.attrs["level"])
     tested = any(np.isfinite(differences[f"{measure}_low"].values).any() for measure in MEASURES)
-    floor = Patch(facecolor=style.look().line, label=NO_DIFFERENCE)
+    floor = Patch(facecolor=style.look().line, label=f"{percent(level)} interval over seeds covers 0")
     return [floor, blank] if tested else [blank]

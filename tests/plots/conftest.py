@@ -178,7 +178,7 @@ class Made:
             "seeds": ("group", [seeds] * len(groups)),
             "steps_left_out": ("group", [2] * len(groups)),
         }
-        attrs = {"reference": "plain", "reference_seeds": seeds, "layers_left_out": 1}
+        attrs = {"reference": "plain", "reference_seeds": seeds, "layers_left_out": 1, "level": 0.9}
         return xr.Dataset(data, coords, attrs)
 
     def curves(self, steps: int, *, runs: tuple[str, ...] = ("plain", "linked")) -> dict[str, xr.DataArray]:

@@ -359,12 +359,20 @@ class TestDifferences:
         found = made(fill=0.0).differences(4, 6)
         for name, value in (("structural_rate", -0.4), ("structural_rate_low", -0.5), ("structural_rate_high", -0.3)):
             found[name][0, 2, 3] = value
+        found["structural_rate"][0, 3, 1::2], found["structural_rate_low"][0, 3, 1::2] = -0.2, -0.3
+        found["structural_rate_high"][0, 3, 1::2] = -0.1
         found["structural_rate"][0, 1, 1] = 0.9
         found["structural_rate_low"][0, 1, 1], found["structural_rate_high"][0, 1, 1] = -0.1, 1.9
         first, second, *_ = plots.plot_differences(found).axes
-        said = "conv3 \N{MINUS SIGN}40 points at step 20; 1 of 12 cells differ"
+        said = "conv3 \N{MINUS SIGN}40 points, step 20; 4 of 12 cells not grey"
         assert left_title(first) == f"Structural zeros at z {said}"
         assert left_title(second) == "Gradient rms no difference"
+
+    def test_no_layer_is_named_where_no_more_cells_are_coloured_than_chance_colours(self, made):
+        found = made(fill=0.0).differences(4, 10)
+        found["gradient_rms"][0, 2, 3], found["gradient_rms_low"][0, 2, 3] = 0.4, 0.3
+        said = left_title(plots.plot_differences(found).axes[1])
+        assert said == "Gradient rms 1 of 40 cells not grey: no more than chance"
 
 
 def test_large_panels_are_drawn_as_images(made):
