@@ -321,6 +321,16 @@ class TestEverywhere:
         assert not browser.texts("#layer, .filter")
         assert browser.js("return document.querySelectorAll('.grid tbody tr').length") >= 6
 
+    def test_without_scripts_a_link_opens_the_table_of_each_layers_numbers(self, browser, request, which):
+        browser.command("Emulation.setScriptExecutionDisabled", value=True)
+        browser.visit(request.getfixturevalue(which))
+        browser.click("noscript a")
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+        shown = (
+            "[...document.querySelectorAll('[data-base=\"/runs/0/course\"] tbody tr')].filter(r => r.checkVisibility())"
+        )
+        assert browser.until(f"return {shown}.length") in (18, 24)
+
 
 CONTRAST = """
 const channel = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
