@@ -71,12 +71,12 @@ COMPARED = (
 )
 
 APART = (
-    "Difference of the means over seeds at every step of the first run, layer by layer, on one scale a measure: red "
+    "Difference of the means over seeds at every step of the first run, layer by layer, on one scale a measure: orange "
     "above the first group, blue below it, grey where the 90 % interval (Welch) covers 0. An interval is that of one "
     "cell: where nothing differs, one cell in ten is coloured all the same."
 )
 APART_BY_ONE_SEED = (
-    "Difference at every step of the first run, layer by layer, on one scale a measure: red above the first group, "
+    "Difference at every step of the first run, layer by layer, on one scale a measure: orange above the first group, "
     "blue below it. Where either group is a single run there is no interval: another seed may look otherwise."
 )
 
