@@ -59,7 +59,9 @@ def group_differences(
             Share of z without a derivative: difference of shares, in [-1, 1]; NaN but for nonlinearities.
         ``gradient_rms``, ``activation_sd``
             Root mean square of dL/d(output), standard deviation of the output: differences of ``log10``, in decades.
-            An exact zero has no logarithm and counts as no number; the attribute ``exact_zeros`` counts them.
+            A group in which some run is exactly zero has the mean of minus infinity: the difference is infinite where
+            that holds for one side alone, NaN where it holds for both, and has no interval. The attribute
+            ``exact_zeros`` counts such numbers.
 
         Coordinates ``seeds`` (group) count the runs, ``steps_left_out`` (group) steps of the first run at which some
         run of either group has no record. Attributes: ``reference`` and ``reference_seeds``; ``layers_left_out``, how
@@ -208,11 +210,16 @@ def _table(
 
 
 def _log10(values: Floats) -> Floats:
-    return np.asarray(np.log10(np.where(values > 0, values, np.nan)))
+    """Logarithms; minus infinity of an exact zero, NaN of anything that has none."""
+    sizes = np.log10(np.where(values > 0, values, 1.0))
+    return np.where(values > 0, sizes, np.where(values == 0, -np.inf, np.nan))
 
 
 def _welch(before: Floats, here: Floats, level: float) -> tuple[Floats, Floats, Floats]:
-    """Difference of the means over the first axis, and the ends of its interval; NaN entries are left out."""
+    """Difference of the means over the first axis, and the ends of its interval; NaN entries are left out.
+
+    A mean with an entry of minus infinity is that, and leaves no interval.
+    """
     from scipy.special import stdtrit
 
     (mean, error, free), (other, other_error, other_free) = _mean_and_error(before), _mean_and_error(here)
@@ -221,6 +228,10 @@ def _welch(before: Floats, here: Floats, level: float) -> tuple[Floats, Floats, 
     freedom = np.where(spread > 0, rows.ratio(square**2, spread), 1.0)
     margin = stdtrit(freedom, (1 + level) / 2) * np.sqrt(square)
     difference = other - mean
+    lost, other_lost = np.isneginf(before).any(axis=0), np.isneginf(here).any(axis=0)
+    margin = np.where(lost | other_lost, np.nan, margin)
+    one_sided = np.where(lost & np.isfinite(other), np.inf, np.where(other_lost & np.isfinite(mean), -np.inf, np.nan))
+    difference = np.where(lost | other_lost, np.where(lost & other_lost, np.nan, one_sided), difference)
     return difference, difference - margin, difference + margin
 
 

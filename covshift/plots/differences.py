@@ -53,6 +53,7 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
         A row of panels for each group, a panel for each measure; a measure has one colour scale throughout, centred on
         0, over the bulk of its differences. In each Axes the differences are the first collection and the cells whose
         interval covers 0, grey, the second; with one seed in either group nothing is grey, and the title says so.
+        An infinite difference of logarithms, one group being exactly zero, has the colour of the scale's end.
         Layers without a number of a measure are left out of its panels. A panel without a number says so.
     """
     groups = [str(group) for group in differences["group"].values]
@@ -79,7 +80,7 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
 def _shown(differences: xr.Dataset, measure: str) -> xr.DataArray:
     """Differences of the layers that have any."""
     values = differences[measure].transpose("group", "step", "layer")
-    known = np.isfinite(values.values).any(axis=(0, 1))
+    known = ~np.isnan(values.values).all(axis=(0, 1))
     return values.isel(layer=np.flatnonzero(known))
 
 
@@ -98,18 +99,35 @@ def _map(ax: Axes, here: xr.Dataset, measure: str, *, layers: Sequence[str], nor
         style.message(ax, f"{words}: not measured in both groups at a shared step")
         return
     covers = (low <= 0) & (high >= 0)
-    mesh = layer_cells(ax, values.where(~covers), norm=norm, cmap=style.look().change, width=16)
+    mesh = layer_cells(ax, _drawable(values.where(~covers), norm), norm=norm, cmap=style.look().change, width=16)
     flat_cells(ax, covers, color=style.look().line)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     formatter = FuncFormatter(lambda value, _: _signed(value, unit)) if unit == "points" else None
     label = "difference, percentage points" if unit == "points" else "difference of log10, decades"
     colorbar(mesh, ax, label=label, formatter=formatter, extend="both")
-    title(ax, f"{words}\n{_furthest(values, covers, unit=unit, level=here.attrs['level'])}", size=9.0)
+    found = _zero_in_one(values, here) or _furthest(values, covers, unit=unit, level=here.attrs["level"])
+    title(ax, f"{words}\n{found}", size=9.0)
+
+
+def _drawable(values: xr.DataArray, norm: Normalize) -> xr.DataArray:
+    """``values`` with infinite ones beyond all others, at an end of the scale."""
+    sizes = np.abs(values.values[np.isfinite(values.values)])
+    beyond = 2.0 * max(float(norm.vmax or 0.0), float(sizes.max(initial=0.0)))
+    return values.where(~np.isinf(values), np.sign(values) * beyond)
 
 
 def _signed(value: float, unit: str) -> str:
     sign = "\N{MINUS SIGN}" if value < 0 else "+" if value > 0 else ""
     return f"{sign}{amount(abs(value) * (100 if unit == 'points' else 1))}"
+
+
+def _zero_in_one(values: xr.DataArray, here: xr.Dataset) -> str:
+    """In how many cells the one group is exactly zero, and the other is not; nothing where that is in none."""
+    cells = int(values.notnull().sum())
+    for infinite, name in ((np.inf, here.attrs["reference"]), (-np.inf, here["group"].item())):
+        if found := int((values == infinite).sum()):
+            return f"{count(found)} of {count(cells)} cells exactly zero in {elide(str(name), 18)} alone"
+    return ""
 
 
 def _furthest(values: xr.DataArray, covers: xr.DataArray, *, unit: str, level: float) -> str:
@@ -146,11 +164,16 @@ def _title(here: xr.Dataset, group: str) -> str:
 
 
 def _key(differences: xr.Dataset) -> list[Patch]:
-    zeros = any(differences[measure].attrs.get("exact_zeros", 0) for measure in MEASURES)
     blank = unmeasured_key()
-    if zeros:
-        blank.set_label("not measured, or exactly zero: no logarithm")
+    if any(differences[measure].attrs.get("exact_zeros", 0) for measure in MEASURES):
+        blank.set_label("not measured, or exactly zero in both")
+    handles = [blank]
+    ends = ((-np.inf, 0.0, "another group"), (np.inf, 1.0, elide(str(differences.attrs["reference"]), 18)))
+    for infinite, at, name in ends:
+        if any((differences[measure].values == infinite).any() for measure in MEASURES):
+            label = f"beyond the scale, or exactly zero in {name} alone"
+            handles.insert(0, Patch(facecolor=style.look().change(at), label=label))
     level = float(differences.attrs["level"])
-    tested = any(np.isfinite(differences[f"{measure}_low"].values).any() for measure in MEASURES)
-    floor = Patch(facecolor=style.look().line, label=f"{percent(level)} interval over seeds covers 0")
-    return [floor, blank] if tested else [blank]
+    if any(np.isfinite(differences[f"{measure}_low"].values).any() for measure in MEASURES):
+        handles.insert(0, Patch(facecolor=style.look().line, label=f"{percent(level)} interval over seeds covers 0"))
+    return handles

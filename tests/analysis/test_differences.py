@@ -134,11 +134,27 @@ def test_runs_without_a_shared_step_have_no_cell(make_recording):
     assert found["steps_left_out"].values.tolist() == [2]
 
 
-def test_an_exact_zero_has_no_logarithm_and_is_counted(make_recording):
-    steps = {0: {"fc": {"activation": np.ones((4, 4)), "activation_grad": np.zeros((4, 4))}}}
-    found = group_differences({"a": make_recording(steps), "b": make_recording(steps)})
-    assert np.isnan(found["gradient_rms"]).all()
+def test_an_exact_zero_of_one_side_is_infinitely_far_and_of_both_no_number(make_recording):
+    def with_gradient(size):
+        return make_recording({0: {"fc": {"activation": np.ones((4, 4)), "activation_grad": np.full((4, 4), size)}}})
+
+    runs = {"zero": with_gradient(0.0), "one": with_gradient(1.0), "other": with_gradient(0.0)}
+    found = group_differences(runs)
+    assert found["gradient_rms"].sel(layer="fc", step=0).values.tolist() == [np.inf, pytest.approx(np.nan, nan_ok=True)]
     assert found["gradient_rms"].attrs["exact_zeros"] == 2
+    back = group_differences({name: runs[name] for name in ("one", "zero")})
+    assert back["gradient_rms"].values.tolist() == [[[-np.inf]]]
+
+
+def test_a_group_with_one_run_at_zero_is_at_zero_without_an_interval(make_recording):
+    def with_gradient(size):
+        return make_recording({0: {"fc": {"activation": np.ones((4, 4)), "activation_grad": np.full((4, 4), size)}}})
+
+    sizes = {"a seed 0": 1.0, "a seed 1": 0.0, "a seed 2": 2.0, "b seed 0": 1.0, "b seed 1": 3.0}
+    found = group_differences({name: with_gradient(size) for name, size in sizes.items()})
+    assert found["gradient_rms"].item() == np.inf
+    assert np.isnan(found["gradient_rms_low"].item())
+    assert np.isnan(found["gradient_rms_high"].item())
 
 
 def test_a_record_stands_for_the_only_step_it_is_nearest_to():

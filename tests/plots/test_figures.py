@@ -368,6 +368,17 @@ class TestDifferences:
         assert left_title(first) == f"Structural zeros at z {said}"
         assert left_title(second) == "Gradient rms no difference"
 
+    def test_an_infinite_difference_lies_beyond_all_others_and_is_counted(self, made):
+        found = made().differences(4, 6, seeds=1)
+        found["gradient_rms"][0, :2, 3] = np.inf
+        figure = plots.plot_differences(found)
+        drawn = cells(meshes(figure.axes[1])[0])
+        others = np.delete(drawn.ravel(), [3, 9])
+        assert drawn[:2, 3].min() > np.abs(others).max()
+        np.testing.assert_array_equal(others, np.delete(found["gradient_rms"].values[0].ravel(), [3, 9]))
+        assert left_title(figure.axes[1]) == "Gradient rms 2 of 24 cells exactly zero in plain alone"
+        assert "beyond the scale, or exactly zero in plain alone" in [t.get_text() for t in figure.legends[0].texts]
+
     def test_no_layer_is_named_where_no_more_cells_are_coloured_than_chance_colours(self, made):
         found = made(fill=0.0).differences(4, 10)
         found["gradient_rms"][0, 2, 3], found["gradient_rms_low"][0, 2, 3] = 0.4, 0.3
