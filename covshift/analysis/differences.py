@@ -2,7 +2,8 @@
 
 The unit of replication is the run, and seeds of two groups are not paired: the interval is Welch's, a cell at a time.
 With one seed in either group there is none, and a difference is an illustration. Of many cells without any true
-difference, one in ten has a 90 % interval that leaves 0 out.
+difference, some have a 90 % interval that leaves 0 out: with normal numbers 6 to 10 % of them at 2 to 5 seeds a side,
+14 % where 2 seeds that vary much stand against 5 that vary little.
 """
 
 from __future__ import annotations

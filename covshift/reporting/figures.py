@@ -73,7 +73,7 @@ COMPARED = (
 APART = (
     "Difference of the means over seeds at every step of the first run, layer by layer, on one scale a measure: orange "
     "above the first group, blue below it, grey where the 90 % interval (Welch) covers 0. An interval is that of one "
-    "cell: where nothing differs, one cell in ten is coloured all the same."
+    "cell: where nothing differs, up to one cell in ten or so is coloured all the same."
 )
 APART_BY_ONE_SEED = (
     "Difference at every step of the first run, layer by layer, on one scale a measure: orange above the first group, "

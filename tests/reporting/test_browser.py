@@ -227,9 +227,10 @@ class TestFilterAndSort:
     def test_numbers_sort_by_their_size_and_missing_ones_last(self, browser, page):
         browser.visit(page)
         browser.click("#runs-0-layers > summary")
-        browser.click("#runs-0-layers thead th:nth-child(5) button")
+        table = "[data-base='/runs/0/layers']"
+        browser.click(f"{table} thead th:nth-child(5) button")
         cells = browser.js(
-            "return [...document.querySelectorAll('#runs-0-layers tbody tr')].map((row) => row.cells[4].textContent)"
+            f'return [...document.querySelectorAll("{table} tbody tr")].map((row) => row.cells[4].textContent)'
         )
         numbers = [np.inf if cell == "\N{EN DASH}" else float(cell.replace(",", "")) for cell in cells]
         assert numbers == sorted(numbers)

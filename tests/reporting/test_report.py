@@ -114,7 +114,7 @@ def single(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def several(runs, tmp_path_factory):
-    return written(tmp_path_factory.mktemp("several"), runs, figures_at_most=5)
+    return written(tmp_path_factory.mktemp("several"), runs, figures_at_most=6)
 
 
 @pytest.fixture(params=["single", "several"])
