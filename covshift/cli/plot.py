@@ -34,7 +34,7 @@ def plot(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw one figure of a recording; 'comparison' takes several recordings.
+    """Draw one figure of a recording; 'comparison' and 'differences' take several recordings.
 
     For 'ics' the recording is a netCDF file: xarray.DataTree.from_dict({"gradient_ics": result}).to_netcdf("ics.nc").
 
@@ -73,7 +73,7 @@ def _runs_and_figure(arguments: list[str]) -> tuple[list[Path], FigureKind]:
     kind = figure_kind(name)
     if len(runs) > 1 and not kind.several_runs:
         raise InvalidArgumentError(
-            f"{len(runs)} recordings: the figure '{name}' shows one; only 'comparison' takes more"
+            f"{len(runs)} recordings: the figure '{name}' shows one; only 'comparison' and 'differences' take more"
         )
     return [Path(run) for run in runs], kind
 

@@ -11,7 +11,7 @@ from covshift.analysis import gradient_health, rows
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
 from covshift.diagnosis.judgement import Floats, Judgement, conclude, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import number, percent, plural
+from covshift.diagnosis.wording import between, number, percent, plural
 
 _OSCILLATES = (
     "a lower learning rate or momentum damps the oscillation, at the price of slower learning; a schedule that lowers "
@@ -69,7 +69,7 @@ def gradient_noise(recording: xr.DataTree) -> list[Finding]:
     assert isinstance(most, float)
     value, (low, high) = _noise_scale(series[window])
     reason = (
-        f"the noise scale is {number(value)} batches of a step (90 % interval {number(low)} to {number(high)}), a "
+        f"the noise scale is {number(value)} batches of a step {between((low, high))}, a "
         f"signal-to-noise ratio of {number(float(series[window].mean()))}; mean of the last "
         f"{plural(len(series[window]), 'record')}, noise from the micro-batches of each"
     )

@@ -8,6 +8,7 @@ it. Nothing here computes a statistic, shows a window, saves a file or changes m
 """
 
 from covshift.plots.comparison import plot_comparison
+from covshift.plots.differences import plot_differences
 from covshift.plots.distributions import plot_activation_river
 from covshift.plots.ics import plot_gradient_ics
 from covshift.plots.norms import plot_norm_profile
@@ -30,6 +31,7 @@ __all__ = [
     "plot_activation_river",
     "plot_comparison",
     "plot_dead_units",
+    "plot_differences",
     "plot_gradient_ics",
     "plot_gradient_zeros",
     "plot_norm_profile",

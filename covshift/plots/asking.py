@@ -28,6 +28,7 @@ from covshift.analysis import (
     stability_history,
     unit_history,
 )
+from covshift.analysis.differences import group_differences
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.diagnosis import WHOLE_RUN
@@ -75,7 +76,7 @@ class Subject:
         """The only recording."""
         if len(self.runs) > 1:
             raise InvalidArgumentError(
-                f"recording: {len(self.runs)} given to a figure of one; only 'comparison' takes more"
+                f"recording: {len(self.runs)} given to a figure of one; only 'comparison' and 'differences' take more"
             )
         return next(iter(self.runs.values()))
 
@@ -213,6 +214,11 @@ def compared(subject: Subject, layer: str | None) -> Answers:
         return (paired, curves), {}
     together = {name: seeds.over_seeds(curve.to_dataset(name=name), groups) for name, curve in curves.items()}
     return (seeds.over_seeds(paired, groups), together), {}
+
+
+def differences(subject: Subject, layer: str | None) -> Answers:
+    """Groups of runs against the first of them, layer by layer and step by step."""
+    return (_of_layer(group_differences(subject.runs), layer),), {}
 
 
 def compared_scalars(recordings: Mapping[str, xr.DataTree]) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import plural
+from covshift.diagnosis.wording import plural, span
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
 from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
@@ -180,7 +180,7 @@ def _slope_finding(at: xr.Dataset) -> str:
     low, high = sorted((sign * float(at["slope_low"]), sign * float(at["slope_high"])))
     fitted = (
         f"{'shrinks' if slope > 0 else 'grows'} by {amount(abs(slope))} decades a layer towards the input at step "
-        f"{step} (90 % interval {amount(low)} to {amount(high)}, {plural(int(at['n_layers']), 'layer')}; "
+        f"{step} (90 % interval {span(low, high)}, {plural(int(at['n_layers']), 'layer')}; "
         f"{amount(abs(float(at['total_decades'])))} decades in all)"
     )
     return f"{lost}, elsewhere it {fitted}" if lost else f"Gradient {fitted}"

@@ -1,4 +1,4 @@
-"""The twelve figures by name: what each asks, what it needs, and how it is drawn from a recording.
+"""The figures by name: what each asks, what it needs, and how it is drawn from a recording.
 
 The command line and the report draw through this table, so a figure has one name, one question and one way to be made.
 ``figure(recording, layer=..., ax=...)`` computes by :mod:`covshift.analysis` and draws; whoever has the result already
@@ -20,6 +20,7 @@ from covshift.exceptions import InvalidArgumentError
 from covshift.plots import asking, style
 from covshift.plots.asking import Subject
 from covshift.plots.comparison import plot_comparison
+from covshift.plots.differences import plot_differences
 from covshift.plots.distributions import plot_activation_river
 from covshift.plots.ics import plot_gradient_ics
 from covshift.plots.norms import plot_norm_profile
@@ -235,6 +236,15 @@ _ALL = (
         "two recordings or more",
         asking.compared,
         plot_comparison,
+        several_runs=True,
+    ),
+    FigureKind(
+        "differences",
+        "Difference heatmaps",
+        "Where and when do two groups of runs differ?",
+        "recordings of two variants, best with several seeds of each",
+        asking.differences,
+        plot_differences,
         several_runs=True,
     ),
 )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from covshift.diagnosis.wording import plural
+from covshift.diagnosis.wording import between, plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
 from covshift.plots.axes import key_of_figure, label_layers, layer_height, mark_edge, title, wrapped
@@ -223,6 +223,6 @@ def _word(at: xr.Dataset, layer: str) -> str:
     drift = f"'{elide(layer, 40)}' is {state.lower()}{since}"
     if not np.isfinite(float(at["location_drift"])):
         return f"{drift}; its drift could not be measured"
-    low, high = amount(float(at["location_low"])), amount(float(at["location_high"]))
+    interval = between((float(at["location_low"]), float(at["location_high"])))
     number = amount(float(at["location_drift"]))
-    return f"{drift}: location drifts by {number} sd over the last window (90 % interval {low} to {high})"
+    return f"{drift}: location drifts by {number} sd over the last window {interval}"

@@ -8,12 +8,16 @@ from typing import Any
 
 import xarray as xr
 
+from covshift.analysis.differences import group_differences
 from covshift.analysis.matching import common_names
 from covshift.analysis.seeds import seed_groups
 from covshift.reporting import embedding, figures
 from covshift.reporting.curves import curves
 from covshift.reporting.results import Results
 from covshift.reporting.side_by_side import comparison_content
+
+MOST_APART = 3
+"""Groups whose differences from the first one are drawn: each takes the height of all layers once more."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,15 @@ def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *
         by_depth=by_depth,
     )
     drawn = figures.comparison_pictures(_paired(results, names), groups) if most else []
+    if most > 1 and len(set(groups.values())) > 1:
+        drawn += figures.difference_pictures(_apart(recordings, groups))
     return Comparison(compared, drawn, embedding.block({"curves": curves(recordings, groups)}))
+
+
+def _apart(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str]) -> xr.Dataset:
+    """Differences of the first few groups from the first."""
+    told = list(dict.fromkeys(groups.values()))[: 1 + MOST_APART]
+    return group_differences({run: one for run, one in recordings.items() if groups[run] in told}, groups=groups)
 
 
 def _paired(results: Mapping[str, Results], names: Mapping[str, Mapping[str, str]]) -> xr.Dataset:

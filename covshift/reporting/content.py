@@ -77,6 +77,7 @@ def run_content(result: Results) -> dict[str, Any]:
         "grid": {name: grid[name].values.tolist() for name in ("check", "layer")} | {"verdict": grid.values.tolist()},
         "logged": _logged(result.recording),
         "layers": sections.layers(result),
+        "course": sections.course(result),
         "shift": sections.shift(result),
         "operating": sections.operating(result),
         "depth": sections.depth(result),

@@ -70,6 +70,16 @@ COMPARED = (
     "the line joins the lowest and the highest. Medians over the last window of each run."
 )
 
+APART = (
+    "Difference of the means over seeds at every step of the first run, layer by layer, on one scale a measure: orange "
+    "above the first group, blue below it, grey where the 90 % interval (Welch) covers 0. An interval is that of one "
+    "cell: where nothing differs, up to one cell in ten or so is coloured all the same."
+)
+APART_BY_ONE_SEED = (
+    "Difference at every step of the first run, layer by layer, on one scale a measure: orange above the first group, "
+    "blue below it. Where either group is a single run there is no interval: another seed may look otherwise."
+)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -124,6 +134,20 @@ def comparison_pictures(paired: xr.Dataset, groups: Mapping[str, str]) -> list[P
     """
     draw = FIGURES["comparison"].plot
     return [_picture(lambda: draw(over_seeds(paired, groups)), prefix="comparison", caption=COMPARED)]
+
+
+def difference_pictures(differences: xr.Dataset) -> list[Picture]:
+    """Groups of runs against the first of them.
+
+    Parameters
+    ----------
+    differences : Dataset
+        From :func:`covshift.analysis.differences.group_differences`.
+    """
+    draw = FIGURES["differences"].plot
+    single = min(int(differences.attrs["reference_seeds"]), int(differences["seeds"].min())) == 1
+    caption = APART_BY_ONE_SEED if single else APART
+    return [_picture(lambda: draw(differences), prefix="differences", caption=caption)]
 
 
 def _picture(draw: Callable[[], Drawn], *, prefix: str, caption: str) -> Picture:

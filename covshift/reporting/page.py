@@ -56,6 +56,7 @@ PRINTERS: Mapping[str, Printer] = {
     "accuracy": accuracy,
     "amount": labels.amount,
     "amount3": lambda value: labels.amount(value, digits=3),
+    "amount5": lambda value: labels.amount(value, digits=5),
     "count": mean_count,
     "duration": labels.duration,
     "limit": lambda value: f"{value:g}",
@@ -68,6 +69,18 @@ PRINTERS: Mapping[str, Printer] = {
 def printed(value: Any, kind: str) -> str:
     """``value`` as numbers of ``kind`` are printed."""
     return PRINTERS[kind](value)
+
+
+def kind_of_ends(low: float | None, high: float | None) -> str:
+    """The kind of amount with the fewest digits that tell the ends of an interval apart.
+
+    Examples
+    --------
+    >>> kind_of_ends(0.2, 0.4), kind_of_ends(0.331, 0.334), kind_of_ends(0.33331, 0.33332), kind_of_ends(None, None)
+    ('amount', 'amount3', 'amount5', 'amount5')
+    """
+    kinds = ("amount", "amount3", "amount5")
+    return next((kind for kind in kinds if printed(low, kind) != printed(high, kind)), kinds[-1])
 
 
 def at(content: Any, pointer: str) -> Any:
@@ -180,6 +193,7 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "svg": lambda picture: Markup(picture.svg),
         "printed": printed,
+        "kind_of_ends": kind_of_ends,
         "explained": explained,
         "listed": _listed,
         "bare": bare_reason,

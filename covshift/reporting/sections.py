@@ -6,8 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
-from covshift.analysis import rows
+from covshift.analysis import gradient_health, rows
+from covshift.exceptions import SignalNotRecorded
+from covshift.reporting.drawn_records import thinned
 from covshift.reporting.results import Results, windowed
 
 STABILITY_NUMBERS = (
@@ -23,6 +27,12 @@ STABILITY_NUMBERS = (
 UNIT_STATES = ("dead", "silent", "rare", "alive")
 LINKAGE_RATES = ("structural_rate", "zero_atom_rate", "gradient_zero_rate", "other_rate")
 MEMBER_COUNTS = ("linked_units", "one_member_silent", "all_members_silent")
+COURSES = {
+    "activation": {"mean": "mean", "sd": "sd", "zero_rate": "zero_rate"},
+    "activation_grad": {"gradient_rms": "rms", "gradient_zero_rate": "zero_rate"},
+}
+"""Numbers of a layer at single records, by the signal they are of."""
+
 DEPTH_NUMBERS = ("slope", "slope_low", "slope_high", "total_decades", "n_layers", "vanished", "step")
 
 
@@ -43,6 +53,55 @@ def layers(result: Results) -> list[dict[str, Any]]:
         {"layer": layer, "type": kind} | {measure: number(column[row]) for measure, column in columns.items()}
         for row, (layer, kind) in enumerate(zip(names, kinds, strict=True))
     ]
+
+
+def course(result: Results) -> list[dict[str, Any]]:
+    """Three rows a layer: its numbers at the first, the middle and the last record, as recorded.
+
+    ``update_ratio`` is that of the layer's largest parameter, None where none was measured at that very step.
+    """
+    described = rows.group(result.recording, "layers")
+    records = thinned(described.sizes["step"], 3)
+    steps = described["step"].values[records]
+    tables = _courses(result, records)
+    updates = _largest_parameters(result)
+    entries = []
+    for row, layer in enumerate(rows.names(described).tolist()):
+        ratios = None if layer not in updates else updates[layer].reindex(step=steps).values
+        for at, step in enumerate(steps):
+            entry: dict[str, Any] = {"layer": layer, "step": number(step)}
+            entry |= {name: number(table[at, row]) for name, table in tables.items()}
+            entries.append(entry | {"update_ratio": None if ratios is None else number(ratios[at])})
+    return entries
+
+
+def _courses(result: Results, records: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Numbers of every layer (record, layer) by name; NaN where the recording lacks them."""
+    blank = np.full((records.size, rows.group(result.recording, "layers").sizes["layer"]), np.nan)
+    found: dict[str, NDArray[np.float64]] = {}
+    for signal, names in COURSES.items():
+        try:
+            zeros = gradient_health.zero_rate(result.recording, signal=signal)
+            read = rows.moments(result.recording, signal=signal).assign(zero_rate=zeros)
+        except SignalNotRecorded:
+            found |= dict.fromkeys(names, blank)
+            continue
+        for name, part in names.items():
+            found[name] = read[part].transpose("step", "layer").values[records].astype(np.float64)
+    return found
+
+
+def _largest_parameters(result: Results) -> dict[str, xr.DataArray]:
+    """Update ratios of the largest parameter of each layer that has one."""
+    if result.update_ratio is None:
+        return {}
+    sizes = rows.group(result.recording, "parameters")["parameter_size"].values
+    largest: dict[str, int] = {}
+    for at, name in enumerate(rows.names(result.update_ratio, "parameter").tolist()):
+        owner = name.rpartition(".")[0]
+        if owner not in largest or sizes[at] > sizes[largest[owner]]:
+            largest[owner] = at
+    return {owner: result.update_ratio.isel(parameter=at) for owner, at in largest.items()}
 
 
 def shift(result: Results) -> list[dict[str, Any]]:

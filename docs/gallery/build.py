@@ -169,7 +169,7 @@ def probed(model: nn.Module, optimizer: torch.optim.Optimizer, first: tuple, sec
 
 
 def drawn(size: int, runs: dict[str, xr.DataTree], names: list[str]) -> Iterator[tuple[str, Figure]]:
-    """Every figure of the first run, or of the last where gradients are compared; and the comparison of all."""
+    """Every figure of the first run, or of the last where gradients are compared; and what sets all apart."""
     first, *_, last = runs.values()
     for name in names:
         kind = FIGURES[name]
@@ -208,7 +208,7 @@ def save(figure: Figure, path: Path) -> None:
 def page(folder: Path) -> str:
     """The gallery as Markdown: every picture in the folder, described by its own words."""
     parts = [
-        "# The twelve figures",
+        "# The thirteen figures",
         "",
         "Each is drawn from a recording by `covshift plot RUN FIGURE -o figure.svg`, or in Python by",
         "`covshift.plots.FIGURES[name](recording)`; `plot_...` functions draw results that are at hand. Built by",

@@ -1,6 +1,7 @@
 """covshift plot as a user meets it: a file, or one line that says what to do."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "ics"])
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("ics", "differences")])
 def test_every_figure_becomes_a_vector_file(name, run, tmp_path):
     out = tmp_path / f"{name}.svg"
     result = invoke(run, name, "-o", out)
@@ -132,8 +133,19 @@ def test_a_file_that_exists_is_kept_unless_told(run, tmp_path):
     assert invoke(run, "norm", "-o", out, "--overwrite").exit_code == 0
 
 
+def test_differences_need_two_groups_of_runs(run, tmp_path):
+    out = tmp_path / "differences.svg"
+    assert "a difference needs two groups" in error_line(invoke(run, "differences", "-o", out))
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(run, copy)
+    assert invoke(run, copy, "differences", "-o", out).exit_code == 0
+    assert ElementTree.parse(out).getroot().tag.endswith("svg")
+
+
 def test_two_recordings_are_for_a_comparison(run, tmp_path):
-    assert "the figure 'norm' shows one; only 'comparison' takes more" in error_line(invoke(run, run, "norm"))
+    assert "the figure 'norm' shows one; only 'comparison' and 'differences' take" in error_line(
+        invoke(run, run, "norm")
+    )
     assert "a recording is named twice" in error_line(invoke(run, run, "comparison", "-o", tmp_path / "c.svg"))
 
 

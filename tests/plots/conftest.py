@@ -158,6 +158,29 @@ class Made:
         tables = {name: (("run", "layer"), self.table(len(runs), layers, 0.01, 1.0)) for name in names}
         return xr.Dataset(tables, coords)
 
+    def differences(
+        self, steps: int, layers: int, *, groups: tuple[str, ...] = ("linked",), seeds: int = 3
+    ) -> xr.Dataset:
+        """Every second layer is a nonlinearity; the interval of about half of the cells covers 0."""
+        shape = (len(groups), steps, layers)
+        data: dict[str, Any] = {}
+        for measure in ("structural_rate", "gradient_rms", "activation_sd"):
+            values = self.table(len(groups) * steps, layers, -0.5, 0.5).reshape(shape)
+            if measure == "structural_rate":
+                values[..., ::2] = np.nan
+            margin = np.full(shape, 0.25 if seeds > 1 else np.nan)
+            for end, moved in (("", values), ("_low", values - margin), ("_high", values + margin)):
+                data[f"{measure}{end}"] = (("group", "step", "layer"), moved, {"exact_zeros": 0})
+        coords = {
+            "group": list(groups),
+            "step": np.arange(steps) * 10,
+            "layer": self.names or layer_names(layers),
+            "seeds": ("group", [seeds] * len(groups)),
+            "steps_left_out": ("group", [2] * len(groups)),
+        }
+        attrs = {"reference": "plain", "reference_seeds": seeds, "layers_left_out": 1, "level": 0.9}
+        return xr.Dataset(data, coords, attrs)
+
     def curves(self, steps: int, *, runs: tuple[str, ...] = ("plain", "linked")) -> dict[str, xr.DataArray]:
         coords = {"run": list(runs), "step": np.arange(steps)}
         return {"loss": xr.DataArray(self.table(len(runs), steps, 0.0, 2.0), coords, ("run", "step"))}
@@ -213,6 +236,7 @@ SUBJECTS = [
         lambda m, s, n, **w: plots.plot_gradient_zeros(m.share(s, n), m.share(s, n), structural=m.share(s, n), **w),
         several=True,
     ),
+    Subject("differences", lambda m, s, n, **w: plots.plot_differences(m.differences(s, n), **w), several=True),
     Subject("comparison", lambda m, s, n, **w: plots.plot_comparison(m.paired(n), m.curves(s), **w), several=True),
 ]
 

@@ -318,6 +318,74 @@ class TestComparison:
         assert left_title(ax) == "entropy conv0: 0 to 3.0"
 
 
+class TestDifferences:
+    measures = ("structural_rate", "gradient_rms", "activation_sd")
+
+    def test_cells_are_the_differences_and_grey_where_the_interval_covers_zero(self, made):
+        found = made().differences(7, 6)
+        figure = plots.plot_differences(found)
+        for ax, measure in zip(figure.axes, self.measures, strict=False):
+            values, low, high = (found[f"{measure}{end}"].values[0] for end in ("", "_low", "_high"))
+            known = np.isfinite(values).any(axis=0)
+            covers = (low <= 0) & (high >= 0)
+            colored, grey = meshes(ax)
+            np.testing.assert_array_equal(cells(colored), np.where(covers, np.nan, values)[:, known])
+            np.testing.assert_array_equal(cells(grey) == 1, covers[:, known])
+            names = found["layer"].values[known]
+            assert [label.get_text() for label in ax.get_yticklabels()] == names.tolist()
+
+    def test_the_scale_is_centred_on_zero_and_the_same_for_every_group(self, made):
+        found = made().differences(7, 40, groups=("linked", "batch-norm"))
+        above, below = plots.plot_differences(found).subfigs
+        for upper, lower, measure in zip(above.axes[:3], below.axes[:3], self.measures, strict=True):
+            ends = [meshes(ax)[0].norm for ax in (upper, lower)]
+            sizes = np.abs(found[measure].values[np.isfinite(found[measure].values)])
+            assert {(norm.vmin, norm.vmax) for norm in ends} == {(-ends[0].vmax, ends[0].vmax)}
+            assert 0.97 <= np.mean(sizes <= ends[0].vmax) <= 0.99
+
+    def test_one_seed_greys_nothing_and_is_called_an_illustration(self, made):
+        figure = plots.plot_differences(made().differences(4, 6, seeds=1))
+        assert "one seed each: an illustration" in figure.get_suptitle()
+        assert all(np.isnan(cells(meshes(ax)[1])).all() for ax in figure.axes[:3])
+        assert [text.get_text() for text in figure.legends[0].texts] == ["not measured"]
+
+    def test_what_was_left_out_is_said(self, made):
+        assert (
+            "left out as unmatched: 2 steps and 1 layer"
+            in plots.plot_differences(made().differences(4, 6)).get_suptitle()
+        )
+
+    def test_the_title_names_the_furthest_cell_that_is_not_grey(self, made):
+        found = made(fill=0.0).differences(4, 6)
+        for name, value in (("structural_rate", -0.4), ("structural_rate_low", -0.5), ("structural_rate_high", -0.3)):
+            found[name][0, 2, 3] = value
+        found["structural_rate"][0, 3, 1::2], found["structural_rate_low"][0, 3, 1::2] = -0.2, -0.3
+        found["structural_rate_high"][0, 3, 1::2] = -0.1
+        found["structural_rate"][0, 1, 1] = 0.9
+        found["structural_rate_low"][0, 1, 1], found["structural_rate_high"][0, 1, 1] = -0.1, 1.9
+        first, second, *_ = plots.plot_differences(found).axes
+        said = "conv3 \N{MINUS SIGN}40 points, step 20; 4 of 12 cells not grey"
+        assert left_title(first) == f"Structural zeros at z {said}"
+        assert left_title(second) == "Gradient rms no difference"
+
+    def test_an_infinite_difference_lies_beyond_all_others_and_is_counted(self, made):
+        found = made().differences(4, 6, seeds=1)
+        found["gradient_rms"][0, :2, 3] = np.inf
+        figure = plots.plot_differences(found)
+        drawn = cells(meshes(figure.axes[1])[0])
+        others = np.delete(drawn.ravel(), [3, 9])
+        assert drawn[:2, 3].min() > np.abs(others).max()
+        np.testing.assert_array_equal(others, np.delete(found["gradient_rms"].values[0].ravel(), [3, 9]))
+        assert left_title(figure.axes[1]) == "Gradient rms 2 of 24 cells exactly zero in plain alone"
+        assert "beyond the scale, or exactly zero in plain alone" in [t.get_text() for t in figure.legends[0].texts]
+
+    def test_no_layer_is_named_where_no_more_cells_are_coloured_than_chance_colours(self, made):
+        found = made(fill=0.0).differences(4, 10)
+        found["gradient_rms"][0, 2, 3], found["gradient_rms_low"][0, 2, 3] = 0.4, 0.3
+        said = left_title(plots.plot_differences(found).axes[1])
+        assert said == "Gradient rms 1 of 40 cells not grey: no more than chance"
+
+
 def test_large_panels_are_drawn_as_images(made):
     many = made().paired(style.VECTOR_MARKS)
     ax = plots.plot_comparison(many, measures=["w1"]).axes[0]

@@ -48,7 +48,7 @@ def with_probes(recording: xr.DataTree, made) -> xr.DataTree:
     return tree
 
 
-def test_there_are_the_twelve_figures_of_the_design_each_with_question_and_needs():
+def test_there_are_the_figures_of_the_design_each_with_question_and_needs():
     assert list(FIGURES) == [
         "verdicts",
         "river",
@@ -62,6 +62,7 @@ def test_there_are_the_twelve_figures_of_the_design_each_with_question_and_needs
         "norm",
         "ics",
         "comparison",
+        "differences",
     ]
     assert all(kind.question.endswith("?") and kind.needs and kind.title for kind in FIGURES.values())
     assert {kind.plot for kind in FIGURES.values()} == {
@@ -86,7 +87,7 @@ def test_every_figure_that_takes_a_layer_names_it(name, recording):
     assert any(layer in text.get_text() for text in drawn.findobj(Text))
 
 
-@pytest.mark.parametrize("name", [name for name, kind in FIGURES.items() if kind.takes_layer and name != "comparison"])
+@pytest.mark.parametrize("name", [name for name, kind in FIGURES.items() if kind.takes_layer and not kind.several_runs])
 def test_a_layer_that_is_not_there_is_answered_with_near_matches(name, recording):
     with pytest.raises(
         InvalidArgumentError, match=r"layer='act11': not in the recording \(4 layers\), did you mean 'act1'"
@@ -108,7 +109,9 @@ def test_a_figure_that_is_not_there_is_answered_with_near_matches():
 
 
 def test_a_figure_of_one_recording_refuses_two(recording):
-    with pytest.raises(InvalidArgumentError, match="2 given to a figure of one; only 'comparison' takes more"):
+    with pytest.raises(
+        InvalidArgumentError, match="2 given to a figure of one; only 'comparison' and 'differences' take"
+    ):
         FIGURES["river"]({"a": recording, "b": recording})
 
 
@@ -158,16 +161,18 @@ def test_seeds_of_one_variant_are_taken_together(recording):
     assert said == ["relu (2 seeds)", "other", "90 % interval of the mean over seeds"]
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("verdicts", "comparison", "ics")])
+@pytest.mark.parametrize(
+    "name", [name for name in FIGURES if name not in ("verdicts", "comparison", "differences", "ics")]
+)
 def test_an_empty_recording_gives_a_clear_error(name, make_recording):
     with pytest.raises(SignalNotRecorded, match="not recorded in|holds no layer|no layer is a nonlinearity|no group"):
         FIGURES[name].figure(make_recording({}, layers=[]))
 
 
-@pytest.mark.parametrize("name", ["verdicts", "comparison"])
+@pytest.mark.parametrize("name", ["verdicts", "comparison", "differences"])
 def test_an_empty_recording_has_verdicts_and_a_comparison_that_say_so(name, make_recording):
     empty = make_recording({}, layers=[])
-    drawn = FIGURES[name].figure({"a": empty, "b": empty} if name == "comparison" else empty)
+    drawn = FIGURES[name].figure({"a": empty, "b": empty} if FIGURES[name].several_runs else empty)
     assert any(word in text.get_text() for text in drawn.findobj(Text) for word in ("not measured", "nothing was"))
 
 

@@ -227,9 +227,10 @@ class TestFilterAndSort:
     def test_numbers_sort_by_their_size_and_missing_ones_last(self, browser, page):
         browser.visit(page)
         browser.click("#runs-0-layers > summary")
-        browser.click("#runs-0-layers thead th:nth-child(5) button")
+        table = "[data-base='/runs/0/layers']"
+        browser.click(f"{table} thead th:nth-child(5) button")
         cells = browser.js(
-            "return [...document.querySelectorAll('#runs-0-layers tbody tr')].map((row) => row.cells[4].textContent)"
+            f'return [...document.querySelectorAll("{table} tbody tr")].map((row) => row.cells[4].textContent)'
         )
         numbers = [np.inf if cell == "\N{EN DASH}" else float(cell.replace(",", "")) for cell in cells]
         assert numbers == sorted(numbers)
@@ -320,6 +321,16 @@ class TestEverywhere:
         assert browser.texts("noscript")
         assert not browser.texts("#layer, .filter")
         assert browser.js("return document.querySelectorAll('.grid tbody tr').length") >= 6
+
+    def test_without_scripts_a_link_opens_the_table_of_each_layers_numbers(self, browser, request, which):
+        browser.command("Emulation.setScriptExecutionDisabled", value=True)
+        browser.visit(request.getfixturevalue(which))
+        browser.click("noscript a")
+        browser.command("Emulation.setScriptExecutionDisabled", value=False)
+        shown = (
+            "[...document.querySelectorAll('[data-base=\"/runs/0/course\"] tbody tr')].filter(r => r.checkVisibility())"
+        )
+        assert browser.until(f"return {shown}.length") in (18, 24)
 
 
 CONTRAST = """

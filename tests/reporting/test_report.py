@@ -114,7 +114,7 @@ def single(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def several(runs, tmp_path_factory):
-    return written(tmp_path_factory.mktemp("several"), runs, figures_at_most=5)
+    return written(tmp_path_factory.mktemp("several"), runs, figures_at_most=6)
 
 
 @pytest.fixture(params=["single", "several"])
@@ -440,6 +440,57 @@ def test_numbers_by_layer_are_those_of_the_analysis(several, runs):
                 assert row[measure] == (None if np.isnan(exact) else exact)
     profile = gradient_health.norm_profile(runs["linked"])
     assert several.told["runs"][1]["depth"]["slope"] == float(profile["slope"][-1])
+
+
+def test_each_layers_course_is_what_was_recorded_at_the_first_middle_and_last_step(single, runs):
+    stored = runs["plain"]["layers"].to_dataset()
+    updates = runs["plain"]["parameters"].to_dataset()
+    course = single.told["runs"][0]["course"]
+    layers = stored["layer"].values.astype(str).tolist()
+    assert [(row["layer"], row["step"]) for row in course] == [(name, at) for name in layers for at in (0, 20, 50)]
+    for row in course:
+        here = stored.sel(step=row["step"]).isel(layer=layers.index(row["layer"]))
+        output, gradient = (here.sel(signal=signal) for signal in ("activation", "activation_grad"))
+        n, mean = float(output["count"]), float(output["sum"]) / float(output["count"])
+        assert row["mean"] == pytest.approx(mean)
+        assert row["sd"] == pytest.approx(float(output["m2"] / n) ** 0.5)
+        assert row["zero_rate"] == float(output["zero_count"]) / n
+        assert row["gradient_zero_rate"] == float(gradient["zero_count"] / gradient["count"])
+        square = float(gradient["m2"] / gradient["count"]) + float(gradient["sum"] / gradient["count"]) ** 2
+        assert row["gradient_rms"] == pytest.approx(square**0.5)
+        if row["layer"].startswith("conv"):
+            weight = updates.sel(step=row["step"], parameter=f"{row['layer']}.weight")
+            assert row["update_ratio"] == pytest.approx(float(weight["update_norm"] / weight["weight_norm"]))
+        else:
+            assert row["update_ratio"] is None
+
+
+def test_the_course_of_a_hundred_layers_takes_less_than_150_kilobytes(make_run, tmp_path):
+    html = written(tmp_path, make_run(pairs=50, steps=(0, 10, 20))).html
+    start = html.index('data-base="/runs/0/course"')
+    table = html[start : html.index("</table>", start)]
+    assert table.count("<tr>") == 301
+    assert len(table) < 100_000
+
+
+def test_differences_of_groups_are_drawn_in_the_comparison_part(several):
+    part = several.page.find("section", id="comparison")[0]
+    captions = [caption.words for caption in part.find("figcaption")]
+    assert len(captions) == 2
+    assert "Where either group is a single run there is no interval" in captions[1]
+    assert "linked minus plain (one seed each: an illustration)" in part.find("figure")[1].find("svg")[0].text
+
+
+def test_the_range_over_seeds_is_left_out_where_it_reads_as_one_number(make_run, tmp_path):
+    same = make_run(pairs=1, steps=(0, 10))
+    report = written(
+        tmp_path,
+        {f"plain seed {seed}": same for seed in range(2)}
+        | {"linked seed 0": make_run(pairs=1, steps=(0, 10), linked=True)},
+    )
+    table = report.page.find("table", class_="side-by-side")[0]
+    ranges = [note.words.split(" to ") for note in table.find("span", class_="note") if " to " in note.words]
+    assert all(low != high for low, high in ranges)
 
 
 def test_the_same_recordings_give_the_same_bytes(make_run, tmp_path):
