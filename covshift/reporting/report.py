@@ -94,8 +94,10 @@ def write_report(
         figures_at_most=figures_at_most,
         refresh_seconds=refresh_seconds,
     )
-    texts = [html, dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"]
-    for target, text in zip(targets, texts, strict=False):
+    texts = [html]
+    if json is not None:
+        texts.append(dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    for target, text in zip(targets, texts, strict=True):
         _write(target, text)
     return targets[0]
 
