@@ -13,7 +13,7 @@ import xarray as xr
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis import Diagnosis, diagnose
+from covshift.diagnosis import Diagnosis
 from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
 from covshift.reporting import content, embedding, figures, page
 from covshift.reporting.compared import compare
@@ -139,8 +139,7 @@ def _judged(name: str, run: xr.DataTree | str, diagnosis: Diagnosis | None) -> R
     if not _is_recorded(run):
         return content.empty_run(name, run)
     try:
-        recording = rows.in_memory(run)
-        return gather(name, recording, diagnosis or diagnose(recording))
+        return gather(name, rows.in_memory(run), diagnosis)
     except (OSError, ValueError, RuntimeError) as error:
         reason = _unreadable(run)
         if not reason:
