@@ -81,7 +81,7 @@ def _saved(figure: Figure, *, prefix: str) -> str:
         # savefig would draw twice, once only to lay the figure out, which drawing does in any case
         figure.set(facecolor="none", dpi=RASTER_DPI)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
