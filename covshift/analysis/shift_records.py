@@ -65,7 +65,7 @@ class Record:
         """The scale that sampling alone gives to W1, shape ``(layer,)``."""
         return divergence.wasserstein1_noise(self.groups, self.grid)
 
-    @property
+    @cached_property
     def counts(self) -> NDArray[Any]:
         """Counts of all groups together, shape ``(layer, bin)``."""
         return np.asarray(self.groups.sum(axis=1))
