@@ -179,19 +179,19 @@ def quantiles(counts: FloatArray, probabilities: tuple[float, ...], *, grid: Gri
     held, lower, upper = counts[:, finite], _closed(grid.lower[finite], grid), _closed(grid.upper[finite], grid)
     out = np.full((len(held), len(probabilities)), np.nan)
     for row, histogram in enumerate(held):
-        total = histogram.sum()
-        if total > 0:
-            out[row] = [_quantile(histogram, total * p, lower, upper) for p in probabilities]
+        occupied = np.flatnonzero(histogram)
+        if occupied.size:
+            ranks = histogram.sum() * np.asarray(probabilities)
+            out[row] = _quantiles(histogram[occupied], ranks, lower[occupied], upper[occupied])
     return out
 
 
-def _quantile(histogram: FloatArray, rank: float, lower: FloatArray, upper: FloatArray) -> float:
-    """Value below which ``rank`` elements of ``histogram`` lie."""
-    reached = np.cumsum(histogram)
-    occupied = np.flatnonzero(histogram)
-    hit = occupied[min(int(np.searchsorted(reached[occupied], rank)), occupied.size - 1)]
-    inside = 1.0 - (reached[hit] - rank) / histogram[hit]
-    return float(lower[hit] + np.clip(inside, 0.0, 1.0) * (upper[hit] - lower[hit]))
+def _quantiles(occupied: FloatArray, ranks: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
+    """Values below which ``ranks`` elements of bins lie that all hold some."""
+    reached = np.cumsum(occupied)
+    hit = np.minimum(np.searchsorted(reached, ranks), occupied.size - 1)
+    inside = np.clip(1.0 - (reached[hit] - ranks) / occupied[hit], 0.0, 1.0)
+    return np.asarray(lower[hit] + inside * (upper[hit] - lower[hit]))
 
 
 def rebinned(counts: FloatArray, edges: FloatArray, *, grid: Grid = VALUES, closed: bool = True) -> FloatArray:
@@ -212,15 +212,16 @@ def rebinned(counts: FloatArray, edges: FloatArray, *, grid: Grid = VALUES, clos
     ndarray
         Shape ``(rows, cells)``; a row sums to its finite elements inside the edges.
     """
-    finite = _finite_bins(grid)
-    lower, upper = _closed(grid.lower[finite], grid), _closed(grid.upper[finite], grid)
+    held = np.zeros(grid.size, dtype=bool)
+    held[_finite_bins(grid)] = counts[:, _finite_bins(grid)].any(axis=0)
+    lower, upper = _closed(grid.lower[held], grid), _closed(grid.upper[held], grid)
     width = upper - lower
     with np.errstate(invalid="ignore", divide="ignore"):
         covered = np.clip((edges[:, None] - lower) / width, 0.0, 1.0)
     covered[:, width == 0] = edges[:, None] > lower[width == 0]
     if closed:
         covered[-1, width == 0] = edges[-1] >= lower[width == 0]
-    return np.asarray(counts[:, finite] @ np.diff(covered, axis=0).T)
+    return np.asarray(counts[:, held] @ np.diff(covered, axis=0).T)
 
 
 def display_axis(quantile: FloatArray) -> DisplayAxis:

@@ -42,7 +42,7 @@ def shape(recording: xr.DataTree, signal: str, stream: str, start: int) -> Colum
     if len(inside) < 2:
         return unknown
     first, last = (
-        Record.pooled([view.record(int(index)) for index in part], view.grid)
+        Record.pooled(list(view.records(int(part[0]), int(part[-1]) + 1)), view.grid)
         for part in (inside[:fifth], inside[-fifth:])
     )
     found = shift.distances(first, last, view.grid)

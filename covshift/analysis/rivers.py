@@ -77,7 +77,8 @@ def _counts(stored: xr.DataArray, chosen: NDArray[np.int64]) -> NDArray[Any]:
         wanted = np.flatnonzero((chosen >= first) & (chosen < first + _AT_ONCE))
         if wanted.size:
             block = np.asarray(ordered.isel(step=slice(first, first + _AT_ONCE)).values)
-            counts[wanted] = block[chosen[wanted] - first].sum(axis=3)
+            for at in wanted:
+                block[chosen[at] - first].sum(axis=2, dtype=counts.dtype, out=counts[at])
     return counts
 
 

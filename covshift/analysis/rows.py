@@ -117,8 +117,8 @@ def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") ->
         If no row of the signal has any status but ``absent``; the message lists the signals that are there.
     """
     layers = group(recording, "layers", stream=stream)
-    status = layers["status"]
-    recorded = [name for name in names(layers, "signal") if bool((status.sel(signal=name) != 0).any())]
+    status = layers["status"].transpose("signal", ...).values
+    recorded = [name for name, of_signal in zip(names(layers, "signal"), status, strict=True) if of_signal.any()]
     if signal not in recorded:
         where = f"'{STREAM_PATHS[stream]}layers'"
         raise SignalNotRecorded(
@@ -225,10 +225,13 @@ def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> median(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]]))
     array([ 2., nan])
     """
-    known = np.asarray(np.isfinite(values).any(axis=0))
-    typical = np.full(values.shape[1:], np.nan)
-    typical[known] = np.nanmedian(np.where(np.isfinite(values), values, np.nan)[:, known], axis=0)
-    return typical
+    known = np.isfinite(values).sum(axis=0)
+    if not known.any():
+        return np.full(values.shape[1:], np.nan)
+    ordered = np.sort(np.where(np.isfinite(values), values, np.inf), axis=0)
+    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2])
+    low, high = np.take_along_axis(ordered, middle, axis=0)
+    return np.where(known > 0, (low + high) / 2, np.nan)
 
 
 def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.DataArray:

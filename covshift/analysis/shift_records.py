@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,8 @@ class Record:
     examples together, which makes every estimate of sampling noise wrong.
     """
 
+    grid: Grid
     groups: NDArray[Any]
-    cramer_noise: Floats
-    wasserstein1_noise: Floats
     mean: Floats
     sd: Floats
     n_elements: Floats
@@ -46,9 +46,8 @@ class Record:
     def of(cls, grid: Grid, groups: NDArray[Any], moments: dict[str, Floats], noise_known: NDArray[np.bool_]) -> Record:
         """The record of ``groups`` and their exact ``moments``: mean, sd, n and n_examples."""
         return cls(
+            grid,
             groups,
-            divergence.cramer_noise(groups, grid),
-            divergence.wasserstein1_noise(groups, grid),
             moments["mean"],
             moments["sd"],
             moments["n"],
@@ -56,14 +55,24 @@ class Record:
             noise_known,
         )
 
-    @property
+    @cached_property
+    def cramer_noise(self) -> Floats:
+        """What sampling adds to squared Cramer distances, shape ``(layer,)``."""
+        return divergence.cramer_noise(self.groups, self.grid)
+
+    @cached_property
+    def wasserstein1_noise(self) -> Floats:
+        """The scale that sampling alone gives to W1, shape ``(layer,)``."""
+        return divergence.wasserstein1_noise(self.groups, self.grid)
+
+    @cached_property
     def counts(self) -> NDArray[Any]:
         """Counts of all groups together, shape ``(layer, bin)``."""
         return np.asarray(self.groups.sum(axis=1))
 
     def take(self, layers: list[int]) -> Record:
         """The record of some layers, in this order."""
-        return Record(*(getattr(self, part.name)[layers] for part in fields(self)))
+        return Record(self.grid, *(getattr(self, part.name)[layers] for part in fields(self)[1:]))
 
     @classmethod
     def pooled(cls, records: list[Record], grid: Grid) -> Record:

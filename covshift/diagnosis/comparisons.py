@@ -103,8 +103,8 @@ class Comparison:
     units: dict[str, UnitMovement]
 
     @classmethod
-    def of(cls, recording: xr.DataTree, stream: str) -> Comparison:
-        """Comparison of neighbouring histograms of a stream.
+    def of(cls, recording: xr.DataTree, stream: str, *, moved: xr.Dataset | None = None) -> Comparison:
+        """Comparison of neighbouring histograms of a stream; ``moved`` is that of different examples, if known.
 
         Raises
         ------
@@ -112,7 +112,8 @@ class Comparison:
             If the stream has no histograms.
         """
         same = streams.has_same_examples(recording, stream)
-        moved = shift.between_steps(recording, stream=stream, same_examples=same)
+        if moved is None or same:
+            moved = shift.between_steps(recording, stream=stream, same_examples=same)
         window = rows.last_window(moved.sizes["step"])
         names = rows.names(moved)
         training = rows.group(recording, "histograms", stream=stream)["mode"].sel(step=moved["step"].values[window])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from covshift.diagnosis.thresholds import Threshold, Verdict
@@ -62,12 +62,12 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON types; NaN and infinities become None."""
-        record = asdict(self)
+        record = dict(vars(self))
         record["value"] = _json(self.value)
         record["interval"] = None if self.interval is None else [_json(end) for end in self.interval]
         if self.threshold is not None:
             record["threshold"] = {
-                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.threshold).items()
+                key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.threshold).items()
             }
         return record
 

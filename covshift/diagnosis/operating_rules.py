@@ -30,15 +30,22 @@ _SATURATED = (
 _OF_STREAM = {"train": "", "probe": " of the probe", "evaluation": " of evaluation passes"}
 
 
-def operating_points(recording: xr.DataTree) -> list[Finding]:
+def operating_points(recording: xr.DataTree, *, trained: xr.Dataset | None = None) -> list[Finding]:
     """State of each layer's distribution over the last part of the run.
 
     STABLE is ok, DRIFTING and FROZEN are to watch, UNDETERMINED is not measured. What training rows leave undetermined
     is judged by probes, else by evaluation passes, where those are as many and reach into the last window of training.
+
+    ``trained`` is what :func:`covshift.analysis.operating_point.stability` says of this recording, where it is known
+    already.
     """
-    judged, records = _of_stream(recording, "train")
+    judged, records = _of_stream(
+        recording, "train", operating_point.stability(recording) if trained is None else trained
+    )
     others = [
-        _of_stream(recording, stream)[0] for stream in streams.OTHERS if streams.is_recent(recording, stream, "layers")
+        _of_stream(recording, stream, operating_point.stability(recording, stream=stream))[0]
+        for stream in streams.OTHERS
+        if streams.is_recent(recording, stream, "layers")
     ]
     if not judged and not any(others):
         reason = f"{WHOLE_RUN}: at most {plural(records, 'record')} in the last half of the run"
@@ -53,9 +60,8 @@ def _best(findings: list[Finding]) -> Finding:
     return next((finding for finding in findings if finding.verdict != "not measured"), findings[0])
 
 
-def _of_stream(recording: xr.DataTree, stream: str) -> tuple[dict[str, Finding], int]:
+def _of_stream(recording: xr.DataTree, stream: str, found: xr.Dataset) -> tuple[dict[str, Finding], int]:
     """Findings of the layers by one stream's rows, none with too few of them, and the most records of any layer."""
-    found = operating_point.stability(recording, stream=stream)
     outputs = rows.layer_rows(recording, signal="activation", stream=stream)["count"].values
     ran = np.asarray((outputs > 0).any(axis=0))
     records = found["records"].values

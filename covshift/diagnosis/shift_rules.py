@@ -25,7 +25,7 @@ LEVEL = 0.05
 """Largest adjusted p-value with which a layer is listed as shifting, or the run is said to have moved."""
 
 
-def distribution_shift(recording: xr.DataTree) -> list[Finding]:
+def distribution_shift(recording: xr.DataTree, *, trained: xr.Dataset | None = None) -> list[Finding]:
     """Whether each layer's distribution still moves from one histogram to the next, in the last window.
 
     The noise-corrected squared distance, which is unbiased, is averaged over the pairs of the window, and its root
@@ -39,8 +39,10 @@ def distribution_shift(recording: xr.DataTree) -> list[Finding]:
     Where at least ten disjoint pairs were tested, a layer is flagged only if its adjusted p-value (Benjamini and
     Hochberg over the layers) is at most 5 %, too. The finding of the whole run rests on Holm's adjusted p-values, which
     bound the chance of any false statement: it is flagged if some layer passes both 5 % and the threshold.
+
+    ``trained`` is what :func:`covshift.analysis.shift.between_steps` says of this recording, where it is known already.
     """
-    compared = _comparisons(recording)
+    compared = _comparisons(recording, trained)
     names = rows.names(rows.group(recording, "layers"))
     ran = (rows.layer_rows(recording, signal="activation")["count"].values > 0).any(axis=0)
     told = np.array([any(one.tells_of(layer) for one in compared) for layer in names.tolist()], dtype=bool)
@@ -48,11 +50,11 @@ def distribution_shift(recording: xr.DataTree) -> list[Finding]:
     return [_of_run(compared[0]), *(_of_layer(layer, compared, recording) for layer in layers)]
 
 
-def _comparisons(recording: xr.DataTree) -> list[Comparison]:
+def _comparisons(recording: xr.DataTree, moved: xr.Dataset | None) -> list[Comparison]:
     """Training rows first, where they have histograms."""
     recent = [stream for stream in streams.OTHERS if streams.is_recent(recording, stream, "histograms")]
     try:
-        trained = [Comparison.of(recording, "train")]
+        trained = [Comparison.of(recording, "train", moved=moved)]
     except SignalNotRecorded:
         if not recent:
             raise

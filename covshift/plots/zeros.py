@@ -157,17 +157,18 @@ def _alive_limits(ax: Axes) -> None:
 
 def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
     """One faint line for each layer; the more of them, the fainter."""
-    for row in range(survival.sizes["layer"]):
-        ax.plot(
-            survival["step"],
-            survival.isel(layer=row),
-            color=style.look().muted,
-            alpha=float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4)),
-            linewidth=0.9,
-            marker="o" if survival.sizes["step"] == 1 else "",
-            drawstyle="steps-post",
-            rasterized=survival.size > style.VECTOR_POINTS,
-        )
+    if not survival.size:
+        return
+    ax.plot(
+        survival["step"].values,
+        survival.transpose("step", "layer").values,
+        color=style.look().muted,
+        alpha=float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4)),
+        linewidth=0.9,
+        marker="o" if survival.sizes["step"] == 1 else "",
+        drawstyle="steps-post",
+        rasterized=survival.size > style.VECTOR_POINTS,
+    )
 
 
 def _named_curve(ax: Axes, survival: xr.DataArray, *, rank: int, label: str) -> None:

@@ -6,6 +6,7 @@ a heat map to 32 levels, one character a cell, which deflates well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ def rounded(values: Any) -> list[float | None]:
     >>> rounded([0.12345, float("nan"), 12345.0])
     [0.123, None, 12300.0]
     """
-    return [float(f"{value:.3g}") if np.isfinite(value) else None for value in np.asarray(values).tolist()]
+    return [float(f"{value:.3g}") if math.isfinite(value) else None for value in np.asarray(values).tolist()]
 
 
 def packed_levels(levels: NDArray[np.int64]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from covshift.analysis import rows
 from covshift.analysis.rivers import rivers
 from covshift.exceptions import SignalNotRecorded
-from covshift.reporting.results import Answer, Results
+from covshift.reporting.results import Results
 
 CELLS = 64
 """Cells of a river, and most rows of the strip of units."""
@@ -30,21 +32,28 @@ def thinned(records: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, max(records - 1, 0), min(most, records)).round().astype(np.int64))
 
 
+Series = Mapping[str, NDArray[Any]]
+"""Values over the steps, by name."""
+
+Columns = Mapping[str, Series]
+"""Series by layer or parameter: charts pick thousands, and a label of an xarray takes a millisecond to pick."""
+
+
 @dataclass(frozen=True)
 class DrawnRecords:
-    """What the charts read, at the records that are drawn; None where the recording lacks it."""
+    """What the charts read, at the records that are drawn; empty where the recording lacks it."""
 
     steps: dict[str, list[int]]
     described: xr.Dataset
-    output: xr.Dataset | None
-    z: xr.Dataset | None
-    gradient: xr.Dataset | None
-    zero_rate: xr.DataArray | None
-    linkage: xr.Dataset | None
-    shift: xr.Dataset | None
-    update_ratio: xr.DataArray | None
-    survival: xr.DataArray | None
-    units: xr.Dataset | None
+    output: Columns
+    z: Columns
+    gradient: Columns
+    zero_rate: Columns
+    linkage: Columns
+    shift: Columns
+    update_ratio: Columns
+    survival: Columns
+    units: Columns
     rivers: dict[str, xr.Dataset]
 
 
@@ -52,18 +61,19 @@ def drawn_records(result: Results, *, most: int) -> DrawnRecords:
     """What the charts of a run read, at ``most`` records of each axis."""
     steps: dict[str, list[int]] = {}
 
-    def drawn(values: Answer | None, axis: str) -> Answer | None:
+    def drawn(values: xr.Dataset | xr.DataArray | None, axis: str, of: str = "layer") -> Columns:
         if values is None:
-            return None
-        chosen = values.isel(step=thinned(values.sizes["step"], most))
+            return {}
+        table = values.to_dataset(name=values.name) if isinstance(values, xr.DataArray) else values
+        chosen = table.isel(step=thinned(table.sizes["step"], most))
         steps[axis] = chosen["step"].values.tolist()
-        return chosen
+        return _columns(chosen, of)
 
-    def moments(signal: str) -> xr.Dataset | None:
+    def moments(signal: str) -> Columns:
         try:
             return drawn(rows.moments(result.recording, signal=signal), "layers")
         except SignalNotRecorded:
-            return None
+            return {}
 
     return DrawnRecords(
         steps,
@@ -74,11 +84,23 @@ def drawn_records(result: Results, *, most: int) -> DrawnRecords:
         drawn(result.zero_rate, "layers"),
         drawn(result.linkage, "layers"),
         drawn(result.shift, "shift"),
-        drawn(result.update_ratio, "parameters"),
+        drawn(result.update_ratio, "parameters", "parameter"),
         drawn(result.survival, "units"),
         drawn(result.trained_units, "units"),
         _rivers(result.recording, steps, most),
     )
+
+
+def _columns(table: xr.Dataset, of: str) -> Columns:
+    """Whatever has steps in ``table``; ``of`` is a dimension of it, or labels another, such as the layers of units."""
+    labels, (dim,) = rows.names(table, of), table[of].dims
+    series = {
+        str(name): values.transpose("step", dim).values
+        for name, values in table.data_vars.items()
+        if set(values.dims) == {"step", dim}
+    }
+    own = {label: np.flatnonzero(labels == label) if dim != of else at for at, label in enumerate(labels.tolist())}
+    return {label: {name: values[:, at] for name, values in series.items()} for label, at in own.items()}
 
 
 def _rivers(recording: xr.DataTree, steps: dict[str, list[int]], most: int) -> dict[str, xr.Dataset]:

@@ -39,7 +39,7 @@ def block(told: Mapping[str, Any]) -> str:
     shades = style.AMOUNT([level / LEVELS for level in range(LEVELS + 1)])
     whole = {"colors": COLORS, "palette": [to_hex(shade) for shade in shades], **told}
     text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(text.encode())).decode("ascii")
 
 
 def unpacked(text: str) -> dict[str, Any]:

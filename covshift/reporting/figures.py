@@ -116,6 +116,8 @@ def _of_run(result: Results, *, prefix: str, most: int) -> dict[str, list[Pictur
 
 
 def _draw(name: str, result: Results) -> Drawn:
+    if name == "stability" and result.stability is not None:
+        return FIGURES[name].plot(result.stability)
     if name != "shift" or result.shift is None:
         return FIGURES[name](result.recording, diagnosis=result.diagnosis)
     subject = Subject.of(result.recording, diagnosis=result.diagnosis)

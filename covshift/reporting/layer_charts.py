@@ -6,7 +6,7 @@ spread, never averages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots.labels import amount, share
 from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
-from covshift.reporting.drawn_records import CELLS, DrawnRecords, drawn_records
+from covshift.reporting.drawn_records import CELLS, Columns, DrawnRecords, Series, drawn_records
 from covshift.reporting.results import Results
 
 SHARE = Axis("share of elements", low=0.0, high=1.0)
@@ -45,9 +45,10 @@ def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
         :func:`covshift.reporting.charts.chart`.
     """
     read = drawn_records(result, most=steps)
+    names = rows.names(read.described).tolist()
     findings: dict[str, list[list[str]]] = {}
     for found in result.diagnosis.findings:
-        findings.setdefault(_owner(found.layer, read.described), []).append(
+        findings.setdefault(_owner(found.layer, names), []).append(
             [found.check, found.verdict, found.reason, found.advice]
         )
     return {
@@ -56,25 +57,26 @@ def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
         "layers": [
             {
                 "name": name,
-                "facts": _facts(read.described.isel(layer=position), read.steps),
+                "facts": _facts(read, position),
                 "findings": findings.get(name, []),
                 "charts": [made for made in _charts(read, position, name) if made],
             }
-            for position, name in enumerate(rows.names(read.described).tolist())
+            for position, name in enumerate(names)
         ],
     }
 
 
-def _owner(name: str, described: xr.Dataset) -> str:
+def _owner(name: str, layers: Sequence[str]) -> str:
     """The layer a finding belongs to: the one it names, or else the one whose parameter it names."""
-    known = set(rows.names(described).tolist())
-    return name if name in known else name.rpartition(".")[0]
+    return name if name in layers else name.rpartition(".")[0]
 
 
-def _facts(layer: xr.Dataset, steps: dict[str, list[int]]) -> str:
-    units = int(layer["unit_count_of_layer"])
-    told = [str(layer["module_type"].values), f"depth {int(layer['depth'])}", plural(units, "unit") if units else ""]
-    records, histograms = (len(steps.get(axis, [])) for axis in ("layers", "histograms"))
+def _facts(read: DrawnRecords, position: int) -> str:
+    kind, depth, units = (
+        read.described[name].values[position] for name in ("module_type", "depth", "unit_count_of_layer")
+    )
+    told = [str(kind), f"depth {int(depth)}", plural(int(units), "unit") if units else ""]
+    records, histograms = (len(read.steps.get(axis, [])) for axis in ("layers", "histograms"))
     return ", ".join(word for word in told if word) + f"; {plural(records, 'record')} drawn, {histograms} histograms"
 
 
@@ -83,13 +85,13 @@ def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | Non
     nonlinear = bool(rows.nonlinear(read.described)[position])
     flat = flat_regions(str(read.described["activation"].values[position])) if nonlinear else ()
     if river is not None:
-        aligned = river.reindex(step=read.steps["histograms"])
-        yield _river(aligned, river)
+        steps = read.steps["histograms"]
+        yield _river(river if river.sizes["step"] == len(steps) else river.reindex(step=steps), river)
         yield _ridges(river)
-    yield _track(read.z if nonlinear else read.output, name, flat, "z" if nonlinear else "output", river)
+    yield _track((read.z if nonlinear else read.output).get(name), flat, "z" if nonlinear else "output", river)
     yield _zeros(read, name)
     yield _units(read, name)
-    yield _shift(read.shift, name)
+    yield _shift(read.shift.get(name))
     yield _sizes(read, name)
     yield _updates(read.update_ratio, name)
 
@@ -148,8 +150,7 @@ def _zero_and_all(river: xr.Dataset, at: list[int]) -> tuple[list[float], list[f
 
 
 def _track(
-    moments: xr.Dataset | None,
-    name: str,
+    moments: Series | None,
     flat: tuple[tuple[float, float], ...],
     what: str,
     river: xr.Dataset | None,
@@ -157,7 +158,7 @@ def _track(
     """Mean and standard deviation over the steps; what is shaded has next to no derivative."""
     if moments is None:
         return None
-    mean, sd = (moments[part].sel(layer=name).values for part in ("mean", "sd"))
+    mean, sd = moments["mean"], moments["sd"]
     within = np.inf if river is None else float(river.attrs["linear_within"])
     symlog = np.isfinite(within)
     known = np.flatnonzero(np.isfinite(mean))
@@ -182,15 +183,15 @@ def _track(
 
 def _zeros(read: DrawnRecords, name: str) -> Spec | None:
     """Zeros of the gradient, split at a nonlinearity into structural ones and others."""
-    if read.linkage is not None and name in rows.names(read.linkage):
-        here = read.linkage.sel(layer=name)
+    if name in read.linkage:
+        here = read.linkage[name]
         lines = [
-            line("all zeros of dL/dz", here["gradient_zero_rate"].values, "ink", width=1.75),
-            line("structural", here["structural_rate"].values, "second"),
-            line("other", here["other_rate"].values, "accent", dash=True),
+            line("all zeros of dL/dz", here["gradient_zero_rate"], "ink", width=1.75),
+            line("structural", here["structural_rate"], "second"),
+            line("other", here["other_rate"], "accent", dash=True),
         ]
-    elif read.zero_rate is not None:
-        lines = [line("zeros of dL/d(output)", read.zero_rate.sel(layer=name).values, "ink", width=1.75)]
+    elif name in read.zero_rate:
+        lines = [line("zeros of dL/d(output)", read.zero_rate[name]["zero_rate"], "ink", width=1.75)]
     else:
         return None
     known = [value for value in lines[0]["values"] if value is not None]
@@ -200,35 +201,33 @@ def _zeros(read: DrawnRecords, name: str) -> Spec | None:
 
 def _units(read: DrawnRecords, name: str) -> Spec | None:
     """Units as rows of a strip, those that fell silent first at the bottom; dark where silent."""
-    if read.units is None or read.survival is None or name not in rows.names(read.survival):
+    if name not in read.survival or name not in read.units:
         return None
-    mine = read.units.isel(unit=np.flatnonzero(rows.names(read.units) == name))
-    seen = mine["examples"].values > 0
-    silent = mine["silent"].values & seen
+    mine = read.units[name]
+    seen = mine["examples"] > 0
+    silent = mine["silent"] & seen
     position = np.arange(len(silent))[:, None]
     lifetime = np.where(seen & ~silent, position, -1).max(axis=0, initial=-1)
     order = np.argsort(lifetime, kind="stable")
     parts = np.array_split(order, min(len(order), CELLS))
     share_silent = np.stack([silent[:, part].mean(axis=1) for part in parts], axis=1)
-    firing = read.survival.sel(layer=name).values
+    firing, units = read.survival[name]["survival"], silent.shape[1]
     known = firing[np.isfinite(firing)]
     last = share(float(known[-1])) if known.size else "unknown"
     return chart(
         "units",
-        f"{mine.sizes['unit']} units by lifetime, filled where silent; firing at the last record: {last}",
+        f"{units} units by lifetime, filled where silent; firing at the last record: {last}",
         x="units",
-        y=Axis("units", low=0.0, high=float(mine.sizes["unit"])),
-        lines=[line("units that fire", firing * mine.sizes["unit"], "accent", width=1.75)],
+        y=Axis("units", low=0.0, high=float(units)),
+        lines=[line("units that fire", firing * units, "accent", width=1.75)],
         cells=packed_levels(np.round(LEVELS * share_silent).astype(np.int64)),
     )
 
 
-def _shift(found: xr.Dataset | None, name: str) -> Spec | None:
-    if found is None or name not in rows.names(found):
+def _shift(found: Series | None) -> Spec | None:
+    if found is None:
         return None
-    here = found.sel(layer=name)
-    resolved = ~here["off_centre"].values
-    moved, floor = (np.where(resolved, here[part].values, np.nan) for part in ("w1", "noise_floor"))
+    moved, floor = (np.where(found["off_centre"], np.nan, found[part]) for part in ("w1", "noise_floor"))
     above = int((moved > np.nan_to_num(floor)).sum())
     return chart(
         "shift",
@@ -243,23 +242,19 @@ def _sizes(read: DrawnRecords, name: str) -> Spec | None:
     parts = (("gradient rms", read.gradient, "rms", "accent"), ("output sd", read.output, "sd", "second"))
     lines, zero = [], 0
     for label, moments, part, role in parts:
-        if moments is not None:
-            values = moments[part].sel(layer=name).values
+        if name in moments:
+            values = moments[name][part]
             zero += int((values == 0).sum())
             lines.append(line(label, np.where(values > 0, values, np.nan), role))
     note = f"; not drawn: {zero} exact zeros" if zero else ""
     return chart("sizes", f"Size of gradient and output{note}", x="layers", y=Axis("size", "log"), lines=lines)
 
 
-def _updates(ratios: xr.DataArray | None, name: str) -> Spec | None:
+def _updates(ratios: Columns, name: str) -> Spec | None:
     """Update ratio of the layer's own parameters, with the band outside of which the check speaks."""
-    if ratios is None:
-        return None
     band = THRESHOLDS["update_ratio"].watch
     assert isinstance(band, tuple)
-    known = rows.names(ratios, "parameter").tolist()
-    own = [parameter for parameter in known if parameter.rpartition(".")[0] == name]
-    values = {parameter: ratios.sel(parameter=parameter).values for parameter in own}
+    own = {known: part["update_ratio"] for known, part in ratios.items() if known.rpartition(".")[0] == name}
     roles = ("ink", "second", "accent", "zero")
     return chart(
         "updates",
@@ -268,7 +263,7 @@ def _updates(ratios: xr.DataArray | None, name: str) -> Spec | None:
         y=Axis("update / weight", "log"),
         lines=[
             line(parameter.rpartition(".")[2], np.where(ratio > 0, ratio, np.nan), roles[at % len(roles)])
-            for at, (parameter, ratio) in enumerate(values.items())
+            for at, (parameter, ratio) in enumerate(own.items())
         ],
         shades=[(None, band[0]), (band[1], None)],
     )

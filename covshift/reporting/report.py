@@ -13,7 +13,7 @@ import xarray as xr
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis import Diagnosis, diagnose
+from covshift.diagnosis import Diagnosis
 from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
 from covshift.reporting import content, embedding, figures, page
 from covshift.reporting.compared import compare
@@ -94,8 +94,10 @@ def write_report(
         figures_at_most=figures_at_most,
         refresh_seconds=refresh_seconds,
     )
-    texts = [html, dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"]
-    for target, text in zip(targets, texts, strict=False):
+    texts = [html]
+    if json is not None:
+        texts.append(dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    for target, text in zip(targets, texts, strict=True):
         _write(target, text)
     return targets[0]
 
@@ -137,8 +139,7 @@ def _judged(name: str, run: xr.DataTree | str, diagnosis: Diagnosis | None) -> R
     if not _is_recorded(run):
         return content.empty_run(name, run)
     try:
-        recording = rows.in_memory(run)
-        return gather(name, recording, diagnosis or diagnose(recording))
+        return gather(name, rows.in_memory(run), diagnosis)
     except (OSError, ValueError, RuntimeError) as error:
         reason = _unreadable(run)
         if not reason:

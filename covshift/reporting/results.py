@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,10 @@ import xarray as xr
 from covshift.analysis import dead_units, gradient_health, linkage, operating_point, rows, shift
 from covshift.analysis.recording_cost import recording_cost
 from covshift.diagnosis import Diagnosis
+from covshift.diagnosis.diagnosis import judged
+from covshift.diagnosis.operating_rules import operating_points
+from covshift.diagnosis.rules import Rule
+from covshift.diagnosis.shift_rules import distribution_shift
 from covshift.exceptions import SignalNotRecorded
 
 Answer = TypeVar("Answer", xr.Dataset, xr.DataArray)
@@ -43,7 +48,7 @@ class Results:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis) -> Results:
+def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis | None = None) -> Results:
     """Everything a report says about ``recording``.
 
     Parameters
@@ -52,8 +57,8 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis) -> Results:
         Name of the run.
     recording : DataTree
         See :mod:`covshift.schema`.
-    diagnosis : Diagnosis
-        Of the recording.
+    diagnosis : Diagnosis, optional
+        Of the recording; made here by default, from the answers that a report holds anyway.
 
     Returns
     -------
@@ -76,13 +81,14 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis) -> Results:
     moved = ask("shift", lambda: shift.between_steps(recording))
     zero_rate = ask("gradient", lambda: gradient_health.zero_rate(recording))
     split = ask("linkage", lambda: linkage.violation_rate(recording))
+    settled = ask("operating", lambda: operating_point.stability(recording))
     return Results(
         name=name,
         recording=recording,
-        diagnosis=diagnosis,
+        diagnosis=diagnosis or _diagnosis(recording, moved, settled),
         measures=_measures(recording, zero_rate, split, moved),
         shift=moved,
-        stability=ask("operating", lambda: operating_point.stability(recording)),
+        stability=settled,
         zero_rate=zero_rate,
         profile=ask("depth", lambda: gradient_health.norm_profile(recording)),
         linkage=split,
@@ -95,6 +101,15 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis) -> Results:
         cost=ask("cost", lambda: recording_cost(recording)),
         missing=missing,
     )
+
+
+def _diagnosis(recording: xr.DataTree, moved: xr.Dataset | None, settled: xr.Dataset | None) -> Diagnosis:
+    """What :func:`covshift.diagnosis.diagnose` gives, without comparing all histograms again."""
+    known: dict[str, Rule] = {
+        "shift": partial(distribution_shift, trained=moved),
+        "operating point": partial(operating_points, trained=settled),
+    }
+    return judged(recording, known)
 
 
 def _measures(

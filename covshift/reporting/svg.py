@@ -13,6 +13,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from covshift.plots import style
@@ -66,6 +67,7 @@ def inline_svg(figure: Figure, *, prefix: str, label: str) -> str:
         for axes in figure.get_axes():
             for artist in (*axes.lines, *axes.collections, *axes.patches):
                 artist.set_rasterized(True)
+        figure.set_layout_engine("none")  # it is laid out; what is an image now takes no other room
         text = _saved(figure, prefix=prefix)
     return _for_page(text, prefix=prefix, label=label, width=figure.get_size_inches()[0] * 96.0)
 
@@ -76,8 +78,10 @@ def _saved(figure: Figure, *, prefix: str) -> str:
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # text stays text, so the reader's fonts draw the characters that this machine's fonts lack
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        # savefig would draw twice, once only to lay the figure out, which drawing does in any case
+        figure.set(facecolor="none", dpi=RASTER_DPI)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", facecolor="none", dpi=RASTER_DPI, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
