@@ -4,6 +4,9 @@ A unit is a channel or feature of a nonlinearity; the members of one linkage are
 "Silent" is a statement about the examples seen. It becomes "dead" only where those examples bound the unit's firing
 rate tightly, or are all there are. Evidence counts examples, never positions: the positions of one image share their
 fate, and counting them would call rare units dead.
+
+Units are recorded less often than layers. Where all that a layer gave in a record was zero, so was all of each of its
+units: such a record is evidence about every unit, whether units were due or not.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ SILENCE_RATE = 0.01
 
 RATE_RECORDS = 10
 """Records behind the firing rate of a unit that does fire."""
+
+_NEVER = np.iinfo(np.int64).max
 
 
 def rate_upper_bound(silent_examples: ArrayLike, *, tests: int = 1, alpha: float = 0.05) -> NDArray[np.float64]:
@@ -113,7 +118,8 @@ def dead_units(
         ``examples`` (step, unit)
             Examples of the record; 0 where the unit was not recorded.
         ``silent_examples``, ``silent_records`` (unit)
-            Examples (at most ``distinct_examples``) and records since the unit last fired.
+            Examples (at most ``distinct_examples``) and records since the unit last fired: records of units, and those
+            between them in which its whole layer was silent.
         ``rate_upper_bound`` (unit)
             Bound on its firing rate from those, see :func:`rate_upper_bound`, over all units of the result.
         ``firing_rate`` (unit)
@@ -142,7 +148,7 @@ def dead_units(
     if distinct_examples is not None and distinct_examples < 1:
         raise InvalidArgumentError(f"distinct_examples={distinct_examples}: expected a number of examples >= 1")
     activity = _activity(recording, layers, signal, stream)
-    silence = _Silence.at_the_end(activity)
+    silence = _Silence.at_the_end(activity, _SilentLayers.between(recording, activity.steps, signal, stream))
     evidence = np.minimum(silence.examples, distinct_examples or np.inf)
     bound = rate_upper_bound(evidence, tests=max(len(activity.layer), 1), alpha=alpha)
     firing = _firing_rate(activity)
@@ -158,7 +164,7 @@ def dead_units(
             "rate_upper_bound": ("unit", bound, {"units": "1"}),
             "firing_rate": ("unit", firing, {"units": "1"}),
             "state": ("unit", state),
-            "since_step": ("unit", np.where(gone, activity.steps[silence.first] if gone.any() else -1, -1)),
+            "since_step": ("unit", np.where(gone, silence.since_step, -1)),
             "born_dead": ("unit", gone & (silence.last_active < 0)),
             "revivals": ("unit", revivals, {"units": "count"}),
             "revived_step": ("unit", revived),
@@ -209,6 +215,7 @@ class _Activity:
 
     steps: NDArray[np.int64]
     layer: NDArray[np.str_]
+    owner: NDArray[np.int64]
     unit_in_layer: NDArray[np.int64]
     members: NDArray[np.int64]
     active: NDArray[np.int64]
@@ -224,27 +231,70 @@ class _Activity:
 
 
 @dataclass(frozen=True)
+class _SilentLayers:
+    """Records in which units were not due: examples of layers that gave only zeros, else 0; shape (record, layer)."""
+
+    steps: NDArray[np.int64]
+    examples: NDArray[np.int64]
+
+    @classmethod
+    def between(cls, recording: xr.DataTree, unit_steps: NDArray[np.int64], signal: str, stream: str) -> _SilentLayers:
+        owners = rows.layer_rows(recording, signal=signal, stream=stream)
+        steps = owners["step"].values.astype(np.int64)
+        between = ~np.isin(steps, unit_steps)
+        count = owners["count"].values[between]
+        silent = (count > 0) & (owners["zero_count"].values[between] == count)
+        return cls(steps[between], np.where(silent, owners["example_count"].values[between], 0).astype(np.int64))
+
+    def after(
+        self, step: NDArray[np.int64], owner: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Examples, records and first step of silence after a unit's ``step``, in the layer ``owner``, unit by unit."""
+        begin = np.searchsorted(self.steps, step, side="right")
+        silent = self.examples > 0
+        at = np.where(silent, self.steps[:, None], _NEVER)
+        first = np.minimum.accumulate(at[::-1], axis=0)[::-1]
+        return (
+            _tail_sums(self.examples)[begin, owner],
+            _tail_sums(silent.astype(np.int64))[begin, owner],
+            np.concatenate([first, np.full((1, first.shape[1]), _NEVER)])[begin, owner],
+        )
+
+
+def _tail_sums(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of each row and all rows after it, and a last row of zeros."""
+    sums = np.cumsum(counts[::-1], axis=0)[::-1]
+    return np.concatenate([sums, np.zeros((1, counts.shape[1]), dtype=np.int64)])
+
+
+@dataclass(frozen=True)
 class _Silence:
     """The unbroken silence at the end of the recording; arrays of shape (unit,).
 
-    ``last_active`` is the position of the record with the last activity (-1 none), ``first`` that of the first record
-    after it (0 where there is none).
+    ``last_active`` is the position of the record of units with the last activity (-1 none), ``since_step`` that of the
+    first silent record after it (meaningless where there is none).
     """
 
     last_active: NDArray[np.int64]
-    first: NDArray[np.int64]
+    since_step: NDArray[np.int64]
     examples: NDArray[np.int64]
     records: NDArray[np.int64]
 
     @classmethod
-    def at_the_end(cls, activity: _Activity) -> _Silence:
+    def at_the_end(cls, activity: _Activity, layers: _SilentLayers) -> _Silence:
         position = np.arange(len(activity.steps))[:, None]
         fired = activity.recorded & ~activity.silent
         last = np.where(fired, position, -1).max(axis=0, initial=-1)
         after = activity.recorded & (position > last)
-        examples = np.where(after, activity.examples, 0).sum(axis=0)
-        first = after.argmax(axis=0) if len(after) else np.zeros_like(last)
-        return cls(last, first, examples, after.sum(axis=0))
+        begun = np.where(after, activity.steps[:, None], _NEVER).min(axis=0, initial=_NEVER)
+        last_step = np.concatenate([activity.steps, [-1]])[last]
+        examples, records, first = layers.after(last_step, activity.owner)
+        return cls(
+            last,
+            np.minimum(begun, first),
+            np.where(after, activity.examples, 0).sum(axis=0) + examples,
+            after.sum(axis=0) + records,
+        )
 
 
 def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str, stream: str) -> _Activity:
@@ -260,6 +310,7 @@ def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str,
     return _Activity(
         units["step"].values.astype(np.int64),
         rows.names(owners)[columns.owner[kept]],
+        columns.owner[kept],
         columns.unit[kept],
         columns.members[kept],
         columns.largest(active)[:, kept],

@@ -61,7 +61,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
         ``constant``
             In no record did the output of any member vary by more than 1e-6 of the variance of the layer's median unit.
         ``stuck``
-            Constant at a value other than 0.
+            Constant, and some member never 0: a unit that fires once in a while, and hardly, is not.
         ``mean_derivative``
             Mean derivative relative to its maximum, exact from the moments of tanh and sigmoid units; NaN for others.
             By Markov's inequality at most ten times this share of elements has a derivative above a tenth of the
@@ -94,7 +94,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
         {
             "positive_rate": ("unit", positive, {"units": "1"}),
             "constant": ("unit", constant),
-            "stuck": ("unit", constant & (columns.largest(np.abs(output.mean)) > 0)),
+            "stuck": ("unit", constant & columns.largest(output.never_zero)),
             "mean_derivative": ("unit", _derivative(output, columns, kind), {"units": "1"}),
             "dormancy": ("unit", _relative(size, columns), {"units": "1"}),
             "gradient_dormancy": ("unit", _gradient_dormancy(recent, columns), {"units": "1"}),
@@ -113,8 +113,8 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
 class _Pooled:
     """Numbers of each column over a window, shape (column,).
 
-    ``within`` is the largest variance inside one record; ``one_sided`` is true where all elements are known to be 0 or
-    more, or none of them above 0.
+    ``within`` is the largest variance inside one record; ``never_zero`` is true where no element was 0, ``one_sided``
+    where all elements are known to be 0 or more, or none of them above 0.
     """
 
     n: Floats
@@ -122,6 +122,7 @@ class _Pooled:
     square: Floats
     within: Floats
     positive: Floats
+    never_zero: NDArray[np.bool_]
     one_sided: NDArray[np.bool_]
 
     @classmethod
@@ -139,6 +140,7 @@ class _Pooled:
             rows.ratio((count * finite**2 + np.nan_to_num(m2)).sum(axis=0), n),
             np.where(count > 0, variance, 0.0).max(axis=0, initial=0.0),
             positive.sum(axis=0),
+            zero.sum(axis=0) == 0,
             (zero + positive == count).all(axis=0) | (positive == 0).all(axis=0),
         )
 

@@ -68,10 +68,10 @@ def gradient_noise(recording: xr.DataTree) -> list[Finding]:
     threshold, most = THRESHOLDS["gradient_noise"], THRESHOLDS["gradient_noise"].watch
     assert isinstance(most, float)
     value, (low, high) = _noise_scale(series[window])
+    scale = f"the noise scale is {number(value)} batches of a step" if value < math.inf else "no signal above the noise"
     reason = (
-        f"the noise scale is {number(value)} batches of a step {between((low, high))}, a "
-        f"signal-to-noise ratio of {number(float(series[window].mean()))}; mean of the last "
-        f"{plural(len(series[window]), 'record')}, noise from the micro-batches of each"
+        f"{scale} {between((low, high))}, a signal-to-noise ratio of {number(float(series[window].mean()))}; mean of "
+        f"the last {plural(len(series[window]), 'record')}, noise from the micro-batches of each"
     )
     if threshold.verdict(value) != threshold.verdict(low):
         need = f"more records, or more micro-batches a step: the interval reaches {number(most)}"

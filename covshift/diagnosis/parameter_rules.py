@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from covshift.analysis import gradient_health, rows
 from covshift.diagnosis.finding import Finding, not_measured
@@ -19,6 +18,9 @@ ROOT = "(root)"
 _STEP_SIZE = (
     "the learning rate scales it: a higher one learns faster and may diverge, a lower one is slower and steadier; "
     "weight decay and the weights' own size matter too"
+)
+_STARVED = (
+    "find where the gradient ends: the first layer after this one that the checks gradient arrives and units name"
 )
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
@@ -34,7 +36,7 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     """
     parameters = rows.group(recording, "parameters")
     ratios = gradient_health.update_ratio(recording)
-    gradient = parameters["gradient_measured"].values > 0
+    gradient = np.where(parameters["gradient_measured"].values > 0, parameters["gradient_norm"].values, np.nan)
     matrix = parameters["parameter_ndim"].values >= 2
     names, steps = rows.names(parameters, "parameter").tolist(), ratios["step"].values
     return [
@@ -43,7 +45,7 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     ]
 
 
-def _of_parameter(name: str, ratio: Floats, gradient: NDArray[np.bool_], steps: Steps) -> Finding:
+def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> Finding:
     layer = name.rpartition(".")[0] or ROOT
     window = rows.last_window(len(steps))
     known = int(np.isfinite(ratio[window]).sum())
@@ -52,13 +54,15 @@ def _of_parameter(name: str, ratio: Floats, gradient: NDArray[np.bool_], steps: 
         need = f"at least {rows.WINDOW_RECORDS} records with updates= on, and weights that are not all 0"
         return not_measured("update ratio", layer, reason, need)
     records = f"the last {plural(known, 'record')}"
-    if not gradient[window].any():
+    if np.isnan(gradient[window]).all():
         reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
         return not_measured("update ratio", layer, reason, "unfreeze it, if it is meant to learn")
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
-        stuck = f"'{name}' did not move in {records} though it had a gradient"
-        return conclude(layer, stuck, [replace(judged, advice=_STUCK)])
+        starved = not np.nanmax(gradient[window])
+        why = ": its gradient was exactly zero in all of them" if starved else " though it had a gradient"
+        advice = _STARVED if starved else _STUCK
+        return conclude(layer, f"'{name}' did not move in {records}{why}", [replace(judged, advice=advice)])
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
     reason = f"an update moves '{name}' by {number(judged.value)} of its length; median of {records}"
     if not judged.threshold.falls_short(judged.value):

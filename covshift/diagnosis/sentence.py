@@ -23,9 +23,12 @@ def of(findings: Sequence[Finding]) -> str:
     # Whoever has not seen a gradient arrive cannot call a network healthy.
     judged = verdict != "ok" or measured.get("gradient arrives")
     opening = _OPENING[verdict] if judged else "No fault in what was measured"
+    broken = _other("non-finite", measured.pop("non-finite", []))
     clauses = [
-        _gradient(measured.pop("gradient arrives", [])),
-        _units(measured.pop("units", [])),
+        broken,
+        # A gradient of NaN arrives, and a unit that gives NaN is not silent: no reason for praise.
+        _gradient(measured.pop("gradient arrives", []), praise=not broken),
+        _units(measured.pop("units", []), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
         _unknown(checks),
     ]
@@ -36,21 +39,24 @@ def _flagged(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict in ("watch", "bad")]
 
 
-def _gradient(findings: Sequence[Finding]) -> str:
+def _gradient(findings: Sequence[Finding], *, praise: bool) -> str:
     if not findings:
         return ""
     missing = _flagged(findings)
     if not missing:
-        return f"gradient reaches {_all(len(findings))}"
+        return f"gradient reaches {_all(len(findings))}" if praise else ""
     first = missing[0]
     share = f"{len(missing)} of {plural(len(findings), 'layer')}"
-    return f"gradient does not reach {share} ({quoted(first.layer)}{since(first.since_step)})"
+    cause = f"; follows from {first.explained_by}" if first.explained_by else ""
+    return f"gradient does not reach {share} ({quoted(first.layer)}{since(first.since_step)}{cause})"
 
 
-def _units(findings: Sequence[Finding]) -> str:
+def _units(findings: Sequence[Finding], *, praise: bool) -> str:
     if not findings:
         return ""
     flagged = _flagged(findings)
+    if not flagged and not praise:
+        return ""
     if not flagged:
         highest = max(finding.value for finding in findings)
         return "no unit is dead" if highest == 0 else f"no layer has more than {percent(highest)} dead units"
@@ -64,13 +70,15 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
     flagged = _flagged(findings)
     if not flagged:
         return ""
-    verdict = worst([finding.verdict for finding in flagged])
     of_layers = [finding for finding in flagged if finding.layer != WHOLE_RUN]
     if not of_layers:
-        return f"{check} {verdict}"
-    layers = len({finding.layer for finding in of_layers})
+        return f"{check} {worst([finding.verdict for finding in flagged])}"
     first = of_layers[0]
-    return f"{check} {verdict} in {plural(layers, 'layer')} ({quoted(first.layer)}{since(first.since_step)})"
+    worst_layers = {finding.layer for finding in of_layers if finding.verdict == first.verdict}
+    others = len({finding.layer for finding in of_layers} - worst_layers)
+    layers = plural(len(worst_layers), "layer")
+    more = f", watch in {others}" if others else ""
+    return f"{check} {first.verdict} in {layers} ({quoted(first.layer)}{since(first.since_step)}){more}"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:

@@ -79,6 +79,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             examples=int(columns["silent_examples"][mine][quiet].min(initial=np.iinfo(np.int64).max)),
             bound=float(columns["rate_upper_bound"][mine][quiet].max(initial=0.0)),
             since_step=onset_of_share(since[mine][quiet], int(mine.sum())),
+            last_step=int(since[mine][quiet].max(initial=-1)),
             tested=units.sizes["unit"],
             exact=stream == "evaluation",
         )
@@ -115,7 +116,8 @@ def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int
 class _Census:
     """Units of one layer by state.
 
-    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest.
+    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest; ``last_step`` is when
+    the last of them fell silent.
     """
 
     units: int
@@ -128,6 +130,7 @@ class _Census:
     examples: int
     bound: float
     since_step: int | None
+    last_step: int
     tested: int
     exact: bool
 
@@ -152,6 +155,8 @@ class _Census:
         rare = "".join(f"; {count} {what}" for what, count in others.items() if count)
         if not self.dead + self.silent:
             return f"none of {plural(self.units, 'unit')} silent{rare}"
+        if self.since_step is not None and self.last_step > self.since_step:
+            rare = f"; the last of them since step {self.last_step:,}{rare}"
         units, examples = plural(self.units, "unit"), plural(self.examples, "example")
         if self.exact:
             return f"{self.dead} of {units} dead: silent on all {examples} of the evaluation pass{rare}"

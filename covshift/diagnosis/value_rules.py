@@ -18,8 +18,9 @@ Counts = NDArray[np.uint64]
 _START_UP = 100
 
 _OVERFLOW = (
-    "find the first layer and step that has them; a lower learning rate or gradient clipping keeps values in range, at "
-    "the price of slower learning; float32 or bfloat16 widen the range, at the price of memory or precision"
+    "look at what grew in the layers and steps just before the first that has them; a lower learning rate or gradient "
+    "clipping keeps values in range, at the price of slower learning; float32 or bfloat16 widen the range, at the "
+    "price of memory or precision"
 )
 _NOT_LINKED = (
     "choose members of which one has a derivative at every z (a mirrored ReLU, SELU or SiLU; not tanh or ReLU6); where "
