@@ -53,11 +53,15 @@ class Lock:
     def demand_in_place(self) -> None:
         """Demand that the recording lies where it was locked: what took its place is not the holder's.
 
+        A lock that was released demands nothing.
+
         Raises
         ------
         OSError
             If its directory is gone, or another lock file stands there.
         """
+        if not self._close.alive:
+            return
         there = self._path.stat() if self._path.exists() else None
         if os.path.samestat(there, os.fstat(self._descriptor)) if there else self._path.parent.exists():
             return
