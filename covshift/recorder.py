@@ -105,7 +105,7 @@ class Recorder:
             unobserved=unobserved(model, settings),
         )
         self.path = path
-        self._must_be_told_step = resume
+        self._resume = self._must_be_told_step = resume
         if start_step is not None:
             self.load_state_dict({"step": start_step})
 
@@ -127,6 +127,13 @@ class Recorder:
                 f"resume=True: '{self.path}' is continued, but from which step? Give start_step=, the optimizer steps "
                 "already done, or call recorder.load_state_dict(state) with the recorder.state_dict() of your "
                 "checkpoint before entering"
+            )
+        if self._resume and self.step_count and not self._handover.is_resumed:
+            self._incidents.warn_once(
+                "nothing to resume",
+                "recording",
+                f"resume=True: '{self.path}' held no recording to be continued at step {self.step_count}; a new one "
+                "begins there",
             )
         self._handover.resume_at(self.step_count)
         self._surroundings.warn(self._incidents)

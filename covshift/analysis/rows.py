@@ -131,6 +131,11 @@ def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") ->
     return _joined(own, layers.sel(signal=PRODUCER_SIGNAL[signal], drop=True))
 
 
+def is_left_open(recording: xr.DataTree) -> bool:
+    """Whether the file of a recording was not closed when it was read: it is being written, or its writer died."""
+    return recording.attrs.get("covshift_commit", {}).get("closed") is False
+
+
 def producer_index(layers: xr.Dataset) -> NDArray[np.int64]:
     """Position of the layer that produced each layer's pre-activation, shape ``(layer,)``; -1 for none."""
     position = {name: index for index, name in enumerate(names(layers))}

@@ -29,10 +29,12 @@ def check(
 
     Example: covshift check runs/relu.zarr --fail-on bad
     """
+    from covshift.analysis import rows
     from covshift.diagnosis import diagnose
 
     with one_line_errors(debug=debug, code=UNJUDGED):
-        diagnosis = diagnose(reader.open(run))
+        recording = reader.open(run)
+        diagnosis = diagnose(recording)
         known = {finding.check for finding in diagnosis.findings}
         for name in require or []:
             if name not in known:
@@ -41,6 +43,8 @@ def check(
     measured = {finding.check for finding in diagnosis.findings if finding.verdict != "not measured"}
     failing = ("watch", "bad") if fail_on == "watch" else ("bad",)
     unmeasured = known - measured
+    if rows.is_left_open(recording):
+        typer.echo("the recording is not closed: it is still being written, or was cut short; `covshift info` tells")
     typer.echo(f"{len(unmeasured)} of {len(known)} checks not measured in any layer")
     if not measured or unmeasured & set(require or []):
         raise typer.Exit(UNJUDGED)

@@ -156,7 +156,7 @@ class _Census:
         if not self.dead + self.silent:
             return f"none of {plural(self.units, 'unit')} silent{rare}"
         if self.since_step is not None and self.last_step > self.since_step:
-            rare = f"; the last of them since step {self.last_step:,}{rare}"
+            rare = f"; the last fell silent at step {self.last_step:,}{rare}"
         units, examples = plural(self.units, "unit"), plural(self.examples, "example")
         if self.exact:
             return f"{self.dead} of {units} dead: silent on all {examples} of the evaluation pass{rare}"

@@ -131,6 +131,7 @@ def _facts(recording: xr.DataTree) -> dict[str, Any]:
         "records": layers.sizes["step"],
         "first_step": number(steps[0]) if steps.size else None,
         "last_step": number(steps[-1]) if steps.size else None,
+        "left_open": rows.is_left_open(recording),
         "histograms": _records_of(recording, "histograms"),
         "wall_seconds": _wall_seconds(recording),
     }

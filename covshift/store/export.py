@@ -261,7 +261,9 @@ def _written(out: Path, write: Callable[[Path], None], *, overwrite: bool, holds
     it, such as recordings, is never replaced.
     """
     if out.exists() and not overwrite:
-        raise RecordingError(f"'{out}' exists: overwrite=True replaces it; or choose another path")
+        raise RecordingError(
+            f"'{out}' exists: choose another path, or replace it with overwrite=True (command line: --overwrite)"
+        )
     if out.is_dir() and not (holds and all(one.match(holds) and one.is_file() for one in out.iterdir())):
         raise RecordingError(
             f"'{out}' is a directory and no earlier export of this kind, and is not deleted even with overwrite=True: "

@@ -156,6 +156,31 @@ def test_records_without_units_say_nothing(make_recording):
     assert units["silent_examples"].values[0] == 12_000
 
 
+@given(
+    alive=st.lists(st.sampled_from([(0, 0), (0, 3), (2, 0), (1, 5)]), min_size=1, max_size=12),
+    every=st.integers(1, 4),
+    distinct=st.sampled_from([None, 25]),
+)
+def test_records_between_those_of_units_count_where_the_whole_layer_was_silent(make_recording, alive, every, distinct):
+    """Recounted record by record: what an onlooker knows who sees units now and then, and whether all was zero."""
+    layer = Layer("act", "ReLU", 0, 1, 0, 2, activation="ReLU")
+    steps = {10 * i: {"act": fires(10 + i, *active)} for i, active in enumerate(alive)}
+    unit_steps = list(steps)[::every]
+    units = dead_units(make_recording(steps, layers=[layer], unit_steps=unit_steps), distinct_examples=distinct)
+    for unit in range(2):
+        examples, records, since = 0, 0, -1
+        for i, active in enumerate(alive):
+            if 10 * i in unit_steps and active[unit]:
+                examples, records, since = 0, 0, -1
+            elif 10 * i in unit_steps or not any(active):
+                examples, records, since = examples + 10 + i, records + 1, 10 * i if records == 0 else since
+        assert units["silent_examples"].values[unit] == min(examples, distinct or examples)
+        assert units["silent_records"].values[unit] == records
+        if units["state"].values[unit] in ("silent", "dead"):
+            assert units["since_step"].values[unit] == since
+    assert units["step"].values.tolist() == unit_steps
+
+
 def test_a_layer_that_stops_running_keeps_what_is_known_of_it(make_recording):
     other = Layer("other", "ReLU", 1, 1, 0, 4, activation="ReLU")
     both = {"act": fires(10, 0, 1, 1, 1), "other": fires(10, 0, 1, 1, 1)}

@@ -35,6 +35,15 @@ def test_a_unit_stuck_at_a_value_that_is_not_zero_is_constant_and_not_silent(mak
     assert dead_units(recording)["silent_examples"].values.tolist() == [0, 0, 800, 0]
 
 
+def test_a_unit_that_hardly_ever_fires_is_not_stuck_at_what_it_gave(make_recording):
+    output = np.abs(np.random.default_rng(6).normal(size=(4, 64, 3)))
+    output[:, :, 1] = 0.0
+    output[1, 5, 1] = 1e-4
+    found = unit_profile(record_of(make_recording, "ReLU", *output))
+    assert found["constant"].values.tolist() == [False, True, False]
+    assert not found["stuck"].any()
+
+
 def test_a_unit_that_is_constant_in_a_batch_and_moves_between_batches_is_constant(make_recording):
     z = np.random.default_rng(2).normal(size=(4, 50, 3))
     z[:, :, 1] = np.arange(4)[:, None]

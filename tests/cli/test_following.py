@@ -196,3 +196,16 @@ def test_a_damaged_recording_is_reported_as_such_and_the_exit_code_says_whether_
     alone = runner.invoke(app, ["report", str(torn), "-o", str(out), "--overwrite"])
     assert alone.exit_code == 1
     assert "Cannot be read" in out.read_text()
+
+
+def test_check_and_page_say_that_a_recording_is_not_closed_while_it_is_not(training, tmp_path):
+    run, page = training.recorder.path, tmp_path / "page.html"
+    training.train(30)
+    said = "not closed: still being written, or cut short"
+    for is_open in (True, False):
+        if not is_open:
+            training.end()
+        checked = runner.invoke(app, ["check", str(run)])
+        assert ("the recording is not closed" in checked.stdout) == is_open
+        covshift.report(covshift.open(run), page, overwrite=True)
+        assert (said in page.read_text()) == is_open

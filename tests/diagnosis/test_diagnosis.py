@@ -74,6 +74,21 @@ def test_the_sentence_goes_from_gradient_to_units_to_the_rest_to_the_unknown():
     assert DIAGNOSIS.worst == "bad"
 
 
+def test_the_sentence_names_what_cut_the_gradient_and_counts_each_verdict():
+    cut = replace(FINDINGS[0], explained_by="units in c")
+    zeros = [finding("gradient zeros", name, verdict, since_step=5) for name, verdict in (("a", "bad"), ("b", "watch"))]
+    assert Diagnosis((cut, *zeros), ("a", "b")).sentence == (
+        "Unhealthy: gradient does not reach 1 of 1 layer ('b' since step 40; follows from units in c); "
+        "gradient zeros bad in 1 layer ('a' since step 5), watch in 1."
+    )
+
+
+def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
+    broken = finding("non-finite", "a", "bad", since_step=7, value=1.0)
+    well = finding("gradient arrives", "a", "ok"), finding("units", "a", "ok", threshold=THRESHOLDS["dead_units"])
+    assert Diagnosis((broken, *well), ("a",)).sentence == "Unhealthy: non-finite bad in 1 layer ('a' since step 7)."
+
+
 @pytest.mark.parametrize(
     ("findings", "sentence"),
     [

@@ -61,6 +61,16 @@ def test_dead_units_are_found_with_their_number_evidence_and_onset(planted):
     assert "3 of 4 units got none in 7,200 examples" in starved.reason
 
 
+def test_units_that_fall_silent_one_after_the_other_say_when_the_last_did(planted):
+    def one_by_one(step, tensors):
+        alive = np.array([1, step < SINCE, step < SINCE + 20, step < SINCE + 40])
+        tensors["act3"]["activation"] = tensors["act3"]["activation"] * alive
+
+    found = of(diagnose(planted(one_by_one)), "units", "act3")
+    assert found.since_step == SINCE
+    assert found.reason.endswith("at 95 %); the last fell silent at step 100; since step 60")
+
+
 def test_evidence_that_repeats_the_same_examples_makes_no_death(planted):
     recording = planted(kill)
     found = of(diagnose(recording, distinct_examples=1000), "units", "act3")

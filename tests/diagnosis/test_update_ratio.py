@@ -6,10 +6,10 @@ import pytest
 from covshift.diagnosis.parameter_rules import update_ratio
 
 
-def parameters(*updates, name="fc.weight", gradient=True):
+def parameters(*updates, name="fc.weight", gradient=1.0):
     rows = {}
     for record, update in enumerate(updates):
-        measured = {"gradient_norm": 1.0, "gradient_measured": 1} if gradient else {}
+        measured = {"gradient_norm": float(gradient), "gradient_measured": 1} if gradient is not None else {}
         rows[10 * record] = {name: {"weight_norm": 2.0, "update_norm": 2.0 * update} | measured}
     return rows
 
@@ -67,8 +67,18 @@ def test_a_parameter_that_never_moves_despite_a_gradient_is_bad_whatever_came_be
     assert "optimizer holds this very parameter" in finding.advice
 
 
+def test_a_parameter_without_any_gradient_to_move_it_is_bad_and_sent_to_where_the_gradient_ends(make_recording):
+    finding = judged(make_recording, *[0.0] * 10, gradient=0.0)
+    assert (finding.verdict, finding.since_step) == ("bad", 0)
+    assert finding.reason == (
+        "'fc': 'fc.weight' did not move in the last 5 records: its gradient was exactly zero in all of them; since "
+        "step 0"
+    )
+    assert finding.advice.startswith("find where the gradient ends")
+
+
 def test_a_frozen_parameter_is_not_measured(make_recording):
-    finding = judged(make_recording, *[0.0] * 10, gradient=False)
+    finding = judged(make_recording, *[0.0] * 10, gradient=None)
     assert finding.verdict == "not measured"
     assert "had no gradient in the last 5 records (frozen, or not used)" in finding.reason
 

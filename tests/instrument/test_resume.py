@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import covshift
-from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingExists
+from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError, RecordingExists
 
 
 def run(path, steps, *, start=None, state=None, checkpoint=None, **options):
@@ -72,6 +72,12 @@ def test_without_a_step_a_recording_cannot_be_resumed_and_stays_as_it_was(tmp_pa
 def test_resume_begins_a_recording_where_there_is_none(tmp_path):
     run(tmp_path / "new", 3, resume=True)
     assert covshift.open(tmp_path / "new")["layers"].step.values.tolist() == [0, 1, 2]
+
+
+def test_a_restart_in_the_middle_that_finds_no_recording_says_so_and_records(tmp_path):
+    with pytest.warns(CovshiftWarning, match=r"new\.zarr' held no recording to be continued at step 2; a new one"):
+        run(tmp_path / "new", 4, resume=True, start=2)
+    assert covshift.open(tmp_path / "new")["layers"].step.values.tolist() == [2, 3]
 
 
 def test_an_existing_recording_names_both_ways_to_go_on(tmp_path):
