@@ -52,6 +52,9 @@ def _whole(value: int | None) -> str:
     return labels.MISSING if value is None else str(value)
 
 
+MOST_COURSES = 500
+"""Layers of all runs up to which a page holds the table of their first, middle and last record: some 250 kB."""
+
 PRINTERS: Mapping[str, Printer] = {
     "accuracy": accuracy,
     "amount": labels.amount,
@@ -162,6 +165,7 @@ def render(
             layer_data=layer_data,
             curve_data=curve_data,
             refresh_seconds=refresh_seconds,
+            courses=sum(map(len, numbers)) <= MOST_COURSES,
         )
     )
 

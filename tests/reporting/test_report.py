@@ -473,6 +473,13 @@ def test_the_course_of_a_hundred_layers_takes_less_than_150_kilobytes(make_run, 
     assert len(table) < 100_000
 
 
+def test_a_page_of_very_many_layers_leaves_their_courses_to_the_json_twin(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("covshift.reporting.page.MOST_COURSES", 3)
+    report = written(tmp_path, make_run(pairs=2, steps=(0, 10)))
+    assert "course" not in report.html
+    assert len(report.told["runs"][0]["course"]) == 8
+
+
 def test_differences_of_groups_are_drawn_in_the_comparison_part(several):
     part = several.page.find("section", id="comparison")[0]
     captions = [caption.words for caption in part.find("figcaption")]
