@@ -18,8 +18,8 @@ from rich.text import Text
 from covshift.analysis import rows
 from covshift.cli.common import Debug, console, one_line_errors
 from covshift.diagnosis import Diagnosis, diagnose
-from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, worst
-from covshift.diagnosis.terminal import STYLES
+from covshift.diagnosis.finding import WHOLE_RUN, worst
+from covshift.diagnosis.terminal import STYLES, by_severity
 from covshift.exceptions import SignalNotRecorded
 from covshift.store import reader
 
@@ -99,11 +99,10 @@ def _worst_layers(recording: xr.DataTree, diagnosis: Diagnosis) -> Table:
     for heading in ("", "check", "layer", "since step", "gradient, log rms"):
         table.add_column(heading, overflow="fold")
     sizes = _gradient_sizes(recording)
-    for finding in sorted(diagnosis.causes, key=lambda cause: SEVERITY.index(cause.verdict))[:WORST_LAYERS]:
+    for verdict, finding in by_severity(diagnosis.findings)[:WORST_LAYERS]:
         curve = sparkline(sizes[finding.layer], width=LAYER_WIDTH) if finding.layer in sizes else ""
         since = "" if finding.since_step is None else str(finding.since_step)
-        style = STYLES[finding.verdict]
-        table.add_row(Text(finding.verdict, style), Text(finding.check), Text(finding.layer), since, curve)
+        table.add_row(Text(verdict, STYLES[verdict]), Text(finding.check), Text(finding.layer), since, curve)
     return table
 
 

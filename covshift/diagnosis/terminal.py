@@ -28,7 +28,7 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    causes = _by_severity(findings)
+    causes = by_severity(findings)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -41,7 +41,7 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     return Group(Text(sentence, style="bold"), Text(""), table)
 
 
-def _by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
+def by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
     """Causes with the worst verdict of themselves and what they explain, worst first, else in the order of findings."""
     causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
     led = [(worst([cause.verdict, *(one.verdict for one in _following(cause, findings))]), cause) for cause in causes]

@@ -153,8 +153,8 @@ class TestWatch:
         shown = self.text(training.recorder.recording)
         assert "followed: step 39, 40 records, going on" in shown
         assert re.search(r"layers: [1-9]\d* bad", shown)
-        assert re.search(r"bad +gradient arrives +0 +0 ", shown)
-        assert re.search(r"bad +update ratio +2 +0 +[▁▂▃▄▅▆▇█]{20}", shown)
+        # The silent layer by itself is to watch; what it explains is bad, and so is the cause.
+        assert re.search(r"bad +units +1 +0 +[▁▂▃▄▅▆▇█]{20}", shown)
         assert re.search(r"loss +[\d.]+ +[▁▂▃▄▅▆▇█]{39}", shown)
 
     def test_names_with_markup_are_text(self, training):
