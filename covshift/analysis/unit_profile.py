@@ -61,7 +61,8 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
         ``constant``
             In no record did the output of any member vary by more than 1e-6 of the variance of the layer's median unit.
         ``stuck``
-            Constant, and some member never 0: a unit that fires once in a while, and hardly, is not.
+            Constant, and some member a number other than 0 throughout: a unit that fires once in a while, and hardly,
+            is not, nor one that gives NaN.
         ``mean_derivative``
             Mean derivative relative to its maximum, exact from the moments of tanh and sigmoid units; NaN for others.
             By Markov's inequality at most ten times this share of elements has a derivative above a tenth of the
@@ -94,7 +95,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
         {
             "positive_rate": ("unit", positive, {"units": "1"}),
             "constant": ("unit", constant),
-            "stuck": ("unit", constant & columns.largest(output.never_zero)),
+            "stuck": ("unit", constant & columns.largest(output.never_zero & (output.mean != 0))),
             "mean_derivative": ("unit", _derivative(output, columns, kind), {"units": "1"}),
             "dormancy": ("unit", _relative(size, columns), {"units": "1"}),
             "gradient_dormancy": ("unit", _gradient_dormancy(recent, columns), {"units": "1"}),

@@ -49,6 +49,6 @@ def _row(finding: Finding, following: Sequence[Finding]) -> str:
     if finding.explained_by:
         told.append(f"Explained by {html.escape(finding.explained_by)}")
     if following:
-        told.append(f"Explains {plural(len(following), 'other finding')}")
+        told.append(f"Consequences: {plural(len(following), 'other finding')}")
     cells = (verdict, html.escape(finding.check), place, "<br>".join(told))
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"

@@ -24,15 +24,20 @@ def of(findings: Sequence[Finding]) -> str:
     judged = verdict != "ok" or measured.get("gradient arrives")
     opening = _OPENING[verdict] if judged else "No fault in what was measured"
     broken = _other("non-finite", measured.pop("non-finite", []))
+    # What NaN and infinities do to other checks is no news; and that their gradient arrives is no reason for praise.
+    measured = {check: [f for f in found if not _is_broken(f)] for check, found in measured.items()}
     clauses = [
         broken,
-        # A gradient of NaN arrives, and a unit that gives NaN is not silent: no reason for praise.
         _gradient(measured.pop("gradient arrives", []), praise=not broken),
         _units(measured.pop("units", []), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
+
+
+def _is_broken(finding: Finding) -> bool:
+    return finding.explained_by.startswith("non-finite in ")
 
 
 def _flagged(findings: Sequence[Finding]) -> list[Finding]:
@@ -61,9 +66,11 @@ def _units(findings: Sequence[Finding], *, praise: bool) -> str:
         highest = max(finding.value for finding in findings)
         return "no unit is dead" if highest == 0 else f"no layer has more than {percent(highest)} dead units"
     most = max(flagged, key=lambda finding: finding.value)
-    silent = any(finding.threshold == THRESHOLDS["silent_units"] for finding in flagged)
+    kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
+    crossed = [finding.threshold for finding in flagged]
+    states = [state for state, names in kinds.items() if any(THRESHOLDS[name] in crossed for name in names)]
     share = f"{len(flagged)} of {plural(len(findings), 'layer')}"
-    return f"units are dead{' or silent' * silent} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
+    return f"units are {' or '.join(states)} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
 
 
 def _other(check: str, findings: Sequence[Finding]) -> str:

@@ -42,10 +42,14 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
 
 
 def by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
-    """Causes with the worst verdict of themselves and what they explain, worst first, else in the order of findings."""
+    """Causes with the worst verdict of themselves and what follows from them.
+
+    Worst first; of one verdict, those from which most follows; else in the order of findings.
+    """
     causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
-    led = [(worst([cause.verdict, *(one.verdict for one in _following(cause, findings))]), cause) for cause in causes]
-    return sorted(led, key=lambda pair: SEVERITY.index(pair[0]))
+    led = [(cause, _following(cause, findings)) for cause in causes]
+    ranked = [(worst([cause.verdict, *(one.verdict for one in after)]), len(after), cause) for cause, after in led]
+    return [(verdict, cause) for verdict, _, cause in sorted(ranked, key=lambda one: (SEVERITY.index(one[0]), -one[1]))]
 
 
 def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
@@ -63,7 +67,7 @@ def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
     if following:
         checks = dict.fromkeys(one.check for one in following)
         parts = [f"{check} ({sum(one.check == check for one in following)})" for check in checks]
-        text.append(f"Explains: {', '.join(parts)}\n", style="dim")
+        text.append(f"Consequences: {', '.join(parts)}\n", style="dim")
     return text
 
 

@@ -22,6 +22,10 @@ _REVIVE = (
     "a lower learning rate prevents further deaths, at the price of speed; re-initialising revives units, at the price "
     "of a jump; a leaky or linked activation has no dead side, but gives up exact zeros or widens the next layer"
 )
+_SILENCED = (
+    "a layer that falls silent as a whole, and at once, was pushed: look at what jumped in the layer before it (bias, "
+    "weights, input), and take up a checkpoint from before; "
+)
 _UNSTICK = (
     "a smaller initialisation or learning rate keeps z away from the plateaus; a leaky or unbounded activation has "
     "none, but gives up the bound on the output"
@@ -136,8 +140,10 @@ class _Census:
 
     def finding(self, layer: str) -> Finding:
         quiet = (self.dead + self.silent) / self.units
-        dead = Judgement(THRESHOLDS["dead_units"], self.dead / self.units, self.since_step, _REVIVE)
-        silent = Judgement(THRESHOLDS["silent_units"], quiet, self.since_step, _REVIVE)
+        at_once = quiet == 1 and self.since_step == self.last_step > 0
+        advice = _SILENCED + _REVIVE if at_once else _REVIVE
+        dead = Judgement(THRESHOLDS["dead_units"], self.dead / self.units, self.since_step, advice)
+        silent = Judgement(THRESHOLDS["silent_units"], quiet, self.since_step, advice)
         stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
         if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
             return conclude(layer, self._words(), [dead, silent, stuck])

@@ -29,6 +29,9 @@ SEVERITY = ("bad", "watch", "not measured", "ok")
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
 
+MOST_LOSSES = 2
+"""Logged losses shown there: whether the network learns is the first question to any finding about it."""
+
 NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions")
 
 
@@ -134,6 +137,7 @@ def _facts(recording: xr.DataTree) -> dict[str, Any]:
         "left_open": rows.is_left_open(recording),
         "histograms": _records_of(recording, "histograms"),
         "wall_seconds": _wall_seconds(recording),
+        "losses": [logged for logged in _logged(recording) if "loss" in logged["name"]][:MOST_LOSSES],
     }
 
 
@@ -169,29 +173,30 @@ def _groups(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What is not ok: causes of one check and severity together, worst first, then what was not measured by check.
 
     A cause is a finding that no other explains; it ranks by the worst of itself and what it explains. ``lead`` and
-    ``others`` are positions of causes in ``findings``, the lead being the first; ``explains`` those of their
-    consequences, and ``consequences`` counts these by check.
+    ``others`` are positions of causes in ``findings``, the lead being that which explains most, else the first;
+    ``explains`` those of their consequences, and ``consequences`` counts these by check.
     """
     followers: dict[str, list[int]] = {}
     for position, finding in enumerate(findings):
         if finding["explained_by"]:
             followers.setdefault(finding["explained_by"], []).append(position)
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[int, list[int]]] = {}
     for position, finding in enumerate(findings):
         if finding["verdict"] == "ok" or finding["explained_by"]:
             continue
         following = followers.get(f"{finding['check']} in {finding['layer']}", [])
         severity = min((findings[one]["verdict"] for one in [position, *following]), key=VERDICTS.index)
-        group = groups.setdefault((severity, finding["check"]), {"positions": [], "explains": []})
-        group["positions"].append(position)
-        group["explains"].extend(following)
+        group = groups.setdefault((severity, finding["check"]), {})
+        group[position] = following
     ordered = sorted(groups.items(), key=lambda item: SEVERITY.index(item[0][0]))
-    return [_group(findings, verdict, check, **found) for (verdict, check), found in ordered]
+    return [_group(findings, verdict, check, causes) for (verdict, check), causes in ordered]
 
 
 def _group(
-    findings: Sequence[Mapping[str, Any]], verdict: str, check: str, *, positions: list[int], explains: list[int]
+    findings: Sequence[Mapping[str, Any]], verdict: str, check: str, causes: Mapping[int, Sequence[int]]
 ) -> dict[str, Any]:
+    positions = sorted(causes, key=lambda position: -len(causes[position]))
+    explains = [one for position in causes for one in causes[position]]
     counts = Counter(findings[position]["check"] for position in explains)
     return {
         "check": check,
@@ -205,7 +210,7 @@ def _group(
 
 
 def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:
-    """First and last value of everything logged."""
+    """First and last finite value of everything logged, and their steps: a loss may be finite no longer than that."""
     try:
         scalars = rows.group(recording, "scalars")
     except SignalNotRecorded:
@@ -214,7 +219,9 @@ def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:
     for name in scalars.data_vars:
         known = scalars[name].values[np.isfinite(scalars[name].values)]
         if name != "wall_time" and known.size:
+            steps = scalars["step"].values[np.isfinite(scalars[name].values)]
             ends = {"first": number(known[0]), "last": number(known[-1]), "n": int(known.size)}
+            ends |= {"first_step": int(steps[0]), "last_step": int(steps[-1])}
             entries.append({"name": str(name)} | ends)
     return entries
 

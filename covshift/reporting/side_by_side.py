@@ -170,9 +170,9 @@ def _gradients(runs: Sequence[Run]) -> Iterator[Row]:
     for name, said in rates.items():
         yield f"{said} at z, median nonlinearity", "share", [_median(run["linkage"], name) for run in runs]
     for name, said, kind in (
-        ("slope", "gradient slope, decades per layer", "amount"),
-        ("total_decades", "gradient over depth, decades in all", "amount"),
-        ("vanished", "layers with an all-zero gradient", "count"),
+        ("slope", "gradient slope over layers of one kind, decades per layer", "amount"),
+        ("total_decades", "the same over the whole depth, all-zero layers left out", "amount"),
+        ("vanished", "layers of that kind with an all-zero gradient", "count"),
     ):
         yield said, kind, [None if run["depth"] is None else run["depth"][name] for run in runs]
 

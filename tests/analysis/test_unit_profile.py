@@ -44,6 +44,12 @@ def test_a_unit_that_hardly_ever_fires_is_not_stuck_at_what_it_gave(make_recordi
     assert not found["stuck"].any()
 
 
+def test_a_unit_that_gives_no_number_is_not_stuck(make_recording):
+    output = np.abs(np.random.default_rng(7).normal(size=(4, 64, 3)))
+    output[:, :, 1] = np.nan
+    assert not unit_profile(record_of(make_recording, "ReLU", *output))["stuck"].any()
+
+
 def test_a_unit_that_is_constant_in_a_batch_and_moves_between_batches_is_constant(make_recording):
     z = np.random.default_rng(2).normal(size=(4, 50, 3))
     z[:, :, 1] = np.arange(4)[:, None]

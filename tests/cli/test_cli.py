@@ -170,7 +170,7 @@ def test_the_exit_code_of_check_is_that_of_its_process(run, sick, tmp_path, leve
     healthy, failed, absent = (code(path) for path in (run, sick, tmp_path / "absent.zarr"))
     assert (healthy.returncode, failed.returncode, absent.returncode) == (0, 1, 2), healthy.stderr + failed.stderr
     assert healthy.stdout.startswith("Healthy: gradient reaches all ")
-    assert failed.stdout.startswith("Unhealthy: gradient does not reach 1 of 3 layers ('0' since step 0)")
+    assert failed.stdout.startswith("Unhealthy: gradient does not reach 1 of 3 layers ('0' since step 0; follows from")
     assert absent.stderr.startswith("error: ")
     assert "Traceback" not in absent.stderr
 
@@ -194,7 +194,7 @@ def test_check_is_readable_at_80_columns(sick, monkeypatch):
     lines = invoke("check", sick).stdout.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert len(lines) <= 60
-    assert "Explains: gradient arrives" in " ".join(" ".join(lines).split())
+    assert "Consequences: gradient arrives" in " ".join(" ".join(lines).split())
 
 
 def test_check_cannot_judge_what_it_cannot_read(tmp_path):

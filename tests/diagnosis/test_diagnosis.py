@@ -83,10 +83,31 @@ def test_the_sentence_names_what_cut_the_gradient_and_counts_each_verdict():
     )
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [
+        (["dead_units"], "dead"),
+        (["stuck_units", "dead_units"], "dead or stuck"),
+        (["silent_units", "stuck_units"], "dead or silent or stuck"),
+    ],
+)
+def test_the_sentence_calls_units_what_they_are(thresholds, words):
+    found = [
+        finding("units", f"l{i}", "bad", value=0.5, threshold=THRESHOLDS[name]) for i, name in enumerate(thresholds)
+    ]
+    assert f"units are {words} in {len(found)} of " in Diagnosis(tuple(found), ()).sentence
+
+
 def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
     broken = finding("non-finite", "a", "bad", since_step=7, value=1.0)
     well = finding("gradient arrives", "a", "ok"), finding("units", "a", "ok", threshold=THRESHOLDS["dead_units"])
-    assert Diagnosis((broken, *well), ("a",)).sentence == "Unhealthy: non-finite bad in 1 layer ('a' since step 7)."
+    after = replace(
+        finding("units", "b", "bad", value=1.0, threshold=THRESHOLDS["stuck_units"]), explained_by="non-finite in a"
+    )
+    assert (
+        Diagnosis((broken, after, *well), ("a", "b")).sentence
+        == "Unhealthy: non-finite bad in 1 layer ('a' since step 7)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +168,7 @@ def test_html_of_a_finding_tells_evidence_and_advice_and_obeys_no_name():
         assert "since step 3" in shown
         assert "To try: &lt;b&gt;try" in shown
     assert "Explained by units in &lt;script&gt;" in one._repr_html_()
-    assert "Explains 1 other finding" in shown
+    assert "Consequences: 1 other finding" in shown
 
 
 def test_the_terminal_table_shows_what_is_not_ok():

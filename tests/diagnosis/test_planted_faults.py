@@ -7,6 +7,7 @@ import pytest
 
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
+from covshift.diagnosis.terminal import by_severity
 from covshift.schema import Layer, Mode, Status
 
 SINCE = 60
@@ -69,6 +70,27 @@ def test_units_that_fall_silent_one_after_the_other_say_when_the_last_did(plante
     found = of(diagnose(planted(one_by_one)), "units", "act3")
     assert found.since_step == SINCE
     assert found.reason.endswith("at 95 %); the last fell silent at step 100; since step 60")
+
+
+def test_a_layer_silenced_at_once_leads_what_follows_and_sends_to_what_feeds_it(planted):
+    def silence(step, tensors):
+        if step >= SINCE:
+            tensors["act3"]["activation"] = tensors["act3"]["activation"] * 0
+            for index in range(4):
+                tensors[f"conv{index}"]["activation_grad"] = tensors[f"conv{index}"]["activation_grad"] * 0
+                tensors[f"act{index}"]["activation_grad"] = tensors[f"act{index}"]["activation_grad"] * (index == 3)
+        if step >= SINCE - 20:
+            tensors["act4"]["activation"] = tensors["act4"]["activation"] * np.array([0, 0, 0, 1])
+
+    diagnosis = diagnose(planted(silence))
+    found = of(diagnosis, "units", "act3")
+    assert (found.verdict, found.value, found.since_step) == ("bad", 1.0, SINCE)
+    assert found.advice.startswith("a layer that falls silent as a whole, and at once, was pushed")
+    # act4 was half dead before and explains nothing: neither table leads with it.
+    earlier = of(diagnosis, "units", "act4")
+    assert (earlier.verdict, earlier.since_step, earlier.explained_by) == ("bad", SINCE - 20, "")
+    assert by_severity(diagnosis.findings)[0] == ("bad", found)
+    assert "('conv0' since step 60; follows from units in act3)" in diagnosis.sentence
 
 
 def test_evidence_that_repeats_the_same_examples_makes_no_death(planted):

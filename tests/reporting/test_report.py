@@ -22,6 +22,7 @@ import xarray as xr
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.wording import quoted
 from covshift.exceptions import InvalidArgumentError, RecordingDamaged
+from covshift.plots.labels import amount
 from covshift.reporting import ReportExists, vendored, write_report
 
 VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
@@ -322,7 +323,10 @@ def test_causes_come_first_and_say_what_they_explain(single, runs):
     assert not any(findings[position]["explained_by"] for position in leads)
     assert explained
     first = single.page.find("li", class_="finding")[0]
-    assert f"Explains {groups[0]['consequences'][0]['check']} ({groups[0]['consequences'][0]['count']})" in first.words
+    assert (
+        f"Consequences: {groups[0]['consequences'][0]['check']} ({groups[0]['consequences'][0]['count']})"
+        in first.words
+    )
 
 
 def test_a_layer_named_in_the_findings_or_the_grid_leads_to_its_section(single):
@@ -334,6 +338,18 @@ def test_a_layer_named_in_the_findings_or_the_grid_leads_to_its_section(single):
         assert link.words == layers[number] or link.attributes["href"] == "#layer"
     rows = [e.attributes["id"] for e in single.page.find("tr") if "id" in e.attributes]
     assert set(rows) == {f"r0-l{number}" for number in range(len(layers))}
+
+
+def test_the_header_says_whether_the_loss_fell_and_up_to_which_step_it_was_a_number(single, runs):
+    (loss,) = single.told["runs"][0]["facts"]["losses"]
+    logged = runs["plain"]["scalars/loss"]
+    first, *_, last = [
+        (int(step), float(value)) for step, value in zip(logged.step, logged, strict=True) if value == value
+    ]
+    assert last[0] < logged.step.values[-1]
+    assert (loss["first_step"], loss["first"], loss["last_step"], loss["last"]) == pytest.approx((*first, *last))
+    told = single.page.find("ul", class_="facts")[0].words
+    assert f"loss {amount(first[1])} at step {first[0]}, {amount(last[1])} at step {last[0]}" in told
 
 
 def test_the_header_says_what_was_recorded(single):
@@ -353,7 +369,7 @@ def test_several_runs_are_compared_before_each_is_told(several):
     assert rows["loss, last logged"] == ["2.30", "1.79"]
     assert rows["dead units"] == ["8", "0"]
     assert rows["linked units with a silent member"] == ["\N{EN DASH}", "0"]
-    assert rows["layers with an all-zero gradient"][1] == "0"
+    assert rows["layers of that kind with an all-zero gradient"][1] == "0"
 
 
 def test_each_run_keeps_its_mark_and_colour_throughout(several):
