@@ -181,16 +181,25 @@ class TestFilterAndSort:
     def shown(self, browser) -> list[str]:
         return browser.texts(".grid tbody th")
 
+    def shows(self, browser, layers: list[str]) -> None:
+        """A filter is heeded when the browser comes to it, after the event."""
+        browser.until(
+            "const layers = [...document.querySelectorAll('.grid tbody th')].filter((e) => e.checkVisibility());"
+            "const names = layers.map((e) => e.innerText.trim());"
+            "return names.length === arguments[0].length && names.every((name, n) => name === arguments[0][n])",
+            layers,
+        )
+
     def test_layers_are_filtered_by_name_check_and_verdict(self, browser, page):
         browser.visit(page)
         everything = self.shown(browser)
         assert len(everything) == len(NAMES)
         browser.click(".filter input")
         browser.keys("BLOCK")
-        assert self.shown(browser) == ["block.3.conv", "block.3.act"]
+        self.shows(browser, ["block.3.conv", "block.3.act"])
         assert browser.texts(".filter output") == ["2 layers"]
         browser.click(".filter button")
-        assert self.shown(browser) == everything
+        self.shows(browser, everything)
         self.choose(browser, "check", "gradient arrives")
         self.choose(browser, "verdict", "bad")
         cells = browser.texts(".grid tbody tr")
@@ -222,7 +231,7 @@ class TestFilterAndSort:
         browser.click(button)
         assert browser.js(worst) == sorted(browser.js(worst), key=order.index, reverse=True)
         browser.click(button)
-        assert self.shown(browser) == before
+        self.shows(browser, before)
 
     def test_numbers_sort_by_their_size_and_missing_ones_last(self, browser, page):
         browser.visit(page)
