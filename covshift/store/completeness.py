@@ -1,7 +1,8 @@
 """Files that a recording must have and has not: Zarr would read fill values where they were, and say nothing.
 
 Every chunk file and shard within the committed shapes is written, one without any count as its index alone; so a file
-that is not there, or is empty, was lost.
+that is not there, or is empty, was lost. Chunks that are there but damaged (:mod:`covshift.store.integrity`) are lost
+in the same way.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import xarray as xr
+from numpy.typing import NDArray
 
 from covshift import schema
 from covshift.exceptions import RecordingDamaged
@@ -32,7 +34,7 @@ _MOST = 10**6
 
 @dataclass(frozen=True)
 class Lost:
-    """One file that is missing.
+    """One file that is missing, or the part of it that is damaged.
 
     Attributes
     ----------
@@ -42,11 +44,17 @@ class Lost:
         Its position among the files of the array.
     cells : dict
         First and last position it holds on every axis that is cut, by dimension.
+    chunk : tuple of int
+        Where only a chunk of a shard is lost, its position in the shard.
+    is_damaged : bool
+        Whether it is there, but does not have its checksum.
     """
 
     key: str
     place: tuple[int, ...]
     cells: Mapping[str, tuple[int, int]]
+    chunk: tuple[int, ...] = ()
+    is_damaged: bool = False
 
     @property
     def group(self) -> str:
@@ -76,24 +84,42 @@ def lost_files(folder: Path, nodes: Mapping[str, Any]) -> list[Lost]:
 
 
 def _lost_of(folder: Path, key: str, node: Mapping[str, Any]) -> list[Lost]:
+    return [
+        Lost(key, place, cells_of(node, place) or {})
+        for place in places_of(node)
+        if not _is_there(f"{folder}/{file_of(key, place)}")
+    ]
+
+
+def places_of(node: Mapping[str, Any]) -> Iterable[tuple[int, ...]]:
+    """Positions of the files within the committed shape of an array."""
     shape, cuts = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
     counts = [-(-length // cut) for length, cut in zip(shape, cuts, strict=True)]
     if min(shape) < 0 or min(cuts) < 1 or math.prod(counts) > _MOST:
         raise ValueError(f"shape {shape} in chunks of {cuts}")
-    axes = list(zip(node["dimension_names"], shape, cuts, strict=True))
-    return [
-        Lost(
-            key,
-            place,
-            {
-                dim: (k * cut, min((k + 1) * cut, length) - 1)
-                for k, (dim, length, cut) in zip(place, axes, strict=True)
-                if length > 1
-            },
-        )
-        for place in product(*map(range, counts))
-        if not _is_there(f"{folder}/{key}/c/{'/'.join(map(str, place))}")
-    ]
+    return product(*map(range, counts))
+
+
+def file_of(key: str, place: Iterable[int]) -> str:
+    """The file of an array at a position."""
+    return f"{key}/c/{'/'.join(map(str, place))}"
+
+
+def cells_of(
+    node: Mapping[str, Any], place: Sequence[int], chunk: Sequence[int] = ()
+) -> dict[str, tuple[int, int]] | None:
+    """First and last position that a file, or one chunk of it, holds on every axis longer than 1.
+
+    None where it holds nothing within the committed shape.
+    """
+    cuts = node["chunk_grid"]["configuration"]["chunk_shape"]
+    lengths = documents.tiling_in(node)[0] if chunk else cuts
+    parts = zip(place, cuts, chunk or [0] * len(place), lengths, strict=True)
+    starts = [k * cut + within * length for k, cut, within, length in parts]
+    axes = list(zip(node["dimension_names"], node["shape"], starts, lengths, strict=True))
+    if any(first >= size for _, size, first, _ in axes):
+        return None
+    return {dim: (first, min(first + length, size) - 1) for dim, size, first, length in axes if size > 1}
 
 
 def _is_there(file: str) -> bool:
@@ -103,21 +129,41 @@ def _is_there(file: str) -> bool:
         return False
 
 
-def in_words(lost: Sequence[Lost], recording: xr.DataTree | None) -> str:
-    """What the files held, by variable, steps and layers; by positions where ``recording`` is None."""
-    told = "; ".join(f"'{one.key}'{_cells(one, recording)}" for one in lost[:_SHOWN])
+Labels: TypeAlias = Mapping[str, Mapping[str, NDArray[Any]]]
+"""Labels of the axes of every group, by its path and dimension."""
+
+
+def labels_of(recording: xr.DataTree) -> Labels:
+    """Labels that a recording holds in memory since it was opened."""
+    return {
+        path.strip("/"): {str(dim): index.values for dim, index in recording[path].indexes.items()}
+        for path in recording.groups
+    }
+
+
+def in_words(lost: Sequence[Lost], labels: Labels | None) -> str:
+    """What the files held, by variable, steps and layers; by positions where ``labels`` is None."""
+    kinds = {
+        "data files are missing or empty": [one for one in lost if not one.is_damaged],
+        "data do not have their checksum": [one for one in lost if one.is_damaged],
+    }
+    return "; ".join(_told(what, ones, labels) for what, ones in kinds.items() if ones)
+
+
+def _told(what: str, lost: Sequence[Lost], labels: Labels | None) -> str:
+    told = "; ".join(f"'{one.key}'{_cells(one, labels)}" for one in lost[:_SHOWN])
     more = f"; and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    return f"data files are missing or empty ({len(lost)}): {told}{more}"
+    return f"{what} ({len(lost)}): {told}{more}"
 
 
-def _cells(one: Lost, recording: xr.DataTree | None) -> str:
+def _cells(one: Lost, labels: Labels | None) -> str:
     parts = []
     for dim in ("step", "layer", "unit", "parameter"):
         if dim in one.cells:
             first, last = one.cells[dim]
-            labels: Mapping[Any, Any] = recording[one.group].coords if recording is not None else {}
-            if dim in labels:
-                first, last = (labels[dim].values[k] for k in (first, last))
+            known = (labels or {}).get(one.group, {})
+            if dim in known:
+                first, last = (known[dim][k] for k in (first, last))
             parts.append(f"{dim}s {first} to {last}")
     return f" ({', '.join(parts)})" if parts else ""
 
