@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -72,15 +74,22 @@ def lost_files(folder: Path, nodes: Mapping[str, Any]) -> list[Lost]:
     """
     lost = []
     for key, node in nodes.items():
-        try:
+        with metadata_of(key, folder):
             if node["node_type"] == "array":
                 lost += _lost_of(folder, key, node)
-        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise RecordingDamaged(
-                f"recording '{folder}' is damaged: the metadata of '{key}' make no sense ({error!r}); try `covshift "
-                "recover`, or restore it from a copy"
-            ) from None
     return lost
+
+
+@contextmanager
+def metadata_of(key: str, folder: Path) -> Iterator[None]:
+    """Tell what fails because the metadata of ``key`` are not those of an array: RecordingDamaged."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise RecordingDamaged(
+            f"recording '{folder}' is damaged: the metadata of '{key}' make no sense ({error!r}); try `covshift "
+            "recover`, or restore it from a copy"
+        ) from None
 
 
 def _lost_of(folder: Path, key: str, node: Mapping[str, Any]) -> list[Lost]:
@@ -164,7 +173,7 @@ def _cells(one: Lost, labels: Labels | None) -> str:
             known = (labels or {}).get(one.group, {})
             if dim in known:
                 first, last = (known[dim][k] for k in (first, last))
-            parts.append(f"{dim}s {first} to {last}")
+            parts.append(f"{'row' if dim == 'step' and dim not in known else dim}s {first} to {last}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -183,9 +192,13 @@ def demand_complete(folder: Path, nodes: Mapping[str, Any]) -> None:
         )
 
 
-def can_be_marked(lost: Iterable[Lost]) -> bool:
-    """Whether rows without what is lost still say which rows they are: no label, and no coordinate, is among it."""
-    return all(len(one.place) > 1 or _is_scalar(one.key) for one in lost)
+def bereft_groups(lost: Iterable[Lost]) -> dict[str, list[Lost]]:
+    """Steps and labels that are lost, by group: without them its rows do not say any more which rows they are."""
+    bereft: dict[str, list[Lost]] = {}
+    for one in lost:
+        if len(one.place) == 1 and not _is_scalar(one.key):
+            bereft.setdefault(one.group, []).append(one)
+    return bereft
 
 
 def _is_scalar(key: str) -> bool:
@@ -194,24 +207,44 @@ def _is_scalar(key: str) -> bool:
 
 
 def marked_absent(medium: Directory, nodes: Mapping[str, Any], lost: Sequence[Lost], *, aside: Path) -> None:
-    """Have rows and layers of which a file is lost read as absent in every variable of their group.
+    """Have rows and layers of which a file, or a chunk, is lost read as absent in every variable of their group.
 
     A count that reads 0 beside a sum that is there would be a number, and a false one. The files of the other variables
-    are moved below ``aside``, not deleted.
+    are kept below ``aside``, not deleted.
     """
-    for group, place in dict.fromkeys((one.group, one.place[:2]) for one in lost):
-        for key, node in nodes.items():
-            if key.rpartition("/")[0] == group and len(node.get("shape", ())) > 1:
-                cut, shard = documents.tiling_in(node)
-                _move(medium.root / key / "c" / "/".join(map(str, place)), aside / key / "/".join(map(str, place)))
-                Shard(medium, key, (place[0], place[1]), layout.Tiling(cut, shard, (), "shuffle")).publish()
+    shards: dict[tuple[str, int, int], set[tuple[int, ...]]] = {}
     for one in lost:
         if len(one.place) == 1:
             variable = layout.stepped(layout.logged_scalar(one.key.rpartition("/")[2]))
+            keep(medium, file_of(one.key, one.place), aside=aside)
             StoredArray(medium, one.group, variable).blank(one.place[0])
+        else:
+            shards.setdefault((one.group, one.place[0], one.place[1]), set()).add(one.chunk[:2])
+    for (group, row, column), chunks in shards.items():
+        for key, node in nodes.items():
+            if key.rpartition("/")[0] == group and len(node.get("shape", ())) > 1:
+                keep(medium, f"{key}/c/{row}/{column}", aside=aside)
+                _blank(medium, key, node, (row, column), chunks)
 
 
-def _move(source: Path, target: Path) -> None:
-    if source.exists():
+def _blank(
+    medium: Directory, key: str, node: Mapping[str, Any], place: tuple[int, int], chunks: set[tuple[int, ...]]
+) -> None:
+    """Empty a shard, or what it holds in the rows and columns of some of its chunks."""
+    cut, shard = documents.tiling_in(node)
+    blanked = Shard(medium, key, place, layout.Tiling(cut, shard, (), "shuffle"))
+    if () not in chunks:
+        blanked.keep((shard or cut)[0])
+        for step, column in chunks:
+            blanked.forget(step, column)
+    blanked.publish()
+
+
+def keep(medium: Directory, name: str, *, aside: Path) -> None:
+    """Copy a file, or all files below a name, to ``aside``; nothing happens where there is none."""
+    source, target = medium.root / name, aside / name
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        shutil.copy2(source, target)

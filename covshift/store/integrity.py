@@ -14,17 +14,24 @@ import numpy as np
 
 from covshift.store import documents
 from covshift.store.chunks import EMPTY, has_checksum, index_of
-from covshift.store.completeness import Lost, cells_of, file_of, places_of
+from covshift.store.completeness import Lost, cells_of, file_of, metadata_of, places_of
 
 
 def damaged_files(folder: Path, nodes: Mapping[str, Any]) -> list[Lost]:
-    """What is damaged of the arrays below ``folder`` that a commit record lists; files that are not there are not."""
+    """What is damaged of the arrays below ``folder`` that a commit record lists; files that are not there are not.
+
+    Raises
+    ------
+    RecordingDamaged
+        If what it lists is not the metadata of arrays.
+    """
     damaged = []
     for key, node in nodes.items():
-        for place in places_of(node) if node["node_type"] == "array" else ():
-            file = folder / file_of(key, place)
-            data = file.read_bytes() if file.is_file() else b""
-            damaged += damaged_in(data, key, place, node) if data else []
+        with metadata_of(key, folder):
+            for place in places_of(node) if node["node_type"] == "array" else ():
+                file = folder / file_of(key, place)
+                data = file.read_bytes() if file.is_file() else b""
+                damaged += damaged_in(data, key, place, node) if data else []
     return damaged
 
 

@@ -1,5 +1,8 @@
 """A damaged byte is told by recording, array and rows. Oracle: zarr itself, which refuses what lacks its checksum."""
 
+import json
+import shutil
+
 import fsspec
 import numpy as np
 import pytest
@@ -12,10 +15,13 @@ from covshift.cli import app
 from covshift.exceptions import RecordingDamaged, RecordingError
 from covshift.schema import Layer, Parameter, Row, Status
 from covshift.store import Writer
+from covshift.store.recovery import recover
 
 
 def record(path, steps, *, layers=20, **options):
     with Writer(path, attrs={}, **options) as writer:
+        if options.get("resume"):
+            writer.resume_at(steps[0])
         writer.declare_layers([Layer(f"fc{k}", "Linear", k, unit_count=1) for k in range(layers)])
         writer.declare_parameters([Parameter("w", 3, 2)])
         for step in steps:
@@ -99,6 +105,98 @@ def test_every_command_tells_damage_in_covshifts_own_line(path, tmp_path, words,
     assert "covshift recover" in said
     assert "Traceback" not in said
     assert "Stored and computed" not in said
+
+
+def test_recover_marks_exactly_the_rows_and_layers_of_a_damaged_chunk_absent_in_every_variable(path):
+    before = xr.open_datatree(path).load()
+    shard = (path / "layers/sum/c/0/0/0").read_bytes()
+    flip(path / "layers/sum/c/0/0/0", 100)
+    notes = recover(path).notes
+    assert len(notes) == 1
+    assert "do not have their checksum (1): 'layers/sum' (rows 0 to 63, layers 0 to 15): absent since" in notes[0]
+    after = store.open(path)
+    assert after.attrs["warnings"] == notes
+    lost = after["layers"].isel(step=slice(64), layer=slice(16))
+    assert (lost["status"] == Status.ABSENT).all()
+    assert (lost["count"] == 0).all()
+    assert lost["sum"].isnull().all()
+    for part in ({"step": slice(64, None)}, {"layer": slice(16, None)}):
+        xr.testing.assert_equal(
+            after["layers"].to_dataset().isel(part).compute(), before["layers"].to_dataset().isel(part)
+        )
+    for group in ("units", "parameters", "scalars", "evaluation/layers"):
+        xr.testing.assert_equal(after[group].to_dataset().compute(), before[group].to_dataset())
+    (aside,) = (path / ".covshift").glob("set-aside-*")
+    flip(aside / "layers/sum/c/0/0/0", 100)
+    assert (aside / "layers/sum/c/0/0/0").read_bytes() == shard
+    assert recover(path).notes == []
+    record(path, range(400, 410), resume=True)
+    assert store.open(path)["layers/count"].sel(layer="fc0", signal="input").values[[0, 64, -1]].tolist() == [
+        0,
+        129,
+        410,
+    ]
+
+
+@pytest.mark.parametrize("damage", ["index", "cut", "index and chunk of another variable"])
+def test_recover_takes_a_shard_without_its_index_for_lost(path, damage):
+    shard = path / "layers/sum/c/0/0/0"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-100])
+    else:
+        flip(shard, -6)
+    if "another" in damage:
+        flip(path / "layers/count/c/0/0/0", 30)
+    (note,) = recover(path).notes
+    assert "'layers/sum' (rows 0 to 199, layers 0 to 19)" in note
+    after = store.open(path)
+    assert (after["layers/status"] == Status.ABSENT).all()
+    assert after["layers/sum"].isnull().all()
+    assert after["units"].sizes["step"] == 200
+
+
+def test_recover_blanks_a_damaged_scalar_and_refuses_damaged_steps_of_layers(path):
+    flip(path / "scalars/loss/c/0", 9)
+    assert "'scalars/loss'" in recover(path).notes[0]
+    assert store.open(path)["scalars/loss"].isnull().all()
+    flip(path / "layers/step/c/0", 9)
+    with pytest.raises(RecordingDamaged, match="cannot be repaired.*'layers/step'.*restore them from a copy"):
+        recover(path)
+
+
+@pytest.mark.parametrize("group", ["units", "parameters", "scalars", "evaluation/layers"])
+@pytest.mark.parametrize("damage", ["gone", "steps flipped"])
+def test_recover_leaves_out_a_group_without_its_steps_and_keeps_the_rest(path, group, damage):
+    before = xr.open_datatree(path).load()
+    if damage == "gone":
+        shutil.rmtree(path / group)
+    else:
+        flip(path / group / "step/c/0", 9)
+    recovery = recover(path)
+    assert f"the group '{group}' means nothing and is left out" in recovery.notes[-1]
+    assert group not in recovery.records
+    after = store.open(path)
+    assert f"/{group}" not in after.groups
+    for other in {"layers", "units", "parameters", "scalars", "evaluation/layers"} - {group}:
+        xr.testing.assert_equal(after[other].to_dataset().compute(), before[other].to_dataset())
+    if damage != "gone":
+        assert list((path / ".covshift").glob(f"set-aside-*/{group}/step/c/0"))
+    record(path, range(400, 410), resume=True)
+    assert store.open(path)[group].step.values.tolist() == list(range(400, 410))
+
+
+def test_recover_restores_metadata_of_arrays_and_groups_from_the_commit_record(path):
+    before = xr.open_datatree(path).load()
+    for name in ("layers/zarr.json", "layers/count/zarr.json", "evaluation/zarr.json"):
+        (path / name).unlink()
+    with pytest.raises(RecordingDamaged, match="is missing; try `covshift recover`"):
+        store.open(path)
+    assert recover(path).notes == [
+        "metadata restored from zarr.json: 'evaluation/zarr.json', 'layers/zarr.json', 'layers/count/zarr.json'"
+    ]
+    assert recover(path).notes == []
+    assert json.loads((path / "layers/count/zarr.json").read_text())["shape"] == [200, 20, 5]
+    xr.testing.assert_equal(store.open(path).load(), before)
 
 
 @pytest.fixture
