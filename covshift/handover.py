@@ -80,6 +80,7 @@ class Handover:
         """Make the recording, or take it up; until then nothing is claimed and nothing replaced."""
         if self._ranks is None or self._ranks.is_first:
             self.writer = self._make_writer()
+            self.writer.warn = self._warn
 
     @property
     def is_resumed(self) -> bool:

@@ -88,7 +88,7 @@ class Describer:
 
     def _unit_axis(self, name: str, tensor: torch.Tensor, by_type: int) -> int:
         """The axis that counts units: as the user names it for the layer, else as the module's type says."""
-        for pattern, axis in reversed(self._settings.unit_axis.items()):
+        for pattern, axis in reversed(list(self._settings.unit_axis.items())):
             if fnmatch.fnmatchcase(name, pattern):
                 if -tensor.ndim <= axis < tensor.ndim:
                     return axis % tensor.ndim

@@ -68,9 +68,7 @@ def test_an_axis_that_the_input_lacks_is_named():
 @pytest.mark.parametrize(("name", "axis"), [("0", 2), ("0", -3), ("*", 5)])
 def test_a_unit_axis_that_a_layer_lacks_is_named_with_its_shape_and_costs_no_row(name, axis):
     model, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
-    message = (
-        rf"unit_axis=.'{re.escape(name)}': {axis}.: layer '0' has an output of shape \(8, 2\), expected .* to 1"
-    )
+    message = rf"unit_axis=.'{re.escape(name)}': {axis}.: layer '0' has an output of shape \(8, 2\), expected .* to 1"
     with pytest.warns(CovshiftWarning) as said:
         recording = once(model, x, unit_axis={name: axis})
     assert sum(re.match(message, str(one.message)) is not None for one in said) == 1

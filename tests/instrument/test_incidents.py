@@ -57,6 +57,21 @@ def test_a_failure_of_covshift_shows_the_line_that_ran_into_it(monkeypatch):
     assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(of_a_forward, "# here"))]
 
 
+def of_a_full_memory(model):
+    with covshift.record(model, every=1, max_memory=1) as recorder:
+        model(torch.randn(2, 3)).sum().backward()
+        recorder.step()  # here
+    return recorder
+
+
+def test_a_recording_in_memory_that_is_full_shows_the_users_line_and_is_among_the_recorders_warnings():
+    with pytest.warns(CovshiftWarning, match="in memory has reached") as caught:
+        recorder = of_a_full_memory(nn.Sequential(nn.Linear(3, 3)))
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(of_a_full_memory, "# here"))]
+    assert recorder.warnings == [str(caught[0].message)]
+    assert recorder.recording.attrs["warnings"] == recorder.warnings
+
+
 def test_a_filter_on_the_users_module_applies():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
