@@ -80,6 +80,7 @@ class Handover:
         """Make the recording, or take it up; until then nothing is claimed and nothing replaced."""
         if self._ranks is None or self._ranks.is_first:
             self.writer = self._make_writer()
+            self.writer.warn = self._warn
 
     @property
     def is_resumed(self) -> bool:
@@ -96,11 +97,12 @@ class Handover:
         last = self.writer.last_steps[schema.LAYERS.name]
         moved = self.writer.resume_at(step)
         resumed = f"'{self.writer.path}' is resumed at step {step}"
-        left_out = [due for due in range(last + 1, step) if self._every(due)]
-        if left_out:
+        left_out = self._every.between(last + 1, step)
+        if left_out is not None:
+            count, first, final = left_out
             self._warn(
-                f"{resumed}, but {_ends(last)}: {len(left_out)} steps that were due, from {left_out[0]} to "
-                f"{left_out[-1]}, are in no record; start_step= counts the optimizer steps already done"
+                f"{resumed}, but {_ends(last)}: {count} steps that were due, from {first} to {final}, are in no "
+                "record; start_step= counts the optimizer steps already done"
             )
         if moved and self.writer.last_steps[schema.LAYERS.name] < 0 <= last:
             self._warn(
@@ -176,8 +178,8 @@ class Handover:
             units=sum(layer.unit_count for layer in layers),
             parameters=len(self._meter.parameters),
             records=MANY,
-            histograms=sum(map(self._histograms_every, range(MANY))),
-            unit_records=sum(map(self._units_every, range(MANY))),
+            histograms=self._histograms_every.below(MANY),
+            unit_records=self._units_every.below(MANY),
         )
         if size > LARGE:
             _logger.warning(

@@ -35,6 +35,9 @@ from covshift.instrument.surroundings import Surroundings
 from covshift.probe.fixed_batch import FixedBatch
 from covshift.store.writer import Writer
 
+_MOST_STEPS = 10**15
+"""More than any training makes; steps are stored in 64 bits."""
+
 
 class Unfinished(NamedTuple):
     """A step that has ended, whose record may await the updates of other optimizers; no block where none is due."""
@@ -178,6 +181,7 @@ class Recorder:
         self._give_scalars()
         if is_complete:
             self._name_unseen_steps()
+            self._surroundings.warn_of_new_modules(self._incidents)
             self._handover.wait_for_ranks()
 
     def _name_unseen_steps(self) -> None:
@@ -234,13 +238,15 @@ class Recorder:
         if not isinstance(state, Mapping):
             raise InvalidArgumentError(f"state={state!r}: expected what recorder.state_dict() returned")
         step, records = state.get("step"), state.get("records")
-        if not _is_count(step):
-            raise InvalidArgumentError(f"step={step!r}: expected the number of optimizer steps done, 0 or more")
+        if not _is_count(step) or step > _MOST_STEPS:
+            raise InvalidArgumentError(
+                f"step={step!r}: expected the number of optimizer steps done, from 0 to {_MOST_STEPS:,}"
+            )
         if records is not None and not _is_count(records):
             raise InvalidArgumentError(f"records={records!r}: expected the number of records made, 0 or more")
         self.step_count = step
         # Slower cadences count records: as many as the schedule asks for up to here, where nobody kept their number.
-        self._records = sum(map(self._every, range(step))) if records is None else records
+        self._records = self._every.below(step) if records is None else records
         self._log.begin_at(step)
         self._must_be_told_step = False
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from covshift import schema
-from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import sites
 from covshift.instrument.forward import Forward, Seen
 from covshift.instrument.incidents import Incidents
@@ -66,9 +65,7 @@ class Describer:
         if isinstance(module, nn.RNNBase) and path.startswith("1") and tensor.ndim == 3:
             # The last state is (layers, batch, units), whatever batch_first says of the sequence.
             example_axis = 1
-        for pattern, axis in self._settings.unit_axis.items():
-            if fnmatch.fnmatchcase(blank.name, pattern):
-                unit_axis = _checked_axis(blank.name, axis, tensor)
+        unit_axis = self._unit_axis(blank.name, tensor, unit_axis)
         if unit_axis == example_axis and tensor.ndim > 1:
             # A single example without a batch axis.
             example_axis = schema.UNKNOWN_AXIS
@@ -88,6 +85,22 @@ class Describer:
         if tensor.ndim and example_axis != schema.UNKNOWN_AXIS and not is_batch(forward, tensor, example_axis):
             return self._without_axes(layer, tensor, forward.batch_size or 0)
         return layer
+
+    def _unit_axis(self, name: str, tensor: torch.Tensor, by_type: int) -> int:
+        """The axis that counts units: as the user names it for the layer, else as the module's type says."""
+        for pattern, axis in reversed(list(self._settings.unit_axis.items())):
+            if fnmatch.fnmatchcase(name, pattern):
+                if -tensor.ndim <= axis < tensor.ndim:
+                    return axis % tensor.ndim
+                expected = f"an axis from {-tensor.ndim} to {tensor.ndim - 1}" if tensor.ndim else "no axis to name"
+                self._incidents.warn_once(
+                    "unit axis",
+                    name,
+                    f"unit_axis={{{pattern!r}: {axis}}}: layer '{name}' has an output of shape {tuple(tensor.shape)}, "
+                    f"expected {expected}; its units are counted as without unit_axis=",
+                )
+                break
+        return by_type
 
     def _example_axis(
         self, forward: Forward, module: nn.Module, tensor: torch.Tensor, unit_axis: int, by_type: int
@@ -121,12 +134,6 @@ def _inherited(reads: Seen | None, tensor: torch.Tensor) -> int | None:
         return None
     axis = reads.layer.layer.unit_axis
     return None if axis == schema.UNKNOWN_AXIS else axis
-
-
-def _checked_axis(name: str, axis: int, tensor: torch.Tensor) -> int:
-    if -tensor.ndim <= axis < tensor.ndim:
-        return axis % tensor.ndim
-    raise InvalidArgumentError(f"unit_axis={axis} for layer '{name}': its output has {tensor.ndim} axes")
 
 
 def _memory_format(tensor: torch.Tensor) -> str:

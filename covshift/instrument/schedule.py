@@ -6,19 +6,64 @@ that a recording's attributes say how it was sampled. Nothing here knows models 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import log10
+from itertools import chain, count, takewhile
+from math import lcm, log10
 
 from covshift.exceptions import InvalidArgumentError
 
 
 @dataclass(frozen=True)
+class Due:
+    """Steps as a set that is counted without asking for each.
+
+    Attributes
+    ----------
+    prefix : int
+        The first so many steps.
+    periods : frozenset of int
+        All multiples of these.
+    others : tuple of callable
+        Further steps: those below a step, for any such step.
+    """
+
+    prefix: int = 0
+    periods: frozenset[int] = frozenset()
+    others: tuple[Callable[[int], Iterable[int]], ...] = ()
+
+    def __or__(self, other: Due) -> Due:
+        """Steps of either."""
+        return Due(max(self.prefix, other.prefix), self.periods | other.periods, (*self.others, *other.others))
+
+    def below(self, stop: int) -> int:
+        """How many steps before ``stop`` there are."""
+        first = min(self.prefix, stop)
+        others = {step for steps in self.others for step in steps(stop) if step >= first}
+        alone = sum(all(step % period for period in self.periods) for step in others)
+        periods = [one for one in self.periods if not any(one % other == 0 for other in self.periods - {one})]
+        return first + _multiples(periods, stop) - _multiples(periods, first) + alone
+
+
+def _multiples(periods: Sequence[int], stop: int, step: int = 1) -> int:
+    """Multiples of ``step`` from 0 and below ``stop`` that are multiples of one of the periods, too.
+
+    By inclusion and exclusion, which ends where only 0 is left: at common multiples from ``stop`` on.
+    """
+    if step >= stop:
+        return min(stop, len(periods), 1)
+    commons = [lcm(step, period) for period in periods]
+    return sum(-(-stop // one) - _multiples(periods[:k], stop, one) for k, one in enumerate(commons))
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """A rule that says which steps to record, and its text."""
+    """A rule that says which steps to record, its text, and its steps as a set where they can be counted as one."""
 
     rule: Callable[[int], bool]
     text: str
+    due: Due | None = None
 
     def __call__(self, step: int) -> bool:
         """Whether ``step`` (counted from 0) is to be recorded."""
@@ -28,11 +73,32 @@ class Schedule:
         """Steps that either rule records."""
         if not isinstance(other, Schedule):
             return NotImplemented
-        return Schedule(lambda step: self.rule(step) or other.rule(step), f"{self.text} | {other.text}")
+        due = self.due | other.due if self.due is not None and other.due is not None else None
+        return Schedule(lambda step: self.rule(step) or other.rule(step), f"{self.text} | {other.text}", due)
 
     def __str__(self) -> str:
         """The expression that makes this schedule."""
         return self.text
+
+    def below(self, stop: int) -> int:
+        """How many steps before ``stop`` are due; a rule of the user's own is asked for every one."""
+        return sum(map(self.rule, range(stop))) if self.due is None else self.due.below(stop)
+
+    def between(self, start: int, stop: int) -> tuple[int, int, int] | None:
+        """Number, first and last of the steps due from ``start`` to before ``stop``; None where none is."""
+        counted = self.due
+        if counted is None:
+            due = [step for step in range(start, stop) if self.rule(step)]
+            return (len(due), due[0], due[-1]) if due else None
+        before, total = counted.below(start), counted.below(stop)
+        if total <= before:
+            return None
+        # The k-th step due, from 1, is the first before whose successor k steps are due.
+        first, last = (
+            start + bisect_left(range(start, stop), k, key=lambda step: counted.below(step + 1))
+            for k in (before + 1, total)
+        )
+        return total - before, first, last
 
 
 def every(n: int) -> Schedule:
@@ -44,13 +110,13 @@ def every(n: int) -> Schedule:
     [0, 1, 3, 6]
     """
     _positive("every", n)
-    return Schedule(lambda step: step % n == 0, f"every({n})")
+    return Schedule(lambda step: step % n == 0, f"every({n})", Due(periods=frozenset({n})))
 
 
 def first(n: int) -> Schedule:
     """The first ``n`` steps."""
     _positive("first", n)
-    return Schedule(lambda step: step < n, f"first({n})")
+    return Schedule(lambda step: step < n, f"first({n})", Due(prefix=n))
 
 
 def at_steps(*steps: int) -> Schedule:
@@ -58,7 +124,11 @@ def at_steps(*steps: int) -> Schedule:
     chosen = frozenset(steps)
     if not chosen or any(not isinstance(step, int) or step < 0 for step in chosen):
         raise InvalidArgumentError(f"at_steps{steps}: expected at least one whole step number, none below 0")
-    return Schedule(chosen.__contains__, f"at_steps({', '.join(map(str, sorted(chosen)))})")
+
+    def before(stop: int) -> Iterable[int]:
+        return (step for step in chosen if step < stop)
+
+    return Schedule(chosen.__contains__, f"at_steps({', '.join(map(str, sorted(chosen)))})", Due(others=(before,)))
 
 
 def logarithmic(per_decade: int = 10) -> Schedule:
@@ -72,7 +142,11 @@ def logarithmic(per_decade: int = 10) -> Schedule:
         nearest = round(per_decade * log10(step))
         return any(round(10 ** (k / per_decade)) == step for k in (nearest - 1, nearest, nearest + 1))
 
-    return Schedule(rule, f"logarithmic({per_decade})")
+    def before(stop: int) -> Iterable[int]:
+        steps = (round(10 ** (k / per_decade)) for k in count())
+        return chain(range(min(stop, 1)), takewhile(lambda step: step < stop, steps))
+
+    return Schedule(rule, f"logarithmic({per_decade})", Due(others=(before,)))
 
 
 def as_schedule(value: int | Schedule, *, name: str) -> Schedule:

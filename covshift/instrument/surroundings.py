@@ -1,6 +1,11 @@
-"""What a model and its process are like before recording begins: parts that stay hidden, and kernels to load."""
+"""What a model and its process are like before recording begins: parts that stay hidden, and kernels to load.
+
+Whether the model is still made of the same modules is asked once, when recording has ended.
+"""
 
 from __future__ import annotations
+
+import weakref
 
 import torch
 from torch import nn
@@ -28,6 +33,10 @@ class Surroundings:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.opaque = sites.compiled(model)
         self._hidden = [] if settings.functional else hidden_functions(model)
+        self._model = weakref.ref(model)
+        self._modules = {id(module): weakref.ref(module) for module in model.modules()}
+        chosen = sites.select(model, settings.layers)
+        self._chosen = None if settings.layers is None else set(chosen.values())
         self._device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
         self._dtypes = {parameter.dtype for parameter in model.parameters() if parameter.device.type == "cpu"}
 
@@ -46,6 +55,27 @@ class Surroundings:
                 "model",
                 f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
             )
+
+    def warn_of_new_modules(self, incidents: Incidents) -> None:
+        """Name modules that have come into the model since, in place of others or beside them."""
+        model = self._model()
+        named = {} if model is None else dict(model.named_modules())
+        new = {name for name, module in named.items() if not self._is_known(module)}
+        # What lies in a new module is new with it.
+        outermost = sorted(name for name in new if name.rpartition(".")[0] not in new)
+        wanted = [name for name in outermost if self._chosen is None or name in self._chosen]
+        if wanted:
+            incidents.warn_once(
+                "new modules",
+                "model",
+                f"modules have come into the model after record(), in place of others or beside: {listed(wanted)}; "
+                "nothing of them is recorded. Record the model once it is complete",
+            )
+
+    def _is_known(self, module: nn.Module) -> bool:
+        # The place of one that is gone may have been given to another.
+        known = self._modules.get(id(module))
+        return known is not None and known() is module
 
     def warn_of_hidden_scale(self, incidents: Incidents) -> None:
         """Say what a GradScaler that was not named does to gradients, where half precision makes one likely."""

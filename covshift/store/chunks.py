@@ -28,7 +28,9 @@ from covshift.store.documents import COMPRESSION_LEVEL
 from covshift.store.medium import Medium
 from covshift.store.rows import stacked
 
-_EMPTY = np.iinfo(np.uint64).max
+EMPTY = np.iinfo(np.uint64).max
+"""Where a chunk of nothing but fill values begins, by the index of its shard."""
+
 _CHECKSUM_BYTES = 4
 
 Position: TypeAlias = tuple[int, ...]
@@ -171,9 +173,9 @@ class StoredArray:
         return packed + checksum(packed)
 
     def _decoded(self, data: bytes) -> NDArray[Any]:
-        packed = data[:-_CHECKSUM_BYTES]
-        if checksum(packed) != data[-_CHECKSUM_BYTES:]:
+        if not has_checksum(data):
             raise OSError(f"{self.key}: a chunk with committed rows does not have its checksum")
+        packed = data[:-_CHECKSUM_BYTES]
         order = self.tiling.order or (0,)
         values = np.frombuffer(self._blosc.decode(packed), dtype=self._dtype)
         return values.reshape([self.tiling.chunk[axis] for axis in order]).transpose(np.argsort(order))
@@ -190,7 +192,7 @@ class Shard:
         self._medium = medium
         rest = "/0" * (len(self._counts) - 2)
         self._key = f"{array}/c/{place[0]}/{place[1]}{rest}"
-        self._index = np.full((*self._counts, 2), _EMPTY, dtype="<u8")
+        self._index = np.full((*self._counts, 2), EMPTY, dtype="<u8")
         self._old = b""
         self._kept_bytes = self._end = 0
         self._added: list[bytes] = []
@@ -207,15 +209,13 @@ class Shard:
         if not rows:
             return
         self._old = present(self._medium, self._key)
-        size = self._index.nbytes + _CHECKSUM_BYTES
-        index, check = self._old[-size:-_CHECKSUM_BYTES], self._old[-_CHECKSUM_BYTES:]
-        if checksum(index) != check:
+        found = index_of(self._old, self._counts)
+        if found is None:
             raise OSError(f"{self._key}: the index of a shard with committed rows does not have its checksum")
         kept = -(-rows // self._steps)
-        found = np.frombuffer(index, dtype="<u8").reshape(self._index.shape)
         self._index[:kept] = found[:kept]
-        self._changed = bool((found[kept:] != _EMPTY).any())
-        self._end = self._kept_bytes = len(self._old) - size
+        self._changed = bool((found[kept:] != EMPTY).any())
+        self._end = self._kept_bytes = len(self._old) - self._index.nbytes - _CHECKSUM_BYTES
 
     def position(self, step: int, column: int, rest: Position) -> Position:
         """Place in this shard of a chunk by its place in the array."""
@@ -224,18 +224,23 @@ class Shard:
 
     def chunks_at(self, step: int) -> list[Position]:
         """Places of the chunks that were kept in row ``step`` of the shard's chunks."""
-        return [(step, *map(int, place)) for place in np.argwhere(self._index[step, ..., 0] != _EMPTY)]
+        return [(step, *map(int, place)) for place in np.argwhere(self._index[step, ..., 0] != EMPTY)]
 
     def chunk(self, position: Position) -> bytes | None:
         """Bytes of a chunk that was kept."""
         start, length = (int(number) for number in self._index[position])
-        return None if start == _EMPTY else self._old[start : start + length]
+        return None if start == EMPTY else self._old[start : start + length]
 
     def add(self, position: Position, data: bytes) -> None:
         """Add a chunk, or supersede one that was kept."""
         self._index[position] = self._end, len(data)
         self._end += len(data)
         self._added.append(data)
+
+    def forget(self, step: int, column: int) -> None:
+        """Have no chunk in row ``step`` and column ``column`` of the shard's chunks."""
+        self._index[step, column] = EMPTY
+        self._changed = True
 
     def publish(self) -> None:
         """Put the shard in its place in one step, behind the bytes of the old one."""
@@ -262,9 +267,23 @@ def present(medium: Medium, key: str) -> bytes:
     return data
 
 
-def checksum(data: bytes) -> bytes:
+def checksum(data: bytes | NDArray[np.uint8]) -> bytes:
     """CRC-32C as Zarr stores it: four bytes, little-endian."""
     return int(google_crc32c.value(data)).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def has_checksum(data: bytes | NDArray[np.uint8]) -> bool:
+    """Whether ``data`` end in the checksum of what comes before it."""
+    return checksum(data[:-_CHECKSUM_BYTES]) == bytes(data[-_CHECKSUM_BYTES:])
+
+
+def index_of(data: bytes, counts: Sequence[int]) -> NDArray[np.uint64] | None:
+    """Start and length of every chunk of a shard of ``counts`` chunks; None where the index is damaged."""
+    size = 2 * 8 * math.prod(counts) + _CHECKSUM_BYTES
+    index = data[-size:]
+    if len(index) < size or not has_checksum(index):
+        return None
+    return np.frombuffer(index[:-_CHECKSUM_BYTES], dtype="<u8").reshape(*counts, 2)
 
 
 def _cuts(first: int, count: int, length: int) -> Iterable[tuple[int, int, int]]:

@@ -1,20 +1,24 @@
 """Files that a recording must have and has not: Zarr would read fill values where they were, and say nothing.
 
 Every chunk file and shard within the committed shapes is written, one without any count as its index alone; so a file
-that is not there, or is empty, was lost.
+that is not there, or is empty, was lost. Chunks that are there but damaged (:mod:`covshift.store.integrity`) are lost
+in the same way.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import xarray as xr
+from numpy.typing import NDArray
 
 from covshift import schema
 from covshift.exceptions import RecordingDamaged
@@ -32,7 +36,7 @@ _MOST = 10**6
 
 @dataclass(frozen=True)
 class Lost:
-    """One file that is missing.
+    """One file that is missing, or the part of it that is damaged.
 
     Attributes
     ----------
@@ -42,11 +46,17 @@ class Lost:
         Its position among the files of the array.
     cells : dict
         First and last position it holds on every axis that is cut, by dimension.
+    chunk : tuple of int
+        Where only a chunk of a shard is lost, its position in the shard.
+    is_damaged : bool
+        Whether it is there, but does not have its checksum.
     """
 
     key: str
     place: tuple[int, ...]
     cells: Mapping[str, tuple[int, int]]
+    chunk: tuple[int, ...] = ()
+    is_damaged: bool = False
 
     @property
     def group(self) -> str:
@@ -64,36 +74,61 @@ def lost_files(folder: Path, nodes: Mapping[str, Any]) -> list[Lost]:
     """
     lost = []
     for key, node in nodes.items():
-        try:
+        with metadata_of(key, folder):
             if node["node_type"] == "array":
                 lost += _lost_of(folder, key, node)
-        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise RecordingDamaged(
-                f"recording '{folder}' is damaged: the metadata of '{key}' make no sense ({error!r}); try `covshift "
-                "recover`, or restore it from a copy"
-            ) from None
     return lost
 
 
+@contextmanager
+def metadata_of(key: str, folder: Path) -> Iterator[None]:
+    """Tell what fails because the metadata of ``key`` are not those of an array: RecordingDamaged."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise RecordingDamaged(
+            f"recording '{folder}' is damaged: the metadata of '{key}' make no sense ({error!r}); try `covshift "
+            "recover`, or restore it from a copy"
+        ) from None
+
+
 def _lost_of(folder: Path, key: str, node: Mapping[str, Any]) -> list[Lost]:
+    return [
+        Lost(key, place, cells_of(node, place) or {})
+        for place in places_of(node)
+        if not _is_there(f"{folder}/{file_of(key, place)}")
+    ]
+
+
+def places_of(node: Mapping[str, Any]) -> Iterable[tuple[int, ...]]:
+    """Positions of the files within the committed shape of an array."""
     shape, cuts = node["shape"], node["chunk_grid"]["configuration"]["chunk_shape"]
     counts = [-(-length // cut) for length, cut in zip(shape, cuts, strict=True)]
     if min(shape) < 0 or min(cuts) < 1 or math.prod(counts) > _MOST:
         raise ValueError(f"shape {shape} in chunks of {cuts}")
-    axes = list(zip(node["dimension_names"], shape, cuts, strict=True))
-    return [
-        Lost(
-            key,
-            place,
-            {
-                dim: (k * cut, min((k + 1) * cut, length) - 1)
-                for k, (dim, length, cut) in zip(place, axes, strict=True)
-                if length > 1
-            },
-        )
-        for place in product(*map(range, counts))
-        if not _is_there(f"{folder}/{key}/c/{'/'.join(map(str, place))}")
-    ]
+    return product(*map(range, counts))
+
+
+def file_of(key: str, place: Iterable[int]) -> str:
+    """The file of an array at a position."""
+    return f"{key}/c/{'/'.join(map(str, place))}"
+
+
+def cells_of(
+    node: Mapping[str, Any], place: Sequence[int], chunk: Sequence[int] = ()
+) -> dict[str, tuple[int, int]] | None:
+    """First and last position that a file, or one chunk of it, holds on every axis longer than 1.
+
+    None where it holds nothing within the committed shape.
+    """
+    cuts = node["chunk_grid"]["configuration"]["chunk_shape"]
+    lengths = documents.tiling_in(node)[0] if chunk else cuts
+    parts = zip(place, cuts, chunk or [0] * len(place), lengths, strict=True)
+    starts = [k * cut + within * length for k, cut, within, length in parts]
+    axes = list(zip(node["dimension_names"], node["shape"], starts, lengths, strict=True))
+    if any(first >= size for _, size, first, _ in axes):
+        return None
+    return {dim: (first, min(first + length, size) - 1) for dim, size, first, length in axes if size > 1}
 
 
 def _is_there(file: str) -> bool:
@@ -103,22 +138,42 @@ def _is_there(file: str) -> bool:
         return False
 
 
-def in_words(lost: Sequence[Lost], recording: xr.DataTree | None) -> str:
-    """What the files held, by variable, steps and layers; by positions where ``recording`` is None."""
-    told = "; ".join(f"'{one.key}'{_cells(one, recording)}" for one in lost[:_SHOWN])
+Labels: TypeAlias = Mapping[str, Mapping[str, NDArray[Any]]]
+"""Labels of the axes of every group, by its path and dimension."""
+
+
+def labels_of(recording: xr.DataTree) -> Labels:
+    """Labels that a recording holds in memory since it was opened."""
+    return {
+        path.strip("/"): {str(dim): index.values for dim, index in recording[path].indexes.items()}
+        for path in recording.groups
+    }
+
+
+def in_words(lost: Sequence[Lost], labels: Labels | None) -> str:
+    """What the files held, by variable, steps and layers; by positions where ``labels`` is None."""
+    kinds = {
+        "data files are missing or empty": [one for one in lost if not one.is_damaged],
+        "data do not have their checksum": [one for one in lost if one.is_damaged],
+    }
+    return "; ".join(_told(what, ones, labels) for what, ones in kinds.items() if ones)
+
+
+def _told(what: str, lost: Sequence[Lost], labels: Labels | None) -> str:
+    told = "; ".join(f"'{one.key}'{_cells(one, labels)}" for one in lost[:_SHOWN])
     more = f"; and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    return f"data files are missing or empty ({len(lost)}): {told}{more}"
+    return f"{what} ({len(lost)}): {told}{more}"
 
 
-def _cells(one: Lost, recording: xr.DataTree | None) -> str:
+def _cells(one: Lost, labels: Labels | None) -> str:
     parts = []
     for dim in ("step", "layer", "unit", "parameter"):
         if dim in one.cells:
             first, last = one.cells[dim]
-            labels: Mapping[Any, Any] = recording[one.group].coords if recording is not None else {}
-            if dim in labels:
-                first, last = (labels[dim].values[k] for k in (first, last))
-            parts.append(f"{dim}s {first} to {last}")
+            known = (labels or {}).get(one.group, {})
+            if dim in known:
+                first, last = (known[dim][k] for k in (first, last))
+            parts.append(f"{'row' if dim == 'step' and dim not in known else dim}s {first} to {last}")
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -137,9 +192,13 @@ def demand_complete(folder: Path, nodes: Mapping[str, Any]) -> None:
         )
 
 
-def can_be_marked(lost: Iterable[Lost]) -> bool:
-    """Whether rows without what is lost still say which rows they are: no label, and no coordinate, is among it."""
-    return all(len(one.place) > 1 or _is_scalar(one.key) for one in lost)
+def bereft_groups(lost: Iterable[Lost]) -> dict[str, list[Lost]]:
+    """Steps and labels that are lost, by group: without them its rows do not say any more which rows they are."""
+    bereft: dict[str, list[Lost]] = {}
+    for one in lost:
+        if len(one.place) == 1 and not _is_scalar(one.key):
+            bereft.setdefault(one.group, []).append(one)
+    return bereft
 
 
 def _is_scalar(key: str) -> bool:
@@ -148,24 +207,44 @@ def _is_scalar(key: str) -> bool:
 
 
 def marked_absent(medium: Directory, nodes: Mapping[str, Any], lost: Sequence[Lost], *, aside: Path) -> None:
-    """Have rows and layers of which a file is lost read as absent in every variable of their group.
+    """Have rows and layers of which a file, or a chunk, is lost read as absent in every variable of their group.
 
     A count that reads 0 beside a sum that is there would be a number, and a false one. The files of the other variables
-    are moved below ``aside``, not deleted.
+    are kept below ``aside``, not deleted.
     """
-    for group, place in dict.fromkeys((one.group, one.place[:2]) for one in lost):
-        for key, node in nodes.items():
-            if key.rpartition("/")[0] == group and len(node.get("shape", ())) > 1:
-                cut, shard = documents.tiling_in(node)
-                _move(medium.root / key / "c" / "/".join(map(str, place)), aside / key / "/".join(map(str, place)))
-                Shard(medium, key, (place[0], place[1]), layout.Tiling(cut, shard, (), "shuffle")).publish()
+    shards: dict[tuple[str, int, int], set[tuple[int, ...]]] = {}
     for one in lost:
         if len(one.place) == 1:
             variable = layout.stepped(layout.logged_scalar(one.key.rpartition("/")[2]))
+            keep(medium, file_of(one.key, one.place), aside=aside)
             StoredArray(medium, one.group, variable).blank(one.place[0])
+        else:
+            shards.setdefault((one.group, one.place[0], one.place[1]), set()).add(one.chunk[:2])
+    for (group, row, column), chunks in shards.items():
+        for key, node in nodes.items():
+            if key.rpartition("/")[0] == group and len(node.get("shape", ())) > 1:
+                keep(medium, f"{key}/c/{row}/{column}", aside=aside)
+                _blank(medium, key, node, (row, column), chunks)
 
 
-def _move(source: Path, target: Path) -> None:
-    if source.exists():
+def _blank(
+    medium: Directory, key: str, node: Mapping[str, Any], place: tuple[int, int], chunks: set[tuple[int, ...]]
+) -> None:
+    """Empty a shard, or what it holds in the rows and columns of some of its chunks."""
+    cut, shard = documents.tiling_in(node)
+    blanked = Shard(medium, key, place, layout.Tiling(cut, shard, (), "shuffle"))
+    if () not in chunks:
+        blanked.keep((shard or cut)[0])
+        for step, column in chunks:
+            blanked.forget(step, column)
+    blanked.publish()
+
+
+def keep(medium: Directory, name: str, *, aside: Path) -> None:
+    """Copy a file, or all files below a name, to ``aside``; nothing happens where there is none."""
+    source, target = medium.root / name, aside / name
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        shutil.copy2(source, target)

@@ -136,6 +136,11 @@ def is_commit(commit: object) -> bool:
     return set(commit["records"]) <= set(layout.PATHS) and all(type(count) is int and count >= 0 for count in counts)
 
 
+def life_of(attributes: Mapping[str, Any]) -> str:
+    """See :attr:`covshift.store.archive.Archive.life`: what rows a recording holds changes with it, else only grows."""
+    return f"{attributes.get('run_id', '')}-{attributes.get(layout.COMMIT_ATTRIBUTE, {}).get('attempt', 0)}"
+
+
 def is_recording(path: Path) -> bool:
     """Whether the directory at ``path`` says of itself that it is a covshift recording."""
     try:

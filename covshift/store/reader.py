@@ -11,19 +11,17 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import xarray as xr
-from zarr.abc.buffer import Buffer, BufferPrototype
-from zarr.abc.store import ByteRequest
-from zarr.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from covshift import schema
 from covshift.exceptions import CovshiftWarning, RecordingDamaged, RecordingError
 from covshift.store import documents, journal, layout
 from covshift.store.axes import Axes
-from covshift.store.completeness import REMEDY, in_words, lost_files
+from covshift.store.committed import CommittedStore
+from covshift.store.completeness import REMEDY, in_words, labels_of, lost_files
 from covshift.store.joining import dask_chunks, joined
 from covshift.store.opening import is_url
 from covshift.store.runs import matching, together
@@ -71,8 +69,10 @@ def open(  # noqa: A001 - the public name is covshift.open
     CovshiftWarning
         If part of the journal is damaged; what is whole is in the tree.
     """
-    if isinstance(target, MemoryStore) or is_url(target):
+    if isinstance(target, MemoryStore):
         return _chunked(_opened(target, target), chunks)
+    if is_url(target):
+        return _chunked(_opened_at_url(os.fspath(target)), chunks)
     # From the root: what is read later must not depend on where the process stands by then.
     pattern = os.path.abspath(os.fspath(target))
     if any(sign in pattern for sign in "*?[") and not Path(pattern).exists():
@@ -117,9 +117,11 @@ def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
     labels = [one for one in lost if len(one.place) == 1]
     if labels:
         raise RecordingDamaged(f"recording '{path}' is damaged: {in_words(labels, None)}; {REMEDY}")
-    recording = _opened(_CommittedStore(path, document), path)
+    store = CommittedStore(LocalStore(path, read_only=True), path, document)
+    recording = _opened(store, path)
+    store.labels = labels_of(recording)
     if lost:
-        raise RecordingDamaged(f"recording '{path}' is damaged: {in_words(lost, recording)}; {REMEDY}")
+        raise RecordingDamaged(f"recording '{path}' is damaged: {in_words(lost, store.labels)}; {REMEDY}")
     problems = [
         f"recording '{path}': {problem}; records behind are missing here: `covshift recover` keeps what is whole"
         for problem in (*tail.damaged, *tail.gaps)
@@ -132,63 +134,7 @@ def opened_with_warnings(path: Path) -> tuple[xr.DataTree, list[str]]:
 def read_tail(path: Path, attributes: Mapping[str, Any]) -> journal.Tail:
     """What the journal holds beyond the commit that the root ``attributes`` describe."""
     commit = attributes.get(layout.COMMIT_ATTRIBUTE, {})
-    return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=_life_of(attributes))
-
-
-def _life_of(attributes: Mapping[str, Any]) -> str:
-    """See :attr:`covshift.store.archive.Archive.life`: what rows a recording holds changes with it, else only grows."""
-    return f"{attributes.get('run_id', '')}-{attributes.get(layout.COMMIT_ATTRIBUTE, {}).get('attempt', 0)}"
-
-
-def _life_in(document: bytes) -> str:
-    return _life_of(documents.root_of(document).get("attributes", {}))
-
-
-class _CommittedStore(LocalStore):
-    """A directory as one commit describes it, as long as that is what lies there.
-
-    Rows are read when somebody asks for them. By then the directory may be gone, for which Zarr would read fill values,
-    or hold other rows: of a recording that replaced it, or of a resume at an earlier step.
-    """
-
-    def __init__(self, root: Path, document: bytes) -> None:
-        super().__init__(root, read_only=True)
-        self._document = document
-        self._life = _life_in(document)
-        self._stamp: tuple[int, int, int] | None = None
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """Itself: there is nothing to write here."""
-        return self
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        """Bytes of an object; the root's are those of the commit."""
-        if key == layout.ROOT:
-            return (prototype or default_buffer_prototype()).buffer.from_bytes(self._document)
-        found = await super().get(key, prototype, byte_range)
-        # Every file within the committed shapes was there, and the names of chunks end in numbers.
-        if key.rpartition("/")[2].isdigit():
-            self._demand_unchanged(key, is_there=found is not None)
-        return found
-
-    def _demand_unchanged(self, key: str, *, is_there: bool) -> None:
-        """Demand that the file just read is one of this recording. Whoever replaces one says so in the root first."""
-        try:
-            present = (self.root / layout.ROOT).stat()
-            stamp = present.st_ino, present.st_mtime_ns, present.st_size
-            if stamp != self._stamp:
-                is_there &= _life_in((self.root / layout.ROOT).read_bytes()) == self._life
-                self._stamp = stamp
-        except (OSError, ValueError):
-            is_there = False
-        if not is_there:
-            self._stamp = None
-            raise RecordingError(
-                f"recording '{self.root}' was moved, deleted, replaced or resumed since it was opened, so '{key}' "
-                "cannot be read any more: open it again"
-            )
+    return journal.tail(path / layout.HIDDEN, commit.get("records", {}), life=documents.life_of(attributes))
 
 
 def _whole_root(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
@@ -215,6 +161,16 @@ def _damaged(place: object, problem: str) -> RecordingDamaged:
     return RecordingDamaged(
         f"recording '{place}' is damaged: {problem}; try `covshift recover`, or restore it from a copy"
     )
+
+
+def _opened_at_url(url: str) -> xr.DataTree:
+    try:
+        store = CommittedStore(FsspecStore.from_url(url, read_only=True), url)
+    except (ImportError, ValueError) as error:
+        raise RecordingError(f"'{url}': fsspec cannot reach it ({error})") from error
+    recording = _opened(store, url)
+    store.labels = labels_of(recording)
+    return recording
 
 
 def _opened(target: Any, place: object) -> xr.DataTree:

@@ -17,7 +17,8 @@ from covshift import schema
 from covshift.exceptions import RecordingDamaged, RecordingError
 from covshift.store import documents, journal, layout
 from covshift.store.archive import ROOT_COPY
-from covshift.store.completeness import can_be_marked, in_words, lost_files, marked_absent
+from covshift.store.completeness import bereft_groups, in_words, keep, lost_files, marked_absent
+from covshift.store.integrity import damaged_files
 from covshift.store.lock import Lock
 from covshift.store.medium import Directory
 from covshift.store.opening import ASIDE, LOCK, Opened, fold_tail, loaded
@@ -50,6 +51,10 @@ class Recovery:
 
 def recover(target: str | os.PathLike[str]) -> Recovery:
     """Fold the journal of a recording nobody writes, restore a damaged root, and mark the recording closed.
+
+    Files that are lost, and chunks that do not have their checksum, read as absent from then on, with everything else
+    of the same rows and layers; a group without its steps or labels is left out. What was there is kept in a directory
+    inside ``.covshift``.
 
     Records of the journal that follow without a gap and have their checksum are folded. Segments that hold anything
     else are moved to a directory inside ``.covshift``, never deleted.
@@ -94,10 +99,10 @@ def _recovered(path: Path, lock: Lock) -> Recovery:
             )
         medium.put(layout.ROOT, documents.as_json(root))
         notes.append(f"{layout.ROOT} was damaged ({problem}) and is restored from {ROOT_COPY}")
-    lost = _lost_marked(medium, documents.nodes_of(root) or {})
+    lost = _lost_marked(medium, root)
     archive, axes = loaded(medium, path)
     archive.warn(lost)
-    notes += lost
+    notes += [*lost, *_metadata_restored(medium, documents.nodes_of(root) or {})]
     tail = journal.tail(hidden, archive.committed, life=archive.life)
     opened = Opened(archive, journal.longer(axes, tail.axes), medium, path, path, hidden, lock, resumed=True)
     aside = fold_tail(opened, tail)
@@ -107,20 +112,52 @@ def _recovered(path: Path, lock: Lock) -> Recovery:
     return Recovery(path, folded, committed, aside, [*notes, *tail.damaged, *tail.gaps])
 
 
-def _lost_marked(medium: Directory, nodes: Mapping[str, Any]) -> list[str]:
-    """Mark as absent what lost files held, for good, and say so."""
-    lost = lost_files(medium.root, nodes)
-    if not lost:
-        return []
-    told = in_words(lost, None)
-    if not can_be_marked(lost):
-        raise RecordingDamaged(
-            f"recording '{medium.root}' cannot be repaired: {told}; without labels the rest means nothing: restore "
-            "them from a copy"
-        )
+def _lost_marked(medium: Directory, root: dict[str, Any]) -> list[str]:
+    """Mark as absent what lost and damaged files held, for good, and say so."""
+    nodes = documents.nodes_of(root) or {}
+    lost = [*lost_files(medium.root, nodes), *damaged_files(medium.root, nodes)]
     aside = medium.root / layout.HIDDEN / f"{ASIDE}-{uuid.uuid4().hex[:8]}"
-    marked_absent(medium, nodes, lost, aside=aside)
-    return [f"{told}: absent since a repair; other variables of the same rows and layers are kept in '{aside}'"]
+    bereft = bereft_groups(lost)
+    if schema.LAYERS.name in bereft:
+        raise RecordingDamaged(
+            f"recording '{medium.root}' cannot be repaired: {in_words(bereft[schema.LAYERS.name], None)}; without "
+            "labels the rest means nothing: restore them from a copy"
+        )
+    notes = []
+    marked = [one for one in lost if one.group not in bereft]
+    if marked:
+        marked_absent(medium, nodes, marked, aside=aside)
+        notes.append(
+            f"{in_words(marked, None)}: absent since a repair; what stood there, and other variables of the same rows "
+            f"and layers, is kept in '{aside}'"
+        )
+    for group, labels in bereft.items():
+        _drop(medium, root, group, aside=aside)
+        notes.append(
+            f"{in_words(labels, None)}: without them the group '{group}' means nothing and is left out since a repair; "
+            f"what was left of it is kept in '{aside}'"
+        )
+    return notes
+
+
+def _metadata_restored(medium: Directory, nodes: Mapping[str, Any]) -> list[str]:
+    """Write metadata of groups and arrays that are lost as the commit record has them, and say so."""
+    missing = [key for key in nodes if medium.get(f"{key}/{layout.ROOT}") is None]
+    for key in missing:
+        medium.put(f"{key}/{layout.ROOT}", documents.as_json(nodes[key]))
+    names = ", ".join(f"'{key}/{layout.ROOT}'" for key in missing)
+    return [f"metadata restored from {layout.ROOT}: {names}"] if missing else []
+
+
+def _drop(medium: Directory, root: dict[str, Any], group: str, *, aside: Path) -> None:
+    """Take a group out of the commit record, then away."""
+    nodes = documents.nodes_of(root) or {}
+    for key in [key for key in nodes if key == group or key.startswith(f"{group}/")]:
+        del nodes[key]
+    root["attributes"][layout.COMMIT_ATTRIBUTE]["records"].pop(group, None)
+    medium.put(layout.ROOT, documents.as_json(root))
+    keep(medium, group, aside=aside)
+    medium.delete(group)
 
 
 def _root(medium: Directory, key: str) -> tuple[dict[str, Any] | None, str]:

@@ -100,7 +100,7 @@ class Writer:
         max_memory: int = MAX_MEMORY,
     ) -> None:
         self._cadence = Cadence(records=flush_records, seconds=flush_seconds)
-        self._fsync, self._max_memory = fsync, max_memory
+        self._fsync, self._max_memory, self.warn = fsync, max_memory, _warn_caller
         self._opened: Opened = opened_for_writing(
             path, attrs=attrs, overwrite=overwrite, resume=resume, fsync=fsync, hidden=journal_directory
         )
@@ -247,11 +247,9 @@ class Writer:
             return False
         if not self._has_said_full:
             self._has_said_full = True
-            warnings.warn(
+            self.warn(
                 f"the recording in memory has reached {self._max_memory / 1e9:.3g} GB and takes no more: record to a "
-                "disk with path=, or fewer layers, or more rarely",
-                CovshiftWarning,
-                stacklevel=3,
+                "disk with path=, or fewer layers, or more rarely"
             )
         return True
 
@@ -268,13 +266,10 @@ class Writer:
         )
 
     def _report_failure(self) -> None:
-        failure = self._folding.unreported_failure()
-        if failure is not None:
-            warnings.warn(
+        if (failure := self._folding.unreported_failure()) is not None:
+            self.warn(
                 f"{self._place}: folding failed ({failure}); every record is safe in the journal and folding is tried "
-                "again: make room or mend the disk",
-                CovshiftWarning,
-                stacklevel=3,
+                "again: make room or mend the disk"
             )
 
     def flush(self) -> None:
@@ -348,3 +343,8 @@ class Writer:
             raise RecordingError(f"{self._place} was opened by process {self._pid}: a forked process cannot write it")
         if self._needs_step:
             raise RecordingError(f"{self._place} is resumed, but nobody said at which step: call resume_at(step) first")
+
+
+def _warn_caller(message: str) -> None:
+    """The caller of :meth:`Writer.append`, unless its owner has put another way of telling in place of this one."""
+    warnings.warn(message, CovshiftWarning, stacklevel=4)

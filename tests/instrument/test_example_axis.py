@@ -1,7 +1,10 @@
 """Which axis counts examples. Oracle: the shapes of the tensors that the test itself feeds."""
 
+import re
+
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import covshift
@@ -60,6 +63,17 @@ def test_a_layer_whose_axis_is_not_the_batch_in_a_later_call_counts_no_examples_
 def test_an_axis_that_the_input_lacks_is_named():
     with pytest.warns(CovshiftWarning, match=r"example_axis=9: the model's input \(8, 4\) has no such axis"):
         once(nn.Linear(4, 2), torch.randn(8, 4), example_axis=9)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("0", 2), ("0", -3), ("*", 5)])
+def test_a_unit_axis_that_a_layer_lacks_is_named_with_its_shape_and_costs_no_row(name, axis):
+    model, x = nn.Sequential(nn.Linear(4, 2)), torch.randn(8, 4)
+    message = rf"unit_axis=.'{re.escape(name)}': {axis}.: layer '0' has an output of shape \(8, 2\), expected .* to 1"
+    with pytest.warns(CovshiftWarning) as said:
+        recording = once(model, x, unit_axis={name: axis})
+    assert sum(re.match(message, str(one.message)) is not None for one in said) == 1
+    assert not any("report this" in str(one.message) for one in said)
+    xr.testing.assert_equal(recording["layers"].to_dataset(), once(model, x)["layers"].to_dataset())
 
 
 def test_the_batch_is_that_of_the_first_tensor_whatever_its_type():

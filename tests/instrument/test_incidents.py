@@ -57,8 +57,56 @@ def test_a_failure_of_covshift_shows_the_line_that_ran_into_it(monkeypatch):
     assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(of_a_forward, "# here"))]
 
 
+def of_a_full_memory(model):
+    with covshift.record(model, every=1, max_memory=1) as recorder:
+        model(torch.randn(2, 3)).sum().backward()
+        recorder.step()  # here
+    return recorder
+
+
+def test_a_recording_in_memory_that_is_full_shows_the_users_line_and_is_among_the_recorders_warnings():
+    with pytest.warns(CovshiftWarning, match="in memory has reached") as caught:
+        recorder = of_a_full_memory(nn.Sequential(nn.Linear(3, 3)))
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, line_of(of_a_full_memory, "# here"))]
+    assert recorder.warnings == [str(caught[0].message)]
+    assert recorder.recording.attrs["warnings"] == recorder.warnings
+
+
 def test_a_filter_on_the_users_module_applies():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=CovshiftWarning, module=__name__.replace(".", r"\."))
         of_a_forward(nn.Sequential(nn.Linear(3, 3), Integers()))
+
+
+def of_changed(model, change, **options):
+    with covshift.record(model, every=1, **options) as recorder:
+        for _ in range(2):
+            model(torch.randn(2, 3)).sum().backward()
+            recorder.step()
+            change(model)
+    return recorder
+
+
+def put_in_place(model):
+    model[1] = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+
+
+def put_beside(model):
+    model.append(nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(("change", "name"), [(put_in_place, "1"), (put_beside, "2, 3")])
+def test_modules_that_come_after_record_are_named_once(change, name):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    with pytest.warns(CovshiftWarning, match=rf"modules have come .* beside: {name}; nothing of them") as caught:
+        recorder = of_changed(model, change)
+    assert len(caught) == 1
+    assert recorder.recording.attrs["warnings"] == [str(caught[0].message)]
+
+
+def test_modules_that_nobody_asked_for_and_those_that_only_moved_are_not_named():
+    assert of_changed(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), put_in_place, layers="0").warnings == []
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.Linear(3, 3), shared)
+    assert of_changed(model, lambda model: model.__setitem__(0, model[1])).warnings == []

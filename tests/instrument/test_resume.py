@@ -1,5 +1,7 @@
 """A run that is continued from a checkpoint. Oracle: the same run without interruption."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,16 @@ def test_a_state_of_other_kinds_is_refused_before_it_costs_any_record(state, mes
 def test_a_state_comes_before_the_first_step():
     with covshift.record(nn.Linear(1, 1)) as recorder, pytest.raises(CovshiftError, match="call it before the with"):
         recorder.load_state_dict({"step": 3})
+
+
+def test_a_resume_far_ahead_counts_what_it_leaves_out_without_asking_for_every_step(tmp_path):
+    run(tmp_path / "a", 3)
+    recorder = covshift.record(nn.Linear(1, 1), tmp_path / "b", every=7, start_step=10**15)
+    assert recorder.state_dict() == {"step": 10**15, "records": -(-(10**15) // 7)}
+    far = 10**12
+    message = rf"{far - 3} steps that were due, from 3 to {far - 1}, are in no record"
+    with pytest.warns(CovshiftWarning, match=message), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no recorded forward pass")
+        run(tmp_path / "a", far + 1, start=far, resume=True)
+    with pytest.raises(InvalidArgumentError, match=r"step=1000000000000001: expected the number of optimizer steps"):
+        covshift.record(nn.Linear(1, 1), None, start_step=10**15 + 1)

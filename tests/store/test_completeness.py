@@ -104,7 +104,7 @@ def test_recover_marks_rows_and_layers_of_a_lost_file_absent_in_every_variable_a
     recovery = recover(path)
     assert "layers/count" in recovery.notes[0]
     recording = store.open(path)
-    assert "'layers/count' (steps 0 to 255, layers 0 to 2): absent since a repair" in recording.attrs["warnings"][0]
+    assert "'layers/count' (rows 0 to 255, layers 0 to 2): absent since a repair" in recording.attrs["warnings"][0]
     first = recording["layers"].isel(step=slice(256))
     assert (first["status"] == Status.ABSENT).all()
     assert (first["count"] == 0).all()
@@ -116,7 +116,7 @@ def test_recover_marks_rows_and_layers_of_a_lost_file_absent_in_every_variable_a
     )
     xr.testing.assert_equal(recording["histograms"].to_dataset().compute(), before["histograms"].to_dataset())
     aside = next((path / ".covshift").glob("set-aside-*"))
-    assert (aside / "layers/sum/0/0/0").read_bytes() == kept
+    assert (aside / "layers/sum/c/0/0/0").read_bytes() == kept
     with Writer(path, attrs={}, resume=True) as writer:
         writer.resume_at(300)
 

@@ -635,7 +635,7 @@ def test_a_recording_in_memory_takes_no_more_than_it_may_and_says_so_once():
     with pytest.warns(CovshiftWarning, match="in memory has reached 0.00025 GB.*record to a disk with path=") as warned:
         for step in range(400):
             recording.append([Row("layers", step, {"sum": rng.normal(size=(50, 5))})])
-    assert len(warned) == 1
+    assert [one.filename for one in warned] == [__file__]
     recording.close()
     kept = store.open(recording.target)["layers"].sizes["step"]
     assert 20 < kept < 200
