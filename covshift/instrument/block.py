@@ -101,9 +101,11 @@ class Block:
     def in_mode(self, *, training: bool) -> Pass:
         """Rows of the forward passes that ran with ``model.training == training``."""
         mode = Mode.TRAIN if training else Mode.EVAL
-        if mode not in self.passes:
-            self.passes[mode] = Pass(histograms=self.histograms, units=self.units)
-        return self.passes[mode]
+        rows = self.passes.get(mode)
+        if rows is None:
+            # Threads may begin the first forward passes of a step together: setdefault lets one of them win.
+            rows = self.passes.setdefault(mode, Pass(histograms=self.histograms, units=self.units))
+        return rows
 
     def begin(self) -> None:
         """A forward pass begins."""

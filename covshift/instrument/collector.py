@@ -6,6 +6,7 @@ is what a module's ``forward`` was given and returned: forward hooks of the user
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Collector:
         self._describer = Describer(settings, incidents)
         self._inputs: dict[str, Observed] = {}
         self._names: set[str] = set()
+        self._naming = threading.Lock()
         self.gradients = Gradients(incidents)
         self.observed: list[Observed] = []
 
@@ -68,19 +70,22 @@ class Collector:
 
     def _layer_of(self, call: Call, path: str) -> Observed:
         layer = call.layers.get(path)
-        if layer is None:
-            layer = call.layers[path] = self._new_layer(f"{call.name}:{path}" if path else call.name)
-        return layer
+        return layer or self._first_seen(call.layers, path, f"{call.name}:{path}" if path else call.name)
+
+    def _first_seen(self, known: dict[str, Observed], path: str, name: str) -> Observed:
+        """The layer ``known`` under ``path``, now if not before; of threads that meet it together one makes it."""
+        with self._naming:
+            if path not in known:
+                known[path] = self._new_layer(name)
+            return known[path]
 
     def inputs(self, forward: Forward, tensors: list[tuple[str, torch.Tensor]]) -> None:
         """Record what the model is given; the first positional argument has the path "0"."""
         if not self._wants[INPUT]:
             return
         for path, tensor in tensors:
-            layer = self._inputs.get(path)
-            if layer is None:
-                name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
-                layer = self._inputs[path] = self._new_layer(name)
+            name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
+            layer = self._inputs.get(path) or self._first_seen(self._inputs, path, name)
             if not layer.is_described:
                 layer.describe(self._describer.of_input(forward, layer.layer, tensor))
             forward.rows.table.add(layer.key + INPUT, tensor, layer.values, units=False)

@@ -69,7 +69,7 @@ class Surroundings:
                 "new modules",
                 "model",
                 f"modules have come into the model after record(), in place of others or beside: {listed(wanted)}; "
-                "nothing of them is recorded. Record the model once it is complete",
+                "what they give is not recorded. Record the model once it is complete",
             )
 
     def _is_known(self, module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """What was mended once and must stay so: each test fails when the one mechanism it is about is taken away."""
 
 import gc
+import sys
 import threading
 from contextlib import nullcontext, suppress
 
@@ -133,6 +134,33 @@ def test_forward_passes_that_begin_together_in_two_threads_fill_one_block():
     assert failures == []
     layers = recorder.recording["layers"]["example_count"].sel(step=0, layer=["0", "1", "2"])
     assert (layers.sel(signal=["activation", "activation_grad"]) == 2 * 4).all()
+
+
+def test_threads_that_meet_a_model_together_share_its_layers_and_lose_no_rows():
+    interval = sys.getswitchinterval()
+    # Threads take turns a thousand times as often as usual, so that what they can do in each other's way they do.
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(60):
+            model, together = perceptron(), threading.Barrier(2)
+
+            def run(model=model, together=together):
+                together.wait()
+                model(torch.randn(4, 6)).sum().backward()
+
+            with covshift.record(model, every=1) as recorder:
+                threads = [threading.Thread(target=run) for _ in range(2)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                recorder.step()
+            layers = recorder.recording["layers"]
+            assert sorted(layers["layer"].values.tolist()) == ["(input)", "0", "1", "2"]
+            counts = layers["example_count"].sel(step=0, signal=["activation", "activation_grad"])
+            assert (counts.sel(layer=["0", "1", "2"]) == 2 * 4).all()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_gradients_of_a_batch_of_directions_are_passed_over_and_keep_their_numbers():
