@@ -156,7 +156,7 @@ def test_steps_of_another_recording_are_damage(tmp_path):
 def test_unreadable_steps_are_damage(path):
     chunk = path / "layers/step/c/0"
     chunk.write_bytes(chunk.read_bytes()[:-3])
-    with pytest.raises(RecordingDamaged, match="do not have their checksum .1.: .layers/step. .steps 0 to 1."):
+    with pytest.raises(RecordingDamaged, match="do not have their checksum .1.: .layers/step. .rows 0 to 1."):
         store.open(path)
 
 
