@@ -99,7 +99,7 @@ def put_beside(model):
 @pytest.mark.parametrize(("change", "name"), [(put_in_place, "1"), (put_beside, "2, 3")])
 def test_modules_that_come_after_record_are_named_once(change, name):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    with pytest.warns(CovshiftWarning, match=rf"modules have come .* beside: {name}; nothing of them") as caught:
+    with pytest.warns(CovshiftWarning, match=rf"modules have come .* beside: {name}; what they give") as caught:
         recorder = of_changed(model, change)
     assert len(caught) == 1
     assert recorder.recording.attrs["warnings"] == [str(caught[0].message)]
