@@ -69,7 +69,8 @@ def record(
     every : int or Schedule, default every(10)
         Which optimizer steps to record, counted from 0.
     layers : None, str, re.Pattern, type, callable, or list of these
-        Modules to observe, by name glob, regular expression, class or predicate; None for all.
+        Modules to observe, by name glob, regular expression, class or predicate. None for all but the members of
+        linkages, whose units are the linkage's; "*" for those, too.
     signals : sequence of str, optional
         Of :data:`covshift.schema.SIGNALS`; all by default.
     histograms_every, units_every : int or Schedule, default first(10) | every(10)

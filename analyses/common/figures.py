@@ -44,7 +44,7 @@ def _accuracies(runs: Summaries, name: str) -> Figure:
                 markersize=3,
                 label=group.first["title"],
             )
-        axes.set(xlabel="step", ylabel="test accuracy, median over seeds", title=name)
+        axes.set(xlabel="step", ylabel=f"test accuracy, {_over_seeds(runs)}", title=name)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     return figure
 
@@ -60,8 +60,18 @@ def _silences(runs: Summaries, name: str) -> Figure:
         image = axes.imshow(filled, aspect="auto", vmin=0, vmax=1, cmap="magma_r", interpolation="nearest")
         axes.set_yticks(range(len(groups)), [group.first["title"] for group in groups])
         axes.set(xlabel="layer", title=name)
-        figure.colorbar(image, ax=axes, label="silent share of units, median over seeds")
+        figure.colorbar(image, ax=axes, label=f"silent share of units, {_over_seeds(runs)}")
     return figure
+
+
+def _over_seeds(runs: Summaries) -> str:
+    """How many seeds the medians are over; one seed is named, as there is no median of it."""
+    counts = [len(group) for group in runs.groups()]
+    fewest, most = min(counts), max(counts)
+    if most == 1:
+        seeds = sorted({run["seed"] for run in runs})
+        return f"seed {seeds[0]}" if len(seeds) == 1 else "one seed each"
+    return f"median over {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -64,6 +64,15 @@ def is_linkage(module: nn.Module) -> bool:
     return getattr(module, "linkage_layout", None) == "concatenated" and hasattr(module, "linkage_members")
 
 
+def linkage_parts(model: nn.Module) -> set[int]:
+    """Modules inside the linkages of a model, by identity: members of a linkage are no layers of their own.
+
+    A member is silent by design where another is not, and its units are among the linkage's.
+    """
+    linkages = [module for module in model.modules() if is_linkage(module)]
+    return {id(part) for linkage in linkages for part in linkage.modules() if part is not linkage}
+
+
 def activation_kind(module: nn.Module) -> str:
     """Class name of a nonlinearity or linkage, "" for any other module."""
     return type(module).__name__ if is_linkage(module) or isinstance(module, NONLINEARITIES) else ""
@@ -165,8 +174,8 @@ def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict
     model : Module
         The root.
     layers : None, str, re.Pattern, type, callable, or list of these
-        None or "*" for all; a glob on names ("features.*"); a compiled regular expression to search names for; a
-        module class; or a predicate of (name, module). A list joins its entries.
+        None for all but the members of linkages, "*" for all; a glob on names ("features.*"); a compiled regular
+        expression to search names for; a module class; or a predicate of (name, module). A list joins its entries.
 
     Raises
     ------
@@ -175,7 +184,8 @@ def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict
     """
     named = {name or ROOT: module for name, module in model.named_modules()}
     if layers is None:
-        return {id(module): name for name, module in named.items()}
+        members = linkage_parts(model)
+        return {id(module): name for name, module in named.items() if id(module) not in members}
     chosen: dict[int, str] = {}
     if layers == []:
         raise InvalidArgumentError("layers=[]: expected at least one entry, or None for all layers")

@@ -52,7 +52,7 @@ def paired_movement(
         As for :func:`covshift.probe.shift_attribution`. In training mode Batch Normalization makes the examples of a
         batch depend on one another, and intervals over examples are only approximate.
     layers : None, str, re.Pattern, type, callable, or list of these
-        Modules without children to compare, as for :func:`covshift.record`; None for all.
+        Modules without children to compare, as for :func:`covshift.record`, which says what None and "*" take.
     example_axis : int, default 0
         Axis of the model's first input that counts examples.
     level : float, default 0.95

@@ -205,8 +205,7 @@ def _calls_of(model: nn.Module) -> Iterator[list[_Call]]:
 
 def _nonlinearities(model: nn.Module) -> dict[nn.Module, str]:
     """Nonlinearities and linkages of the model with their names; members of a linkage are no layers of their own."""
-    linkages = [module for module in model.modules() if sites.is_linkage(module)]
-    members = {id(part) for linkage in linkages for part in linkage.modules() if part is not linkage}
+    members = sites.linkage_parts(model)
     return {
         module: name or sites.ROOT
         for name, module in model.named_modules()

@@ -8,6 +8,7 @@ from torch import nn
 
 from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import sites
+from covshift.linked import LinkedPReLU
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def names(chosen):
 )
 def test_layers_are_chosen_by_glob_regex_class_predicate_or_a_list(model, layers, expected):
     assert names(sites.select(model, layers)) == expected
+
+
+def test_members_of_a_linkage_are_layers_only_where_all_modules_are_asked_for():
+    model = nn.Sequential(nn.Linear(4, 4), LinkedPReLU(dim=-1))
+    assert list(sites.select(model, None).values()) == [sites.ROOT, "0", "1"]
+    assert list(sites.select(model, "*").values()) == [sites.ROOT, "0", "1", "1.member_0", "1.member_1"]
 
 
 def test_a_selection_that_matches_nothing_names_near_layers():
