@@ -40,8 +40,11 @@ def checked(row: Row, axes: Axes) -> Row:
     if row.group not in layout.PATHS:
         raise InvalidArgumentError(f"group='{row.group}': expected one of {', '.join(layout.PATHS)}")
     lengths = axes.lengths | layout.fixed_lengths(row.group)
+    known = _VARIABLES[schema.group_of(row.group).name]
     variables = {
-        name: _checked_cells(cells, _variable(row.group, name), row.group, lengths=lengths, axes=axes)
+        name: _checked_cells(
+            cells, known.get(name) or _variable(row.group, name), row.group, lengths=lengths, axes=axes
+        )
         for name, cells in row.variables.items()
     }
     return replace(row, step=_checked_step(row), variables=variables)
@@ -81,6 +84,9 @@ def _checked_cells(cells: Any, variable: Variable, path: str, *, lengths: Mappin
 
 def _demand_shape(shape: tuple[int, ...], variable: Variable, path: str, lengths: Mapping[str, int]) -> None:
     """Axes that grow may be shorter than declared; what a row has not heard of yet reads as absent."""
+    # Nearly all rows are as long as declared, and this runs for every variable of every record.
+    if shape == tuple([lengths[dim] for dim in variable.dims]):
+        return
     if len(shape) == len(variable.dims) and all(
         got == lengths[dim] or (got < lengths[dim] and dim in layout.GROWING)
         for got, dim in zip(shape, variable.dims, strict=True)
