@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import results
-from common import claims, published, tables
+from common import claims, figures, published, tables
 from common.files import thinned, write_json
 from common.intervals import mean_interval, prediction_interval, ratio_interval
 from common.summaries import Summaries
@@ -234,6 +234,19 @@ def test_silent_units_are_shown_by_layer_and_in_all(tmp_path: Path) -> None:
     assert "| ReLU | 2 of 8 | 1 to 2 | act3 | 1 | 3 |" in readme
     assert "| LK-ReLU | 0 of 8 | 0 to 0 | none | 0 | 3 |" in readme
     assert "| act3 | 2 | 0 |" in units
+
+
+@pytest.mark.parametrize(("silent", "said"), [
+    ({"relu": [1], "linked-relu": [0]}, "seed 0"),
+    ({"relu": [1, 2, 2], "linked-relu": [0, 0, 0]}, "median over 3 seeds"),
+    ({"relu": [1, 2, 2], "linked-relu": [0, 0]}, "median over 2 to 3 seeds"),
+])  # fmt: skip
+def test_figures_say_how_many_seeds_they_show(tmp_path: Path, silent: dict[str, list[int]], said: str) -> None:
+    figures.draw(Summaries.of(folder_of(tmp_path, depth_runs(silent))), tmp_path)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 2
+    # A text of matplotlib's SVG stands in a comment before its outlines.
+    assert all(f", {said} -->" in path.read_text() for path in drawn)
 
 
 def test_pages_state_data_hardware_commit_and_distance_and_are_the_same_again(tmp_path: Path) -> None:
