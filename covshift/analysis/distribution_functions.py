@@ -16,6 +16,9 @@ from covshift.analysis.rows import ratio
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import Grid
 
+ROWS_AT_ONCE = 32
+"""Rows of counts compared together, of which each may hold several groups."""
+
 Counts = NDArray[Any]
 Floats = NDArray[np.float64]
 
@@ -52,6 +55,17 @@ def cumulated(counts: Counts, bins: slice) -> Floats:
 def shares(below: Floats) -> Floats:
     """Distribution functions from :func:`cumulated` counts; NaN where there is no element."""
     return ratio(below, below[..., -1:])
+
+
+def in_blocks(rows: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Positions of the ``rows`` that are True, a few at a time: arrays that stay in a processor's cache."""
+    chosen = np.flatnonzero(rows)
+    return np.array_split(chosen, -(-chosen.size // ROWS_AT_ONCE)) if chosen.size else []
+
+
+def beside(width: Floats) -> Floats:
+    """Width of the two bins that each upper edge stands between; beyond the last one nothing differs."""
+    return np.asarray(width + np.append(width[1:], 0.0))
 
 
 @dataclass(frozen=True)
@@ -92,15 +106,10 @@ class Gap:
         product = self.upper[..., :-1] * self.upper[..., 1:]
         crossing = product < 0
         excess = np.divide(-product, size[..., :-1] + size[..., 1:], out=np.zeros_like(product), where=crossing)
-        return np.asarray(size @ self._beside / 2 - excess @ self.width[1:])
+        return np.asarray(size @ beside(self.width) / 2 - excess @ self.width[1:])
 
     @property
     def squared_area(self) -> Floats:
         """``int (F - G)^2 dx``, which is ``(l^2 + l r + r^2) / 3`` over a bin."""
         product = self.upper[..., :-1] * self.upper[..., 1:]
-        return np.asarray((self.upper**2 @ self._beside + product @ self.width[1:]) / 3)
-
-    @property
-    def _beside(self) -> Floats:
-        """Width of the two bins that each upper edge stands between; beyond the last one the gap is 0."""
-        return self.width + np.append(self.width[1:], 0.0)
+        return np.asarray((self.upper**2 @ beside(self.width) + product @ self.width[1:]) / 3)

@@ -25,7 +25,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from covshift.analysis.distribution_functions import Counts, Floats, Gap, cumulated, occupied, shares, widths
+from covshift.analysis.distribution_functions import Counts, Floats, Gap, beside, cumulated, occupied, shares, widths
 from covshift.analysis.rows import ratio
 from covshift.grid import Grid
 
@@ -140,13 +140,7 @@ def cramer_noise(groups: Counts, grid: Grid) -> Floats:
     ndarray of float64, shape (...)
         In the unit of the values, >= 0; NaN with fewer than two groups that hold elements.
     """
-    bins = occupied(grid, groups)
-    below = cumulated(groups, bins)
-    sizes = below[..., -1]
-    gap = Gap(shares(below) - shares(below.sum(axis=-2, keepdims=True)), widths(grid)[bins])
-    within = np.nansum(sizes * gap.squared_area, axis=-1)
-    g, total = (sizes > 0).sum(axis=-1), sizes.sum(axis=-1)
-    return ratio(within, total * (g - 1))
+    return sampling_noise(groups, grid)[0]
 
 
 def relabelled_cramer(groups_a: Counts, groups_b: Counts, ways: NDArray[np.int64], grid: Grid) -> Floats:
@@ -181,7 +175,7 @@ def relabelled_cramer(groups_a: Counts, groups_b: Counts, ways: NDArray[np.int64
     across = _quadratic(first, between, second)
     within = (_quadratic(first, between, first) + _quadratic(second, between, second)) / 2
     excess = across - within * (1 + 1 / (groups_a.shape[-2] - 1)) if groups_a.shape[-2] > 1 else across * np.nan
-    return np.where((sizes > 0).all(axis=-1)[..., None], excess, np.nan)
+    return np.where(np.all(sizes > 0, axis=-1, keepdims=True), excess, np.nan)
 
 
 def normal_wasserstein1(mean_a: Floats, sd_a: Floats, mean_b: Floats, sd_b: Floats) -> Floats:
@@ -222,11 +216,30 @@ def wasserstein1_noise(groups: Counts, grid: Grid) -> Floats:
     ndarray of float64, shape (...)
         In the unit of the values; NaN with fewer than two groups that hold elements.
     """
+    return sampling_noise(groups, grid)[1]
+
+
+def sampling_noise(groups: Counts, grid: Grid) -> tuple[Floats, Floats]:
+    """:func:`cramer_noise` and :func:`wasserstein1_noise` of the same ``groups``, for the price of one."""
     bins = occupied(grid, groups)
-    below = cumulated(groups, bins)
-    squares = [_split_square(below, half, widths(grid)[bins]) for half in _halves(groups.shape[-2])]
+    below, width = cumulated(groups, bins), widths(grid)[bins]
+    return _cramer_noise(below, width), _wasserstein1_noise(below, width)
+
+
+def _cramer_noise(below: Floats, width: Floats) -> Floats:
+    """From cumulated counts, shape ``(..., groups, bins)``."""
+    sizes = below[..., -1]
+    gap = Gap(shares(below) - shares(below.sum(axis=-2, keepdims=True)), width)
+    within = np.nansum(sizes * gap.squared_area, axis=-1)
+    g, total = (sizes > 0).sum(axis=-1), sizes.sum(axis=-1)
+    return ratio(within, total * (g - 1))
+
+
+def _wasserstein1_noise(below: Floats, width: Floats) -> Floats:
+    """From cumulated counts, shape ``(..., groups, bins)``."""
+    squares = [_split_square(below, half, width) for half in _halves(below.shape[-2])]
     if not squares:
-        return np.full(groups.shape[:-2], np.nan)
+        return np.full(below.shape[:-2], np.nan)
     stacked = np.stack(squares)
     usable = np.isfinite(stacked)
     return np.sqrt(ratio(np.where(usable, stacked, 0.0).sum(axis=0), usable.sum(axis=0)))
@@ -234,14 +247,11 @@ def wasserstein1_noise(groups: Counts, grid: Grid) -> Floats:
 
 def _group_distances(functions: Floats, width: Floats) -> Floats:
     """Squared Cramer distances between distribution functions ``(..., groups, bins)``: ``(..., groups, groups)``."""
-    right = functions - functions.mean(axis=-2, keepdims=True)
-    left = np.concatenate([np.zeros_like(right[..., :1]), right[..., :-1]], axis=-1)
-    scaled = np.sqrt(width / 3)
-    left, right = left * scaled, right * scaled
-    # The integral of two lines over a bin is l l' + r r' + (l r' + r l') / 2.
-    gram = left @ np.swapaxes(left, -1, -2) + right @ np.swapaxes(right, -1, -2)
-    mixed = left @ np.swapaxes(right, -1, -2)
-    gram += (mixed + np.swapaxes(mixed, -1, -2)) / 2
+    upper = functions - functions.mean(axis=-2, keepdims=True)
+    # The integral of two lines over a bin is (l l' + r r') / 3 + (l r' + r l') / 6; what is r of one is l of the next.
+    scaled = upper * np.sqrt(beside(width) / 3)
+    mixed = (upper[..., :-1] * (width[1:] / 6)) @ np.swapaxes(upper[..., 1:], -1, -2)
+    gram = scaled @ np.swapaxes(scaled, -1, -2) + mixed + np.swapaxes(mixed, -1, -2)
     own = np.diagonal(gram, axis1=-2, axis2=-1)
     return np.asarray(np.maximum(own[..., :, None] + own[..., None, :] - 2 * gram, 0.0))
 
