@@ -12,7 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.analysis import divergence, rows
+from covshift.analysis import rows
+from covshift.analysis.distribution_functions import widths
 from covshift.analysis.shift_records import View
 from covshift.exceptions import SignalNotRecorded
 from covshift.grid import Grid
@@ -101,7 +102,7 @@ def within(counts: NDArray[np.int64], bounds: Floats, grid: Grid) -> Floats:
     """
     finite = slice(1, grid.nan - 1)
     lower = np.minimum(np.abs(grid.lower[finite]), np.abs(grid.upper[finite]))
-    width = divergence.widths(grid)[finite]
+    width = widths(grid)[finite]
     reach = bounds[:, None] - lower
     covered = np.where(width > 0, np.clip(reach / np.where(width > 0, width, 1.0), 0.0, 1.0), reach >= 0)
     held = counts[:, finite].astype(np.float64)

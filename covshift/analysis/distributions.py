@@ -139,14 +139,15 @@ def display(counts: FloatArray, steps: NDArray[Any], *, cells: int = 120, **attr
     Dataset
         See :func:`river`.
     """
-    quantile = quantiles(counts, PROBABILITIES)
+    occupied = _Occupied.of(counts, VALUES)
+    quantile = occupied.quantiles(PROBABILITIES)
     axis = display_axis(quantile)
     edges = axis.edges(cells)
     return xr.Dataset(
         {
-            "count": (("step", "cell"), rebinned(counts, edges)),
+            "count": (("step", "cell"), occupied.rebinned(edges)),
             "quantile": (("step", "probability"), quantile),
-            **{name: ("step", kind) for name, kind in _kinds(counts, axis).items()},
+            **{name: ("step", kind) for name, kind in _kinds(counts, occupied, axis).items()},
         },
         coords={
             "step": steps,
@@ -175,23 +176,7 @@ def quantiles(counts: FloatArray, probabilities: tuple[float, ...], *, grid: Gri
     ndarray
         Shape ``(rows, probabilities)``; NaN in rows without a finite element.
     """
-    finite = _finite_bins(grid)
-    held, lower, upper = counts[:, finite], _closed(grid.lower[finite], grid), _closed(grid.upper[finite], grid)
-    out = np.full((len(held), len(probabilities)), np.nan)
-    for row, histogram in enumerate(held):
-        occupied = np.flatnonzero(histogram)
-        if occupied.size:
-            ranks = histogram.sum() * np.asarray(probabilities)
-            out[row] = _quantiles(histogram[occupied], ranks, lower[occupied], upper[occupied])
-    return out
-
-
-def _quantiles(occupied: FloatArray, ranks: FloatArray, lower: FloatArray, upper: FloatArray) -> FloatArray:
-    """Values below which ``ranks`` elements of bins lie that all hold some."""
-    reached = np.cumsum(occupied)
-    hit = np.minimum(np.searchsorted(reached, ranks), occupied.size - 1)
-    inside = np.clip(1.0 - (reached[hit] - ranks) / occupied[hit], 0.0, 1.0)
-    return np.asarray(lower[hit] + inside * (upper[hit] - lower[hit]))
+    return _Occupied.of(counts, grid).quantiles(probabilities)
 
 
 def rebinned(counts: FloatArray, edges: FloatArray, *, grid: Grid = VALUES, closed: bool = True) -> FloatArray:
@@ -212,16 +197,48 @@ def rebinned(counts: FloatArray, edges: FloatArray, *, grid: Grid = VALUES, clos
     ndarray
         Shape ``(rows, cells)``; a row sums to its finite elements inside the edges.
     """
-    held = np.zeros(grid.size, dtype=bool)
-    held[_finite_bins(grid)] = counts[:, _finite_bins(grid)].any(axis=0)
-    lower, upper = _closed(grid.lower[held], grid), _closed(grid.upper[held], grid)
-    width = upper - lower
-    with np.errstate(invalid="ignore", divide="ignore"):
-        covered = np.clip((edges[:, None] - lower) / width, 0.0, 1.0)
-    covered[:, width == 0] = edges[:, None] > lower[width == 0]
-    if closed:
-        covered[-1, width == 0] = edges[-1] >= lower[width == 0]
-    return np.asarray(counts[:, held] @ np.diff(covered, axis=0).T)
+    return _Occupied.of(counts, grid).rebinned(edges, closed=closed)
+
+
+@dataclass(frozen=True)
+class _Occupied:
+    """Histograms cut to the bins of finite values that any of them holds, with the edges of those bins."""
+
+    counts: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+
+    @classmethod
+    def of(cls, counts: FloatArray, grid: Grid) -> _Occupied:
+        finite = _finite_bins(grid)
+        held = finite.start + np.flatnonzero(counts[:, finite].any(axis=0))
+        return cls(counts[:, held], _closed(grid.lower[held], grid), _closed(grid.upper[held], grid))
+
+    def quantiles(self, probabilities: tuple[float, ...]) -> FloatArray:
+        """See :func:`quantiles`."""
+        bins = self.counts.shape[1]
+        if not bins:
+            return np.full((len(self.counts), len(probabilities)), np.nan)
+        reached = np.cumsum(self.counts, axis=1)
+        ranks = reached[:, -1:] * np.asarray(probabilities)
+        held = self.counts > 0
+        first, last = held.argmax(axis=1), bins - 1 - held[:, ::-1].argmax(axis=1)
+        # The bin in which a rank is reached holds some element, but for rounding at the ends.
+        hit = np.clip((reached[:, None, :] < ranks[..., None]).sum(axis=2), first[:, None], last[:, None])
+        over = np.take_along_axis(reached, hit, axis=1) - ranks
+        inside = np.clip(1.0 - rows.ratio(over, np.take_along_axis(self.counts, hit, axis=1)), 0.0, 1.0)
+        return np.asarray(self.lower[hit] + inside * (self.upper[hit] - self.lower[hit]))
+
+    def rebinned(self, edges: FloatArray, *, closed: bool = True) -> FloatArray:
+        """See :func:`rebinned`."""
+        width = self.upper - self.lower
+        with np.errstate(invalid="ignore", divide="ignore"):
+            covered = np.clip((edges[:, None] - self.lower) / width, 0.0, 1.0)
+        atoms = self.lower[width == 0]
+        covered[:, width == 0] = edges[:, None] > atoms
+        if closed:
+            covered[-1, width == 0] = edges[-1] >= atoms
+        return np.asarray(self.counts @ np.diff(covered, axis=0).T)
 
 
 def display_axis(quantile: FloatArray) -> DisplayAxis:
@@ -242,11 +259,11 @@ def display_axis(quantile: FloatArray) -> DisplayAxis:
     return DisplayAxis(low, high, within)
 
 
-def _kinds(counts: FloatArray, axis: DisplayAxis) -> dict[str, FloatArray]:
+def _kinds(counts: FloatArray, occupied: _Occupied, axis: DisplayAxis) -> dict[str, FloatArray]:
     """Elements of each row that are zero, finite, NaN, infinite, or outside ``axis``."""
-    finite = counts[:, _finite_bins(VALUES)].sum(axis=1)
-    below = rebinned(counts, np.array([-np.ldexp(1.0, VALUES.max_exponent), axis.low]), closed=False)[:, 0]
-    inside = rebinned(counts, np.array([axis.low, axis.high]))[:, 0]
+    finite = occupied.counts.sum(axis=1)
+    below = occupied.rebinned(np.array([-np.ldexp(1.0, VALUES.max_exponent), axis.low]), closed=False)[:, 0]
+    inside = occupied.rebinned(np.array([axis.low, axis.high]))[:, 0]
     return {
         "below": below,
         "above": np.maximum(finite - below - inside, 0.0),

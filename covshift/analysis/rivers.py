@@ -75,10 +75,10 @@ def _counts(stored: xr.DataArray, chosen: NDArray[np.int64]) -> NDArray[Any]:
     counts = np.zeros((len(chosen), *ordered.shape[1:3], ordered.shape[4]), dtype=np.uint32)
     for first in range(0, ordered.sizes["step"], _AT_ONCE):
         wanted = np.flatnonzero((chosen >= first) & (chosen < first + _AT_ONCE))
-        if wanted.size:
-            block = np.asarray(ordered.isel(step=slice(first, first + _AT_ONCE)).values)
-            for at in wanted:
-                block[chosen[at] - first].sum(axis=2, dtype=counts.dtype, out=counts[at])
+        for signal in range(ordered.sizes["value_signal"]) if wanted.size else ():
+            block = np.asarray(ordered.isel(step=slice(first, first + _AT_ONCE), value_signal=signal).values)
+            for at in wanted if block.any() else ():
+                block[chosen[at] - first].sum(axis=1, dtype=counts.dtype, out=counts[at, :, signal])
     return counts
 
 

@@ -22,6 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import divergence, inference, shift_windows
+from covshift.analysis.distribution_functions import Gap, in_blocks
 from covshift.analysis.shift_records import Record, View
 from covshift.analysis.shift_windows import CRAMER_OF_SMALL_SHIFT
 from covshift.analysis.unit_shift import between_units
@@ -262,18 +263,18 @@ def distances(before: Record, now: Record, grid: Grid, *, same_examples: bool = 
     known = before.noise_known & now.noise_known & np.isfinite(noise)
     if same_examples:
         known, noise, floor = np.ones_like(known), np.zeros_like(noise), np.zeros_like(floor)
-    apart = divergence.cramer(before.counts, now.counts, grid)
+    w1, ks, apart, js = _of_counts(before.counts, now.counts, grid)
     u = (apart - noise) / scale
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(np.where(now.sd > 0, now.sd, np.nan) ** 2 / scale**2)
         smd = (now.mean - before.mean) / np.sqrt(np.where(variances > 0, variances, np.nan) / 2)
         off_centre = np.maximum(np.abs(before.mean) / before.sd, np.abs(now.mean) / now.sd) > 2.0**grid.mantissa_bits
     return {
-        "w1": divergence.wasserstein1(before.counts, now.counts, grid) / scale,
+        "w1": w1 / scale,
         "w1_of_moments": divergence.normal_wasserstein1(before.mean, before.sd, now.mean, now.sd) / scale,
-        "ks": divergence.kolmogorov_smirnov(before.counts, now.counts, grid),
+        "ks": ks,
         "energy": np.sqrt(2 * apart / scale),
-        "js": divergence.jensen_shannon(before.counts, now.counts, grid),
+        "js": js,
         "smd": smd,
         "log_var_ratio": ratio,
         "u": u,
@@ -284,6 +285,16 @@ def distances(before: Record, now: Record, grid: Grid, *, same_examples: bool = 
         "n_examples": np.minimum(before.n_examples, now.n_examples),
         "noise_known": known.astype(np.float64),
     }
+
+
+def _of_counts(before: NDArray[Any], now: NDArray[Any], grid: Grid) -> Floats:
+    """W1, KS, squared Cramer distance and Jensen-Shannon divergence, shape ``(4, layer)``; NaN with an empty side."""
+    found = np.full((4, len(before)), np.nan)
+    for layers in in_blocks(np.asarray(before.any(axis=1) & now.any(axis=1))):
+        gap = Gap.of(before[layers], now[layers], grid)
+        spread = divergence.jensen_shannon(before[layers], now[layers], grid)
+        found[:, layers] = gap.area, gap.largest, gap.squared_area, spread
+    return found
 
 
 def _dataset(columns: dict[str, Floats], coords: dict[str, NDArray[Any]]) -> xr.Dataset:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from covshift import schema
 from covshift.analysis import divergence, rows
+from covshift.analysis.distribution_functions import in_blocks
 from covshift.exceptions import SignalNotRecorded
 from covshift.grid import Grid
 
@@ -58,12 +59,19 @@ class Record:
     @cached_property
     def cramer_noise(self) -> Floats:
         """What sampling adds to squared Cramer distances, shape ``(layer,)``."""
-        return divergence.cramer_noise(self.groups, self.grid)
+        return self._noise[0]
 
     @cached_property
     def wasserstein1_noise(self) -> Floats:
         """The scale that sampling alone gives to W1, shape ``(layer,)``."""
-        return divergence.wasserstein1_noise(self.groups, self.grid)
+        return self._noise[1]
+
+    @cached_property
+    def _noise(self) -> tuple[Floats, Floats]:
+        squared, root = np.full((2, len(self.groups)), np.nan)
+        for layers in in_blocks(np.asarray(self.counts.any(axis=1))):
+            squared[layers], root[layers] = divergence.sampling_noise(self.groups[layers], self.grid)
+        return squared, root
 
     @cached_property
     def counts(self) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import divergence, inference, rows
+from covshift.analysis.distribution_functions import in_blocks
 from covshift.analysis.shift_records import Record, View
 from covshift.grid import Grid
 
@@ -29,8 +30,11 @@ def relabelled(before: Record, now: Record, grid: Grid) -> Floats:
     ways = inference.relabellings(before.groups.shape[1])
     variance = (before.sd**2 + now.sd**2) / 2 + (now.mean - before.mean) ** 2 / 4
     known = before.noise_known & now.noise_known & (variance > 0)
-    scale = np.sqrt(np.where(known, variance, np.nan))
-    return divergence.relabelled_cramer(before.groups, now.groups, ways, grid).T / scale
+    table = np.full((len(ways), len(known)), np.nan)
+    for layers in in_blocks(known):
+        distances = divergence.relabelled_cramer(before.groups[layers], now.groups[layers], ways, grid)
+        table[:, layers] = distances.T / np.sqrt(variance[layers])
+    return table
 
 
 def windows(tables: list[Floats], view: View, *, pairs_per_window: int) -> xr.Dataset:

@@ -8,6 +8,7 @@ wide cell, not a shift of all that follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
@@ -98,13 +101,44 @@ class RowLocator(Locator):
         return self()
 
 
+class RowFormatter(Formatter):
+    """Names of rows, of which only the first, the last and the widest that are drawn take part in the layout.
+
+    The block of labels is no larger than these make it, and layout measures each of its labels a dozen times, which
+    takes far longer than to draw them once.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """Name of the row at a tick."""
+        return _name_at(self.names, x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Names of the rows at all ticks."""
+        labels = super().format_ticks(values)  # type: ignore[arg-type]
+        if labels and isinstance(self.axis, Axis):
+            bounding = {0, int(np.argmax([_text_width(label) for label in labels])), len(labels) - 1}
+            for at, tick in enumerate(self.axis.get_major_ticks(len(labels))):
+                tick.label1.set_in_layout(at in bounding)
+        return labels
+
+
+@lru_cache(maxsize=4096)
+def _text_width(text: str) -> float:
+    """Width of a label in the font of all labels, in a unit of its own."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=LABEL_HEIGHT), False)
+    return float(width)
+
+
 def label_layers(
     ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
 ) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
     ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda at, _: _name_at(short, at)))
+    ax.yaxis.set_major_formatter(RowFormatter(short))
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     tall = size_in_points(ax)[1] > 200.0
@@ -312,7 +346,10 @@ def title(ax: Axes, text: str, *, size: float = 10.0) -> None:
     """Title of ``ax``: the finding, in lines as long as ``ax`` is wide."""
     width = int(size_in_points(ax)[0] / (CHARACTER_WIDTH * size))
     look = {"fontsize": size, "fontweight": "bold", "color": style.look().ink}
-    ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, parse_math=False)
+    clear = isinstance(ax.yaxis.get_major_formatter(), RowFormatter) and ax.xaxis.get_ticks_position() == "bottom"
+    # where nothing stands above ax, its top is the place: to look for a better one, layout measures all labels again
+    place = 1.0 if clear else None
+    ax.set_title(wrapped(text, width=max(width, 16)), look, loc="left", pad=10.0, y=place, parse_math=False)
 
 
 def wrapped(text: str, *, width: int) -> str:

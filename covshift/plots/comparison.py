@@ -190,7 +190,7 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
     label_layers(ax, values["layer"].values, width=20)
     if not first:
         ax.set_ylabel("")
-        ax.tick_params(axis="y", labelleft=False)
+        ax.tick_params(axis="y", left=False, labelleft=False)  # nothing of a tick is left, so none is made
     ax.grid(axis="x")
     title(ax, f"{words}\n{_furthest_apart(values, scale=scale)}", size=9.0)
 

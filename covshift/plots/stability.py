@@ -70,7 +70,7 @@ def plot_stability(
         if stability.sizes["layer"]:
             label_layers(axes[0], stability["layer"].values)
         for panel in axes[1:]:
-            panel.tick_params(axis="y", labelleft=False, length=0)
+            panel.tick_params(axis="y", left=False, labelleft=False)
         key_of_figure(figure, [*_state_keys(stability), _band_key()])
         _headline(figure, _finding(stability), width=124)
     return figure

@@ -18,7 +18,7 @@ from covshift.reporting.results import Results
 CELLS = 64
 """Cells of a river, and most rows of the strip of units."""
 
-MOST_STEPS, FEWEST_STEPS = 200, 24
+MOST_STEPS, FEWEST_STEPS = 200, 2
 
 
 def thinned(records: int, most: int) -> NDArray[np.int64]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from covshift.reporting.compared import compare
 from covshift.reporting.drawn_records import FEWEST_STEPS, MOST_STEPS
 from covshift.reporting.layer_charts import layer_sections
 from covshift.reporting.results import Results, gather
+
+MOST_BYTES = 5_000_000
+"""Of a page; see :func:`write_report`."""
 
 Recordings = xr.DataTree | Mapping[str, xr.DataTree | RecordingDamaged] | Sequence[xr.DataTree]
 
@@ -77,8 +81,8 @@ def write_report(
 
     Notes
     -----
-    A recording without a single record, or one that is damaged, is reported as such. A page takes 5 MB at most: the
-    more layers and runs, the fewer of their records are drawn.
+    A recording without a single record, or one that is damaged, is reported as such. A page takes 5 MB at most, unless
+    its tables alone take more: the more layers and runs, the fewer of their records are drawn, at least two.
     """
     runs = _named(recordings)
     given = dict(diagnoses or {})
@@ -121,15 +125,30 @@ def _compose(
     compared = compare(told, results, most=figures_at_most) if len(results) > 1 else None
     left = figures_at_most - len(compared.pictures if compared else ())
     report = content.report_content(title, told, comparison=compared.content if compared else None)
-    html = page.render(
+    render = partial(
+        page.render,
         report,
         pictures=figures.pictures_of_runs(list(runs), results, most=left),
         comparison=compared.pictures if compared else (),
-        layer_data=_layer_data(told, results),
         curve_data=compared.curve_data if compared else "",
         refresh_seconds=refresh_seconds,
     )
-    return report, html
+    return report, _fitting(render, told, results)
+
+
+def _fitting(render: Callable[..., str], told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -> str:
+    """The page with the charts of all layers, drawn at so many records as there is room for."""
+    count = sum(len(run.get("layers", ())) for run in told)
+    records = max((rows.group(result.recording, "layers").sizes["step"] for result in results.values()), default=0)
+    steps = max(min(MOST_STEPS, embedding.PAGE_STEPS // max(count, 1), records), FEWEST_STEPS)
+    while True:
+        layer_data = _layer_data(told, results, steps=steps) if count else ""
+        html = render(layer_data=layer_data)
+        excess = len(html.encode()) - MOST_BYTES
+        if excess <= 0 or steps == FEWEST_STEPS or not count:
+            return html
+        left = max(len(layer_data) - excess, 0) / len(layer_data)
+        steps = max(min(int(steps * left), steps - 1), FEWEST_STEPS)
 
 
 def _judged(name: str, run: xr.DataTree | str, diagnosis: Diagnosis | None) -> Results | dict[str, Any]:
@@ -158,12 +177,8 @@ def _unreadable(recording: xr.DataTree) -> str:
     return ""
 
 
-def _layer_data(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results]) -> str:
+def _layer_data(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *, steps: int) -> str:
     """The charts of all layers of all runs; a run without records has none, but keeps its place."""
-    count = sum(len(run.get("layers", ())) for run in told)
-    if not count:
-        return ""
-    steps = max(min(MOST_STEPS, embedding.PAGE_STEPS // count), FEWEST_STEPS)
     sections = [
         layer_sections(results[run["name"]], steps=steps) if run["recorded"] else {"name": run["name"], "layers": []}
         for run in told

@@ -42,6 +42,7 @@ _TAG = re.compile(r"<[^<>]+>")
 _FONT = re.compile(r"font: (?:(?P<weight>\w+) )?(?P<size>[\d.]+px) [^;\"]*")
 _FONT_FAMILY = re.compile(r"font-family: [^;\"]*;? ?")
 _NOT_OURS = re.compile(r"<(metadata|style)\b.*?</\1>", flags=re.DOTALL)
+_IMAGE = re.compile(r"<image\b[^<>]*>")
 _OWN_REFERENCE = re.compile(r"(\bid=\"|xlink:href=\"#|url\(#)")
 
 
@@ -63,7 +64,7 @@ def inline_svg(figure: Figure, *, prefix: str, label: str) -> str:
         Markup. The same figure gives the same bytes.
     """
     text = _saved(figure, prefix=prefix)
-    if len(text) > HEAVY:
+    if len(text) - sum(len(image) for image in _IMAGE.findall(text)) > HEAVY:
         for axes in figure.get_axes():
             for artist in (*axes.lines, *axes.collections, *axes.patches):
                 artist.set_rasterized(True)

@@ -55,6 +55,36 @@ def test_zeros_belong_to_the_cell_that_starts_at_zero_or_else_ends_there(edges, 
     np.testing.assert_array_equal(distributions.rebinned(histogram(np.zeros(3)), np.array(edges)), [expected])
 
 
+def one_by_one(counts, probabilities):
+    """Quantiles of each row by walking its bins: the value at which so many elements lie below."""
+    found = np.full((len(counts), len(probabilities)), np.nan)
+    for row, histogram in enumerate(counts[:, 1 : VALUES.nan - 1]):
+        held = np.flatnonzero(histogram)
+        for at, probability in enumerate(probabilities):
+            rank, below = probability * histogram.sum(), 0.0
+            for bin_ in held:
+                if below + histogram[bin_] >= rank or bin_ == held[-1]:
+                    lower, upper = VALUES.lower[bin_ + 1], VALUES.upper[bin_ + 1]
+                    found[row, at] = lower + (rank - below) / histogram[bin_] * (upper - lower)
+                    break
+                below += histogram[bin_]
+    return found
+
+
+def test_quantiles_of_many_rows_are_those_of_each():
+    rng = np.random.default_rng(5)
+    bins = np.arange(2, VALUES.nan - 2)  # without overflow, which has no upper edge to go to
+    counts = np.zeros((30, VALUES.size))
+    for row in counts[1:]:  # the first row is empty
+        first, last = np.sort(rng.choice(bins, size=2, replace=False))
+        row[first : last + 1] = rng.integers(0, 30, size=last + 1 - first) * (rng.random(last + 1 - first) < 0.3)
+    counts[2] = 0
+    counts[2, VALUES.zero] = 7
+    probabilities = (0.0, 0.01, 0.25, 0.5, 0.99, 1.0)
+    found = distributions.quantiles(counts, probabilities)
+    np.testing.assert_allclose(found, one_by_one(counts, probabilities), rtol=1e-12, atol=1e-12)
+
+
 def test_infinite_and_nan_elements_are_in_no_cell_and_no_quantile():
     counts = histogram(np.array([np.nan, np.inf, -np.inf, 2.0]))
     assert distributions.rebinned(counts, np.array([-1e5, 1e5])).sum() == 1.0

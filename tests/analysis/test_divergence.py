@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from covshift.analysis import divergence
+from covshift.analysis.distribution_functions import widths
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import GRADIENTS, VALUES, Grid
 
@@ -30,7 +31,7 @@ DISTANCES = [
 
 def bound(a, b, grid):
     """What binning can change a W1 distance by: every element moves within its bin."""
-    return float(((a / a.sum() + b / b.sum()) * divergence.widths(grid)).sum())
+    return float(((a / a.sum() + b / b.sum()) * widths(grid)).sum())
 
 
 @given(x=SAMPLE, y=SAMPLE)
@@ -38,6 +39,49 @@ def test_wasserstein_is_that_of_the_values_up_to_the_width_of_their_bins(x, y, c
     a, b = count_bins(x, VALUES), count_bins(y, VALUES)
     distance = divergence.wasserstein1(a, b, VALUES)
     assert abs(distance - stats.wasserstein_distance(x, y)) <= bound(a, b, VALUES) + 1e-9
+
+
+def plain(a, b, grid):
+    """W1, KS and Cramer by their definitions: both ends of F - G in every bin of the whole grid, one pair of rows."""
+    p, q = (np.where(np.isfinite(grid.lower) | np.isfinite(grid.upper), side, 0.0) for side in (a, b))
+    right = np.cumsum(p) / p.sum() - np.cumsum(q) / q.sum()
+    left = np.append(0.0, right[:-1])
+    both = np.abs(left) + np.abs(right)
+    crossing = np.divide(left**2 + right**2, both, out=np.zeros_like(both), where=both > 0)
+    mean = np.where(left * right < 0, crossing, both) / 2
+    square = (left**2 + left * right + right**2) / 3
+    return (mean * widths(grid)).sum(), np.abs(right).max(), (square * widths(grid)).sum()
+
+
+@pytest.mark.parametrize("grid", [VALUES, GRADIENTS])
+def test_distances_on_the_occupied_bins_are_those_on_the_whole_grid(grid):
+    rng = np.random.default_rng(3)
+    a, b = rng.integers(0, 50, size=(2, 40, grid.size))
+    for row in range(40):  # every row holds bins of its own; the first two are wide and narrow
+        first, last = np.sort(rng.integers(0, grid.size, size=2))
+        a[row, :first], b[row, last + 1 :] = 0, 0
+    a[1], b[1] = (np.bincount([grid.zero, grid.zero + at], minlength=grid.size) for at in (1, 2))
+    expected = np.array([plain(*pair, grid) for pair in zip(a, b, strict=True)]).T
+    for distance, known in zip(DISTANCES[:3], expected, strict=True):
+        np.testing.assert_allclose(distance(a, b, grid), known, rtol=1e-12, atol=0)
+
+
+def test_groups_compared_at_once_give_what_each_pair_gives():
+    rng = np.random.default_rng(4)
+    groups = rng.integers(0, 9, size=(6, 4, VALUES.size)) * (rng.random((6, 1, VALUES.size)) < 0.1)
+    sizes = groups[..., 1 : VALUES.nan - 1].sum(axis=-1)
+    of_groups = [[divergence.cramer(one, row.sum(axis=0), VALUES) for one in row] for row in groups]
+    np.testing.assert_allclose(
+        divergence.cramer_noise(groups, VALUES), (sizes * of_groups).sum(axis=1) / sizes.sum(axis=1) / 3, rtol=1e-12
+    )
+    halves = [([0, 1], [2, 3]), ([0, 2], [1, 3]), ([0, 3], [1, 2])]
+    squares = [
+        divergence.wasserstein1(groups[:, one].sum(axis=1), groups[:, other].sum(axis=1), VALUES) ** 2
+        * (sizes[:, one].sum(axis=1) * sizes[:, other].sum(axis=1) / sizes.sum(axis=1) ** 2)
+        for one, other in halves
+    ]
+    expected = np.sqrt(np.mean(squares, axis=0))
+    np.testing.assert_allclose(divergence.wasserstein1_noise(groups, VALUES), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))

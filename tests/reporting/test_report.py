@@ -23,7 +23,8 @@ from covshift.diagnosis import diagnose
 from covshift.diagnosis.wording import quoted
 from covshift.exceptions import InvalidArgumentError, RecordingDamaged
 from covshift.plots.labels import amount
-from covshift.reporting import ReportExists, vendored, write_report
+from covshift.reporting import ReportExists, embedding, vendored, write_report
+from covshift.reporting import report as reporting
 
 VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 """Elements that have no end tag; those of SVG end themselves."""
@@ -645,3 +646,23 @@ def test_reporting_touches_neither_pyplot_nor_torch():
         "sys.exit(bool({'torch', 'matplotlib.pyplot', 'seaborn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def drawn_steps(html):
+    """Most records drawn of any run, on any axis of its charts."""
+    block = re.search(r'id="layer-data">\s*([^<]*?)\s*</script>', html)
+    assert block is not None
+    return max(len(steps) for run in embedding.unpacked(block[1])["runs"] for steps in run["steps"].values())
+
+
+def test_a_page_beyond_its_size_draws_fewer_records_until_it_fits(make_run, tmp_path, monkeypatch):
+    runs = {name: make_run(steps=tuple(range(0, 240, 10)), name=name) for name in ("one", "two")}
+    whole = written(tmp_path, runs).html
+    assert drawn_steps(whole) == 24
+    most = len(whole.encode()) - 4000
+    monkeypatch.setattr(reporting, "MOST_BYTES", most)
+    fitting = written(tmp_path, runs, overwrite=True).html
+    assert len(fitting.encode()) <= most
+    assert 2 <= drawn_steps(fitting) < 24
+    monkeypatch.setattr(reporting, "MOST_BYTES", 1000)
+    assert drawn_steps(written(tmp_path, runs, overwrite=True).html) == 2
