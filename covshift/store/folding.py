@@ -16,8 +16,8 @@ from covshift.store.journal import Journal, remove
 from covshift.store.waiting import Reason, Waiting
 
 BUFFER_BYTES = 16 * 2**20
-"""Rows are folded once they hold this much memory, however few they are; no more than twice as much ever waits. 64
-records of 150 kB, what 100 layers and 10,000 units come to, stay below it and are folded as whole chunks."""
+"""Rows are folded once they hold this much memory, however few they are. 64 records of 150 kB, what 100 layers and
+10,000 units come to on average, stay below it and are folded as whole chunks; the first, richer ones may not."""
 
 RETRY_SECONDS = 10.0
 """A fold that failed is tried again after this time."""
