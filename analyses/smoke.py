@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
+
+from common.processes import pool
 
 SCRIPTS = (
     "no_batchnorm", "parameter_matched", "resnet", "input_shift", "allcnn",
@@ -65,8 +65,8 @@ def judged(recordings: list[Path]) -> bool:
 
 def run_all(out: Path) -> bool:
     """Run every script, judge every recording, and write the results pages; returns whether all went well."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(run_script, name, out) for name in SCRIPTS]
+    with pool(2) as workers:
+        jobs = [workers.submit(run_script, name, out) for name in SCRIPTS]
         ran = []
         for job in jobs:
             fine, report = job.result()

@@ -392,16 +392,17 @@ class Recorder:
                 self._meter.before_next(optimizer, scale=handed_scale(optimizer))
             elif self._block is not None or (not self._paused and self._every(self.step_count)):
                 # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
-                self._meter.before_step(scale=handed_scale(optimizer), has_gradients=self._block is not None)
+                self._meter.before_step(
+                    scale=handed_scale(optimizer),
+                    has_gradients=self._block is not None,
+                    forwards=self._clock.forwards_of_step,
+                )
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
                 others = self._clock.left_to_others(optimizer)
-                forwards = self._clock.forwards_of_step
-                self._meter.after_step(
-                    optimizer, left_to_others=others, scale=handed_scale(optimizer), forwards=forwards
-                )
+                self._meter.after_step(optimizer, left_to_others=others, scale=handed_scale(optimizer))
             rate = self._clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:
                 self._log.note(learning_rate=float(rate))

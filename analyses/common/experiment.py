@@ -11,9 +11,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from common.data import DATASETS, load
 from common.jobs import Job, Session
 from common.plan import Plan, distance
+from common.processes import pool
 from covshift.datasets import ImageSplit
 from covshift.exceptions import CovshiftError
 
@@ -145,9 +145,8 @@ class Experiment:
         if options.processes <= 1 or len(tasks) <= 1:
             return {task.job.name: task() for task in tasks if time.monotonic() < deadline}
         done = {}
-        # spawn: a forked child would inherit torch's and numba's threads.
-        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(_perform, task): task for task in tasks}
+        with pool(options.processes) as workers:
+            futures = {workers.submit(_perform, task): task for task in tasks}
             for future in as_completed(futures):
                 if (summary := future.result()) is not None:
                     done[futures[future].job.name] = summary

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import covshift
+from common.processes import pool
 
 Job = Callable[[], Any]
 
@@ -69,10 +68,8 @@ class Results:
             for key in missing:
                 keep(key, timed(jobs[key]))
             return
-        # spawn: a forked child would inherit torch's and numba's threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
-            running = {pool.submit(timed, jobs[key]): key for key in missing}
+        with pool(processes) as workers:
+            running = {workers.submit(timed, jobs[key]): key for key in missing}
             for future in as_completed(running):
                 keep(running[future], future.result())
 
@@ -109,15 +106,3 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(text):
         os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.splitlines()]
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed, which a pool's workers do not by themselves."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

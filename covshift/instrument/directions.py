@@ -31,13 +31,20 @@ class GradientSamples:
         self._now: Before | None = None
         self._accumulated: Before | None = None
         self._squares = np.zeros(0)
+        self._states: Array | None = None
+        self._is_sum = np.ones(0, dtype=bool)
         self._passes = 0
         self._scale = 1.0
 
     def after_backward(self, gradients: Sequence[torch.Tensor], *, scale: float) -> None:
         """Take in what one more backward pass has accumulated; ``scale`` is what it is multiplied by."""
-        now = _sample(gradients)
+        now, states = _sample(gradients), _states(gradients)
         before, self._accumulated = self._accumulated, now
+        if self._states is None:
+            self._is_sum = np.ones(len(states), dtype=bool)
+        else:
+            self._is_sum &= (states == self._states + np.array([0, 1])).all(axis=1)
+        self._states = states
         if before is not None:
             both, squares_before, squares_now = products(before, now).T
             first = squares_before if self._passes == 1 else self._squares
@@ -88,7 +95,8 @@ class GradientSamples:
         Returns
         -------
         array or None
-            NaN where not every micro-batch has brought a gradient; None with fewer than two micro-batches.
+            NaN where not every micro-batch has added to the gradient, or something else has changed it between them,
+            such as ``zero_grad``; None with fewer than two micro-batches.
         """
         passes, final = self._passes, self._accumulated
         if final is None or passes < 2 or forwards not in (None, passes):
@@ -97,12 +105,17 @@ class GradientSamples:
         with np.errstate(invalid="ignore"):
             scatter = self._squares - products(final, final)[:, 1] / passes
         noise = passes / (passes - 1) * np.maximum(scatter, 0.0) / np.where(share > 0, share, np.nan)
-        return np.asarray(np.sqrt(noise) / self._scale)
+        return np.asarray(np.where(self._is_sum, np.sqrt(noise) / self._scale, np.nan))
 
     def forget(self) -> None:
         """Drop what belongs to the step now open, not the sample of the record before."""
-        self._now = self._accumulated = None
+        self._now = self._accumulated = self._states = None
         self._passes = 0
+
+
+def _states(gradients: Sequence[torch.Tensor]) -> Array:
+    """Address and version of each gradient, shape ``(gradients, 2)``: autograd adds in place, one version up."""
+    return np.array([(gradient.data_ptr(), gradient._version) for gradient in gradients], dtype=np.int64).reshape(-1, 2)
 
 
 def _sample(gradients: Sequence[torch.Tensor]) -> Before:

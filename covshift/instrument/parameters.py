@@ -111,11 +111,13 @@ class ParameterMeter:
             self._samples.after_backward(self._found_gradients(), scale=scale)
 
     @torch.no_grad()
-    def before_step(self, *, scale: float = 1.0, has_gradients: bool = True) -> None:
+    def before_step(self, *, scale: float = 1.0, has_gradients: bool = True, forwards: int | None = None) -> None:
         """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
-        the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found.
+        the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found. Backward
+        passes are taken for micro-batches where ``forwards``, the forward passes of the step, are as many, or not
+        known.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
@@ -123,7 +125,8 @@ class ParameterMeter:
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             self._row |= self._gradients(present, scale)
-            self._sample_gradients()
+            # Before the weights are kept: the sample that this one replaces is gone by then.
+            self._row |= self._directions(forwards)
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
@@ -144,13 +147,11 @@ class ParameterMeter:
         *,
         left_to_others: Set[int] | None = frozenset(),
         scale: float = 1.0,
-        forwards: int | None = None,
     ) -> None:
         """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
 
         Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
-        are left to their turn; those that none holds are measured with the first. Backward passes are taken for
-        micro-batches where ``forwards``, the forward passes of the step, are as many, or not known.
+        are left to their turn; those that none holds are measured with the first.
         """
         if not self._row:
             return
@@ -158,9 +159,7 @@ class ParameterMeter:
         if not self._has_gradients:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
-            self._sample_gradients()
-        if self._changed is None:
-            self._row |= self._directions(np.full(len(self._names), np.nan), forwards)
+            self._row |= self._directions(None)
         changed = self._changed = self._changed or _Updates.none_of(len(present))
         own = self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
@@ -196,19 +195,17 @@ class ParameterMeter:
     def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
         return np.array([condition(p) for p in self._present()], dtype=bool)
 
-    def _sample_gradients(self) -> None:
-        if self._samples is not None:
-            self._samples.at_step(self._found_gradients())
-
     def _found_gradients(self) -> list[torch.Tensor]:
         """Gradients in the order of the parameters; an empty tensor where there is none, or a sparse one."""
         gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
         return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
 
-    def _directions(self, unknown: Array, forwards: int | None) -> dict[str, Array]:
+    def _directions(self, forwards: int | None) -> dict[str, Array]:
         """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
+        unknown = np.full(len(self._names), np.nan)
         if self._samples is None:
             return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
+        self._samples.at_step(self._found_gradients())
         cosine = self._samples.cosine()
         noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
         measured = (self._row["gradient_measured"] > 0) & ~self.sharded

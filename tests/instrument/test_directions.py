@@ -92,6 +92,45 @@ def test_two_losses_of_one_output_are_no_micro_batches(model):
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_passes_between_which_gradients_were_zeroed_are_no_micro_batches(model, set_to_none):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            for _ in range(3):
+                optimizer.zero_grad(set_to_none=set_to_none)
+                model(torch.randn(8, 6)).square().mean().backward()
+            optimizer.step()
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
+def test_evaluations_of_a_closure_are_no_micro_batches(model):
+    optimizer, x = torch.optim.LBFGS(model.parameters(), max_iter=3), torch.randn(8, 6)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            optimizer.step(closure)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+    assert (stored(recorder, "gradient_norm")[0] > 0).all()
+
+
+def test_a_gradient_that_one_micro_batch_has_left_alone_has_no_noise():
+    samples, always, rarely = GradientSamples(), torch.zeros(2), torch.zeros(2)
+    for adding in ([always, rarely], [always], [always, rarely]):
+        for gradient in adding:
+            gradient += torch.rand(2)
+        samples.after_backward([always, rarely], scale=1.0)
+    noise = samples.noise_norm(np.array([2, 2]))
+    assert noise[0] > 0
+    assert np.isnan(noise[1])
+
+
 def test_a_loss_scale_leaves_turn_and_noise_as_they_are(model):
     twin = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     twin.load_state_dict(model.state_dict())
@@ -143,9 +182,10 @@ def test_of_a_non_finite_gradient_there_is_no_cosine():
 
 
 def test_of_non_finite_micro_batches_there_is_no_noise():
-    samples = GradientSamples()
-    for values in ([1.0, 2.0], [float("inf"), 1.0], [float("inf"), 3.0]):
-        samples.after_backward([torch.tensor(values)], scale=1.0)
+    samples, gradient = GradientSamples(), torch.zeros(2)
+    for values in ([1.0, 2.0], [float("inf"), -1.0], [0.0, 2.0]):
+        gradient += torch.tensor(values)
+        samples.after_backward([gradient], scale=1.0)
     assert np.isnan(samples.noise_norm(np.array([2]))).all()
 
 
@@ -171,8 +211,9 @@ def test_sampled_noise_is_scaled_to_the_whole_gradient(monkeypatch):
     monkeypatch.setattr(directions, "SAMPLE_SIZE", 2_000)
     generator = torch.Generator().manual_seed(0)
     micro = torch.randn(6, 20_000, generator=generator)
-    samples = GradientSamples()
-    for accumulated in micro.cumsum(0):
+    samples, accumulated = GradientSamples(), torch.zeros(20_000)
+    for gradient in micro:
+        accumulated += gradient
         samples.after_backward([accumulated], scale=1.0)
     exact = np.sqrt(6 * micro.double().var(dim=0).sum().item())
     assert samples.noise_norm(np.array([20_000]))[0] == pytest.approx(exact, rel=0.05)
