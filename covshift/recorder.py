@@ -169,8 +169,8 @@ class Recorder:
             self._active = False
         with self._incidents.guard("step"):
             self._clock.settle()
-            if is_complete and self._scale.skipped():
-                self._close_step(skipped=True)
+            if is_complete:
+                self._settle_skipped()
             self._finish()
         for block in (self._block, self._evaluation):
             if block is not None:
@@ -343,8 +343,7 @@ class Recorder:
             return None if self._paused else self._evaluation
         if not torch.is_grad_enabled():
             return None
-        if self._scale.skipped():
-            self._close_step(skipped=True)
+        self._settle_skipped()
         self._scale.begin()
         self._clock.forward()
         self._finish()
@@ -393,10 +392,19 @@ class Recorder:
             elif self._block is not None or (not self._paused and self._every(self.step_count)):
                 # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
                 self._meter.before_step(
+                    optimizer,
                     scale=handed_scale(optimizer),
                     has_gradients=self._block is not None,
                     forwards=self._clock.forwards_of_step,
                 )
+        if self._meter.has_lost_preclip:
+            self._incidents.warn_once(
+                "changed",
+                "gradients",
+                "gradients changed between the backward pass that reached the layers and the optimizer step, and not "
+                "by clipping (a further backward pass, of a penalty on weights?), so norms before clipping are not "
+                "measured there: call backward once, on the sum",
+            )
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
@@ -425,12 +433,19 @@ class Recorder:
             self._unfinished = Unfinished(block, self._scale.in_force)
         else:
             self._meter.forget()
-        self._scale.end()
+        self._scale.end(skipped=skipped)
         self.step_count += 1
         self._clock.closed()
         self._attend()
         if self._meter.is_complete:
             self._finish()
+
+    def _settle_skipped(self) -> None:
+        """Say of the step before what its scaler has told by now: that it was skipped, or one of its optimizers was."""
+        if self._scale.skipped():
+            self._close_step(skipped=True)
+        elif self._scale.skipped_after_end():
+            self._log.note_of_closed(step_skipped=1.0)
 
     def _finish(self) -> None:
         """Hand over the step that has ended; what other optimizers have not updated by now, they leave as it is."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from covshift.summary.norms import Before, Tensors, products
+from covshift.summary.norms import Before, Tensors, only_shrunk, products, stride
 
 SAMPLE_SIZE = 65_536
 
@@ -58,6 +58,12 @@ class GradientSamples:
         """Take in the gradients that the optimizer steps by, where no backward pass told of its end."""
         if self._accumulated is None:
             self._now = _sample(gradients)
+
+    def have_only_shrunk(self, gradients: Sequence[torch.Tensor], *, scale: float, tolerance: float) -> Array:
+        """Of each gradient, whether no element has grown or changed its sign since the last end of a backward pass."""
+        if self._accumulated is None:
+            return np.zeros(len(gradients), dtype=bool)
+        return only_shrunk(self._accumulated, _sample(gradients), factor=scale / self._scale, tolerance=tolerance)
 
     def cosine(self) -> Array | None:
         """Cosine of each gradient of this step to that of the record before, which this one now replaces.
@@ -120,4 +126,4 @@ def _states(gradients: Sequence[torch.Tensor]) -> Array:
 
 def _sample(gradients: Sequence[torch.Tensor]) -> Before:
     tensors = Tensors(gradients)
-    return tensors.kept(np.maximum(-(-tensors.sizes // SAMPLE_SIZE), 1))
+    return tensors.kept(np.array([stride(size, SAMPLE_SIZE) for size in tensors.sizes.tolist()], dtype=np.int64))

@@ -125,7 +125,10 @@ class _Receiver:
             self._incidents.failed(row.layer, error)
 
     def _name_further(self, gradient: torch.Tensor | None, status: Status) -> None:
-        if gradient is not None and status is Status.OK:
+        if gradient is None:
+            return
+        self._row.block.gradient_arrived()
+        if status is Status.OK:
             self._incidents.warn_once(
                 "again",
                 "gradients",

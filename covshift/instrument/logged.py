@@ -54,6 +54,11 @@ class Log:
         for name, value in values.items():
             self._open.values.setdefault(name, value)
 
+    def note_of_closed(self, **values: float) -> None:
+        """Keep what the recorder has learned of the step just closed, in place of what it noted before."""
+        if self._closed is not None:
+            self._closed.values.update(values)
+
     def close_step(self, *, is_recorded: bool) -> None:
         """The open step has ended."""
         self._closed, self._open = self._open, _Step(self._open.number + 1)

@@ -22,11 +22,13 @@ from covshift import schema
 from covshift.exceptions import InvalidArgumentError
 from covshift.instrument.directions import GradientSamples
 from covshift.instrument.steps import identities
-from covshift.summary.norms import Before, Tensors
+from covshift.summary.norms import Before, Tensors, stride
 
 UPDATES = ("exact", "sampled", "off")
 EXACT_UP_TO = 1_000_000
 SAMPLE_SIZE = 65_536
+ROUNDING = 0.01
+"""By how much a gradient times a factor may miss it: a bfloat16 gradient by 2^-9 of each element."""
 
 Array = np.ndarray[Any, Any]
 
@@ -65,9 +67,14 @@ class ParameterMeter:
     model : Module
         Its parameters as ``named_parameters`` lists them, tied ones once.
     updates : {"sampled", "exact", "off"}
-        "sampled" measures the updates of parameters above a million elements on a fixed strided sample of 65,536 and
-        scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update, and
-        neither turn nor noise of the gradient, for which samples of it are kept.
+        "sampled" measures the updates of parameters above a million elements on a fixed strided sample of up to 65,536
+        and scales the norm by the square root of the share; "exact" copies every parameter; "off" measures no update,
+        and neither turn nor noise of the gradient, for which samples of it are kept.
+
+    Attributes
+    ----------
+    has_lost_preclip : bool
+        Whether gradients have been changed, between a backward pass and an optimizer step, by what is no clipping.
     """
 
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
@@ -83,6 +90,7 @@ class ParameterMeter:
         self._changed: _Updates | None = None
         self._has_gradients = True
         self._samples = None if updates == "off" else GradientSamples()
+        self.has_lost_preclip = False
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -111,7 +119,14 @@ class ParameterMeter:
             self._samples.after_backward(self._found_gradients(), scale=scale)
 
     @torch.no_grad()
-    def before_step(self, *, scale: float = 1.0, has_gradients: bool = True, forwards: int | None = None) -> None:
+    def before_step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        scale: float = 1.0,
+        has_gradients: bool = True,
+        forwards: int | None = None,
+    ) -> None:
         """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
@@ -125,6 +140,7 @@ class ParameterMeter:
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             self._row |= self._gradients(present, scale)
+            self._check_preclip(identities(optimizer), scale)
             # Before the weights are kept: the sample that this one replaces is gone by then.
             self._row |= self._directions(forwards)
         if self._updates != "off":
@@ -139,6 +155,7 @@ class ParameterMeter:
         gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
         own = self._those(lambda p: id(p) in held)
         self._row |= {name: np.where(own, values, self._row[name]) for name, values in gradients.items()}
+        self._check_preclip(held, scale)
 
     @torch.no_grad()
     def after_step(
@@ -159,6 +176,7 @@ class ParameterMeter:
         if not self._has_gradients:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
+            self._check_preclip(held, scale)
             self._row |= self._directions(None)
         changed = self._changed = self._changed or _Updates.none_of(len(present))
         own = self._those(lambda p: id(p) in held)
@@ -191,6 +209,20 @@ class ParameterMeter:
         self._row, self._changed, self._before, self._preclip, self._found = {}, None, None, None, None
         if self._samples is not None:
             self._samples.forget()
+
+    def _check_preclip(self, held: Set[int], scale: float) -> None:
+        """Drop an optimizer's norms before clipping where clipping does not explain how gradients have changed since.
+
+        Another backward pass, of a penalty on the weights say, reaches no layer and so tells nobody of its end.
+        """
+        own = self._those(lambda p: id(p) in held)
+        if self._preclip is None or _is_one_factor(self._preclip[own], self._row["gradient_norm"][own]):
+            return
+        explained = np.zeros(own.shape, dtype=bool)
+        if self._samples is not None:
+            explained = self._samples.have_only_shrunk(self._found_gradients(), scale=scale, tolerance=ROUNDING)
+        if not explained[own & (self._row["gradient_measured"] > 0)].all():
+            self._preclip[own], self.has_lost_preclip = np.nan, True
 
     def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
         return np.array([condition(p) for p in self._present()], dtype=bool)
@@ -228,10 +260,23 @@ class ParameterMeter:
     def _steps(self, sizes: Array) -> Array:
         """Every how many elements each parameter's update is measured."""
         is_sampled = (sizes > EXACT_UP_TO) & (self._updates == "sampled")
-        return np.where(is_sampled, -(-sizes // SAMPLE_SIZE), 1)
+        steps = [
+            stride(size, SAMPLE_SIZE) if mine else 1 for size, mine in zip(sizes.tolist(), is_sampled, strict=True)
+        ]
+        return np.array(steps, dtype=np.int64)
 
 
 _NOTHING = torch.empty(0, device="cpu")
+
+
+def _is_one_factor(before: Array, after: Array) -> bool:
+    """Whether the norms ``after`` are those of ``before`` times one factor of at most 1, but for rounding."""
+    both = np.isfinite(before) & np.isfinite(after)
+    before, after = before[both], after[both]
+    if (after[before == 0] > 0).any():
+        return False
+    factors = after[before > 0] / before[before > 0]
+    return not len(factors) or bool(factors.max() <= 1 + ROUNDING and factors.min() >= factors.max() * (1 - ROUNDING))
 
 
 def _has_values(parameter: torch.Tensor) -> bool:

@@ -44,7 +44,7 @@ class LossScale:
 
     def __init__(self, scaler: Scaler | None) -> None:
         self._scaler = scaler
-        self._begun = math.nan
+        self._begun = self._ended = math.nan
 
     @property
     def is_known(self) -> bool:
@@ -53,11 +53,15 @@ class LossScale:
 
     def begin(self) -> None:
         """A forward pass begins, whose loss will be scaled."""
-        self._begun = self._now()
+        self._begun, self._ended = self._now(), math.nan
 
     def skipped(self) -> bool:
-        """Whether the scaler skipped a step since the last forward pass began."""
-        return self._now() < self._begun
+        """Whether the scaler skipped the step now open, of which a forward pass has begun."""
+        return not math.isnan(self._begun) and self._now() < self._begun
+
+    def skipped_after_end(self) -> bool:
+        """Whether the scaler skipped an optimizer that was to follow the one at whose step the step ended."""
+        return not math.isnan(self._ended) and self._now() < self._ended
 
     def _now(self) -> float:
         """The scaler's own word, NaN without one."""
@@ -68,9 +72,9 @@ class LossScale:
             raise ValueError(f"scaler.get_scale() gave {scale}: expected a number above 0")
         return scale
 
-    def end(self) -> None:
-        """The step has ended: that the scale falls later tells nothing more of it."""
-        self._begun = math.nan
+    def end(self, *, skipped: bool = False) -> None:
+        """The step has ended: that the scale falls later tells nothing more of it if it was ``skipped``."""
+        self._begun, self._ended = math.nan, math.nan if skipped else self._begun
 
     @property
     def in_force(self) -> float:

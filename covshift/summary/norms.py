@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import gcd
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +142,49 @@ def products(first: Before, second: Before) -> Floats:
     for index, row in zip(sums, _together(list(sums.values())), strict=True):
         results[index] = row
     return results
+
+
+def only_shrunk(first: Before, second: Before, *, factor: float = 1.0, tolerance: float) -> NDArray[np.bool_]:
+    """Of each tensor, whether every kept element of ``second`` is ``factor * first`` times a number from 0 to about 1.
+
+    ``tolerance`` is by how much that number may be above 1. Elements that are not finite are passed over. False where a
+    tensor has become another one. Shape ``(tensors,)``.
+    """
+    results = np.zeros(len(first.steps), dtype=bool)
+    if np.array_equal(first.plain, second.plain) and np.array_equal(first.counts, second.counts):
+        flat = (torch.from_numpy(one.flat) for one in (first, second))
+        grown = np.concatenate([[0], _grown(*flat, factor, tolerance).numpy().cumsum()])
+        results[first.plain] = grown[first.starts + first.counts] == grown[first.starts]
+    for index in first.others.keys() & second.others.keys():
+        before, now = first.others[index], second.others[index]
+        if (before.shape, before.dtype, before.device) == (now.shape, now.dtype, now.device):
+            results[index] = not bool(_grown(before, now, factor, tolerance).any())
+    return results
+
+
+def _grown(before: torch.Tensor, now: torch.Tensor, factor: float, tolerance: float) -> torch.Tensor:
+    if now.is_complex():
+        before, now = torch.view_as_real(before), torch.view_as_real(now)
+    before, now = before.double(), now.double()
+    return now * before * (factor * (1 + tolerance)) < now**2
+
+
+@cache
+def stride(size: int, at_most: int) -> int:
+    """The least step, without a factor in common with ``size``, that picks at most ``at_most`` of ``size`` elements.
+
+    A step with a factor in common meets some rows or columns of a matrix more often than others, and some never: every
+    32nd element of 2048 columns lies in 64 of them.
+
+    Examples
+    --------
+    >>> stride(1024 * 2048, 65_536), stride(1000, 65_536)
+    (33, 1)
+    """
+    step = max(-(-size // at_most), 1)
+    while step > 1 and gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def sampled(tensor: torch.Tensor, step: int) -> torch.Tensor:

@@ -191,6 +191,7 @@ def test_of_non_finite_micro_batches_there_is_no_noise():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.complex64])
 def test_a_large_gradient_is_sampled_and_the_sample_is_all_that_is_kept(monkeypatch, dtype):
+    # Of 1,000 elements every 11th: 10 has factors in common with 1,000.
     monkeypatch.setattr(directions, "SAMPLE_SIZE", 100)
     generator = torch.Generator().manual_seed(0)
     one, two = (torch.randn(250, 4, generator=generator).to(dtype) for _ in range(2))
@@ -199,12 +200,12 @@ def test_a_large_gradient_is_sampled_and_the_sample_is_all_that_is_kept(monkeypa
     assert samples.cosine() is None
     samples.at_step([two])
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    a, b = (tensor.reshape(-1)[::10].to(wide).numpy() for tensor in (one, two))
+    a, b = (tensor.reshape(-1)[::11].to(wide).numpy() for tensor in (one, two))
     expected = np.vdot(a, b).real / np.linalg.norm(a) / np.linalg.norm(b)
     assert samples.cosine()[0] == pytest.approx(expected, rel=1e-9)
     samples.forget()
     held = [one for one in vars(samples).values() if isinstance(one, Before)]
-    assert sum(one.flat.size + sum(copy.numel() for copy in one.others.values()) for one in held) == 100
+    assert sum(one.flat.size + sum(copy.numel() for copy in one.others.values()) for one in held) == 91
 
 
 def test_sampled_noise_is_scaled_to_the_whole_gradient(monkeypatch):

@@ -1,13 +1,18 @@
 """Oracle: float64 norms by numpy over copies taken by the test."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import parameters
 from covshift.instrument.parameters import ParameterMeter
+from covshift.summary.norms import stride
 
 
 def stepped(model, *, updates="sampled", gradients=None):
@@ -16,7 +21,7 @@ def stepped(model, *, updates="sampled", gradients=None):
         parameter.grad = torch.randn_like(parameter) if gradients is None else gradients[index]
     before = [p.detach().clone() for p in model.parameters()]
     meter = ParameterMeter(model, updates=updates)
-    meter.before_step()
+    meter.before_step(optimizer)
     optimizer.step()
     meter.after_step(optimizer)
     return meter.row(), before, [p.detach().clone() for p in model.parameters()]
@@ -65,8 +70,9 @@ def test_sparse_gradients_are_summed_over_repeated_rows_first():
     model = nn.Embedding(4, 2, sparse=True)
     model(torch.tensor([1, 1])).sum().backward()
     meter = ParameterMeter(model)
-    meter.before_step()
-    meter.after_step(torch.optim.SparseAdam(model.parameters()))
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    meter.before_step(optimizer)
+    meter.after_step(optimizer)
     row = meter.row()
     assert row["gradient_norm"][0] == pytest.approx(np.sqrt(8))
     assert row["gradient_zero_count"].tolist() == [6]
@@ -78,12 +84,49 @@ def test_large_parameters_are_sampled_within_the_estimator_error(monkeypatch):
     torch.manual_seed(0)
     model = nn.Linear(200, 100, bias=False)
     row, before, after = stepped(model)
-    assert row["sampled_share"][0] == pytest.approx(0.1)
+    # Every 11th element: 10 has factors in common with 20,000.
+    assert row["sampled_share"][0] == pytest.approx(1 / 11, rel=1e-3)
     exact = norm(after[0].double() - before[0].double())
     assert row["update_norm"][0] == pytest.approx(exact, rel=0.05)
     row, before, after = stepped(model, updates="exact")
     assert row["sampled_share"][0] == 1
     assert row["update_norm"][0] == pytest.approx(norm(after[0].double() - before[0].double()), rel=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["units", "features"])
+@pytest.mark.parametrize("dead", [0.0, 0.9, 0.99])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_sampling_meets_dead_rows_and_columns_as_often_as_live_ones(axis, dead, optimizer):
+    torch.manual_seed(0)
+    model = nn.Linear(2048, 1024, bias=False)
+    shape = [1, 1]
+    shape[axis] = model.weight.shape[axis]
+    live = (torch.arange(shape[axis]) >= dead * shape[axis]).float().reshape(shape)
+    before = model.weight.detach().clone()
+    meter, stepping = ParameterMeter(model), optimizer(model.parameters(), lr=0.1)
+    model.weight.grad = torch.randn(1024, 2048) * live
+    meter.before_step(stepping)
+    stepping.step()
+    meter.after_step(stepping)
+    row = meter.row()
+    assert row["sampled_share"][0] == pytest.approx(1 / 33, rel=1e-3)
+    assert row["update_norm"][0] == pytest.approx(norm((model.weight.detach() - before).double()), rel=0.05)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    at_most=st.integers(2, 500),
+)
+def test_a_stride_meets_every_place_of_every_axis_equally_often(shape, at_most):
+    size = math.prod(shape)
+    step = stride(size, at_most)
+    picked = np.unravel_index(np.arange(0, size, step), shape)
+    assert len(picked[0]) <= at_most
+    # A lattice of n points meets a place of the last axis n / length times, but for the round it is in.
+    counts = np.bincount(picked[-1], minlength=shape[-1])
+    assert counts.max() - counts.min() <= 1
+    assert step == 1 or math.gcd(step, size) == 1
 
 
 def test_updates_can_be_off_and_are_then_not_measured():

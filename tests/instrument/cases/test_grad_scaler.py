@@ -63,6 +63,27 @@ def test_case_29_a_last_step_that_is_skipped_counts_too(record):
     assert recorder.recording["scalars"]["step_skipped"].values.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("broken", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("last", [False, True], ids=["in the middle", "last"])
+def test_case_29_a_step_of_which_one_of_two_optimizers_is_skipped_says_so(record, broken, last):
+    model, scaler = net(), grad_scaler()
+    optimizers = [torch.optim.SGD(model[place].parameters(), lr=0.1) for place in (0, 2)]
+    with record(model, scaler=scaler) as recorder:
+        for step in range(3 if last else 4):
+            scaler.scale(F.cross_entropy(model(torch.randn(16, 6)), torch.randint(3, (16,)))).backward()
+            if step == 2:
+                model[2 * broken].weight.grad.fill_(float("inf"))
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+            model.zero_grad()
+    recording = recorder.recording
+    assert recording["scalars"]["step_skipped"].values.tolist() == [0, 0, 1, 0][: 3 if last else 4]
+    updates = recording["parameters"]["update_norm"].sel(step=2)
+    assert np.isnan(updates.sel(parameter=f"{2 * broken}.weight"))
+    assert updates.sel(parameter=f"{2 - 2 * broken}.weight") > 0
+
+
 def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell):
     scaler = grad_scaler()
     with record(model := net(), scaler=scaler) as recorder:

@@ -1,5 +1,7 @@
 """Gradient norms before clipping, measured as gradients accumulate."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,62 @@ def test_tied_weights_have_the_norm_of_their_total_gradient(record):
         expected = norms_of(model)
         optimizer.step()
     assert stored(recorder.recording, "gradient_norm_preclip") == pytest.approx(expected, rel=1e-12)
+
+
+def penalised(model, *, clip=None, steps=2):
+    """Norms of the gradient that is clipped, of steps whose penalty on the weights goes backward on its own."""
+    optimizer, norms = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for _ in range(steps):
+        F.cross_entropy(model(torch.randn(16, 6)), torch.randint(3, (16,))).backward()
+        (10 * sum(p.square().sum() for p in model.parameters())).backward()
+        norms.append(norms_of(model))
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return norms
+
+
+@pytest.mark.parametrize("updates", ["sampled", "off"])
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_after_a_backward_pass_that_reached_no_layer_the_norm_before_clipping_is_not_measured(
+    build, record, clip, updates
+):
+    warned = ["gradients changed between the backward pass that reached the layers"]
+    with record(model := build("perceptron"), updates=updates, warned=warned) as recorder:
+        norms = penalised(model, clip=clip)
+    for step in range(2):
+        assert all(map(math.isnan, stored(recorder.recording, "gradient_norm_preclip", step).values()))
+        if clip is None:
+            assert stored(recorder.recording, "gradient_norm", step) == pytest.approx(norms[step], rel=1e-12)
+
+
+def clip_in_groups(model):
+    for number, parameter in enumerate(model.parameters(), 1):
+        nn.utils.clip_grad_norm_([parameter], 1e-4 * number)
+
+
+def clip_values(model):
+    nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+
+
+def leave_one_out(model):
+    model[0].bias.grad.zero_()
+
+
+@pytest.mark.parametrize("clip", [clip_in_groups, clip_values, leave_one_out])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_however_gradients_are_clipped_the_norm_before_is_measured(build, record, clip, dtype):
+    with record(model := build("perceptron").to(dtype)) as recorder:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        F.cross_entropy(model(torch.randn(16, 6, dtype=dtype)), torch.randint(3, (16,))).backward()
+        before = norms_of(model)
+        clip(model)
+        after = norms_of(model)
+        optimizer.step()
+    assert stored(recorder.recording, "gradient_norm_preclip") == pytest.approx(before, rel=1e-12)
+    assert stored(recorder.recording, "gradient_norm") == pytest.approx(after, rel=1e-12)
+    assert len({round(after[name] / before[name], 3) for name in before}) > 1
 
 
 def test_parameters_are_left_as_they_were_during_and_after_recording(build, record):
