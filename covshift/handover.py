@@ -155,6 +155,7 @@ class Handover:
 
     def _append(self, writer: Writer, rows: list[schema.Row]) -> None:
         """Acknowledge rows; what the disk refuses is lost, which is no defect and is named for what it is."""
+        writer.keep_warnings(self._incidents.messages)
         try:
             writer.append(rows)
         except RecordingError as error:
@@ -227,7 +228,8 @@ class Handover:
         if self.writer is None:
             return
         try:
-            self.writer.close(warnings=self._incidents.messages)
+            self.writer.keep_warnings(self._incidents.messages)
+            self.writer.close()
         except RecordingError as error:
             self._incidents.warn_once("unwritten", "recording", f"the end of the recording is not written: {error}")
         except Exception as error:  # noqa: BLE001 - see Incidents.failed

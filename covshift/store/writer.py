@@ -296,10 +296,15 @@ class Writer:
             fold()
         self._folding.forget_failure()
 
-    def close(self, *, warnings: Sequence[str] = ()) -> None:
-        """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
+    def keep_warnings(self, messages: Sequence[str]) -> None:
+        """Keep what could not be recorded, and why, in the root attribute ``warnings``, each message once.
 
-        ``warnings`` are kept in the root attribute of that name: what could not be recorded, and why.
+        Readers see them from the next commit on: a kill before it leaves the rows and loses the messages.
+        """
+        self._archive.warn(messages)
+
+    def close(self) -> None:
+        """Write what waits, mark the recording closed and let go of it; closing twice does nothing.
 
         Raises
         ------
@@ -309,7 +314,6 @@ class Writer:
         if self._closed or os.getpid() != self._pid:
             return
         with self._calling():
-            self._archive.warn(warnings)
             self._fold_now(closed=True)
             self._closed = True
             self._folding.end()

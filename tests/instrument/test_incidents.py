@@ -1,6 +1,7 @@
 """Warnings show the line of the user's own that they are about."""
 
 import inspect
+import time
 import warnings
 
 import pytest
@@ -110,3 +111,19 @@ def test_modules_that_nobody_asked_for_and_those_that_only_moved_are_not_named()
     shared = nn.Linear(3, 3)
     model = nn.Sequential(shared, nn.Linear(3, 3), shared)
     assert of_changed(model, lambda model: model.__setitem__(0, model[1])).warnings == []
+
+
+def test_a_recording_that_was_never_closed_tells_by_its_last_commit_what_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr("covshift.store.writer.Writer.close", lambda self: None)
+    model = nn.Sequential(nn.Linear(3, 3), Integers())
+    with pytest.warns(CovshiftWarning, match="output of torch.int64"), covshift.record(model, tmp_path / "run", every=1):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(70):  # a fold comes after 64 records
+            model[0].weight.grad = torch.ones(3, 3)
+            model(torch.randn(2, 3))
+            optimizer.step()
+    for _ in range(100):
+        if warned := covshift.open(tmp_path / "run").attrs.get("warnings"):
+            break
+        time.sleep(0.1)
+    assert any("output of torch.int64" in message for message in warned)
