@@ -152,9 +152,9 @@ def only_shrunk(first: Before, second: Before, *, factor: float = 1.0, tolerance
     """
     results = np.zeros(len(first.steps), dtype=bool)
     if np.array_equal(first.plain, second.plain) and np.array_equal(first.counts, second.counts):
-        flat = (torch.from_numpy(one.flat) for one in (first, second))
-        grown = np.concatenate([[0], _grown(*flat, factor, tolerance).numpy().cumsum()])
-        results[first.plain] = grown[first.starts + first.counts] == grown[first.starts]
+        grown = _grown(torch.from_numpy(first.flat), torch.from_numpy(second.flat), factor, tolerance).numpy()
+        so_far = np.concatenate([[0], grown.cumsum()])
+        results[first.plain] = so_far[first.starts + first.counts] == so_far[first.starts]
     for index in first.others.keys() & second.others.keys():
         before, now = first.others[index], second.others[index]
         if (before.shape, before.dtype, before.device) == (now.shape, now.dtype, now.device):

@@ -116,7 +116,10 @@ def test_modules_that_nobody_asked_for_and_those_that_only_moved_are_not_named()
 def test_a_recording_that_was_never_closed_tells_by_its_last_commit_what_it_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr("covshift.store.writer.Writer.close", lambda self: None)
     model = nn.Sequential(nn.Linear(3, 3), Integers())
-    with pytest.warns(CovshiftWarning, match="output of torch.int64"), covshift.record(model, tmp_path / "run", every=1):
+    with (
+        pytest.warns(CovshiftWarning, match="output of torch.int64"),
+        covshift.record(model, tmp_path / "run", every=1),
+    ):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(70):  # a fold comes after 64 records
             model[0].weight.grad = torch.ones(3, 3)
