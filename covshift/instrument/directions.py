@@ -7,6 +7,7 @@ step is open there are at most three. Nothing is taken of steps that are not rec
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,24 +36,27 @@ class GradientSamples:
         self._is_sum = np.ones(0, dtype=bool)
         self._passes = 0
         self._scale = 1.0
+        # Backward passes of one step may end in several threads.
+        self._taking = threading.Lock()
 
     def after_backward(self, gradients: Sequence[torch.Tensor], *, scale: float) -> None:
         """Take in what one more backward pass has accumulated; ``scale`` is what it is multiplied by."""
-        now, states = _sample(gradients), _states(gradients)
-        before, self._accumulated = self._accumulated, now
-        if self._states is None:
-            self._is_sum = np.ones(len(states), dtype=bool)
-        else:
-            self._is_sum &= (states == self._states + np.array([0, 1])).all(axis=1)
-        self._states = states
-        if before is not None:
-            both, squares_before, squares_now = products(before, now).T
-            first = squares_before if self._passes == 1 else self._squares
-            # Infinite gradients, by which a loss scale is found, leave NaN.
-            with np.errstate(invalid="ignore"):
-                self._squares = first + squares_before + squares_now - 2 * both
-        self._passes += 1
-        self._scale = scale
+        with self._taking:
+            now, states = _sample(gradients), _states(gradients)
+            before, self._accumulated = self._accumulated, now
+            if self._states is None:
+                self._is_sum = np.ones(len(states), dtype=bool)
+            else:
+                self._is_sum &= (states == self._states + np.array([0, 1])).all(axis=1)
+            self._states = states
+            if before is not None:
+                both, squares_before, squares_now = products(before, now).T
+                first = squares_before if self._passes == 1 else self._squares
+                # Infinite gradients, by which a loss scale is found, leave NaN.
+                with np.errstate(invalid="ignore"):
+                    self._squares = first + squares_before + squares_now - 2 * both
+            self._passes += 1
+            self._scale = scale
 
     def at_step(self, gradients: Sequence[torch.Tensor]) -> None:
         """Take in the gradients that the optimizer steps by, where no backward pass told of its end."""

@@ -54,7 +54,7 @@ def test_a_scaler_that_fails_at_the_end_leaves_a_closed_recording(tmp_path):
         def get_scale(self):
             if self.broken:
                 raise ArithmeticError("planted")
-            return 2.0
+            return 1.0
 
     scaler, model = Scaler(), perceptron()
     with pytest.warns(CovshiftWarning, match="ArithmeticError: planted"):
