@@ -69,9 +69,9 @@ def _stays_open(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _takes_every_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def receive(self: Any, gradient: Any, status: Any) -> None:
+    def receive(self: Any, gradient: Any, *, through: Any) -> None:
         self._arrived = False
-        original(self, gradient, status)
+        original(self, gradient, through=through)
 
     return receive
 
@@ -92,6 +92,10 @@ def _as_it_came(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda rows, scale: rows
 
 
+def _with_the_axes_of_the_base(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, gradient: gradient
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -104,6 +108,9 @@ class Mutation:
 INSTRUMENT = "covshift.instrument"
 MUTATIONS = {
     "via base": Mutation(f"{INSTRUMENT}.hooks:hook_gradient", _only_the_tensor_itself, ("test_inplace_and_views.py",)),
+    "axes of a view": Mutation(
+        f"{INSTRUMENT}.views:View.of", _with_the_axes_of_the_base, ("test_inplace_and_views.py",)
+    ),
     "recompute matching": Mutation(
         f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
     ),

@@ -14,6 +14,7 @@ import torch
 from covshift.instrument.block import Block, Pass
 from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.views import View
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
 from covshift.summary.table import Reading, Table, is_summarizable
@@ -88,15 +89,17 @@ class _Receiver:
     """Receives one tensor's gradient; holds rows and numbers, never a tensor."""
 
     __slots__ = ("_arrived", "_incidents", "_row")
+    # Asked for by torch.save, which otherwise warns that the hooks of a tensor are not saved with it.
+    __torch_unserializable__ = True
 
     def __init__(self, row: Row, incidents: Incidents) -> None:
         self._row, self._incidents = row, incidents
         self._arrived = False
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        self.receive(gradient, Status.OK)
+        self.receive(gradient, through=None)
 
-    def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
+    def receive(self, gradient: torch.Tensor | None, *, through: View | None) -> None:
         """Take the first gradient of a forward: a retained graph or a second derivative brings more.
 
         What comes later cannot be added up without keeping the first tensor, so it is named and not recorded.
@@ -106,7 +109,7 @@ class _Receiver:
             return
         try:
             if self._arrived:
-                self._name_further(gradient, status)
+                self._name_further(gradient, through)
                 return
             with unseen():
                 if gradient is None:
@@ -117,15 +120,16 @@ class _Receiver:
                 self._arrived = True
                 row.block.gradient_arrived()
                 if is_summarizable(gradient):
-                    row.rows.table.add(row.key, gradient, row.reading, units=row.units)
-                    row.rows.set_status(row.key, status)
+                    own = gradient if through is None else through.of(gradient)
+                    row.rows.table.add(row.key, own, row.reading, units=row.units)
+                    row.rows.set_status(row.key, Status.OK if through is None else Status.VIA_BASE)
                 else:
                     self._pass_over(gradient)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(row.layer, error)
 
-    def _name_further(self, gradient: torch.Tensor | None, status: Status) -> None:
-        if gradient is not None and status is Status.OK:
+    def _name_further(self, gradient: torch.Tensor | None, through: View | None) -> None:
+        if gradient is not None and through is None:
             self._incidents.warn_once(
                 "again",
                 "gradients",
