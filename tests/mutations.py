@@ -96,6 +96,10 @@ def _with_the_axes_of_the_base(original: Callable[..., Any]) -> Callable[..., An
     return lambda self, gradient: gradient
 
 
+def _keeps_it(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: self.keep()
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -141,6 +145,12 @@ MUTATIONS = {
     "stack per thread": Mutation(f"{INSTRUMENT}.observer:_Local", _shared_by_threads, ("test_threads.py",)),
     "in-place version": Mutation(f"{INSTRUMENT}.forward:_version", _constant(0), ("test_inplace_and_views.py",)),
     "interrupts": Mutation(f"{INSTRUMENT}.calls:is_running", _constant(True), ("test_interrupts.py",)),
+    "interrupted passes": Mutation(
+        f"{INSTRUMENT}.passes:Draft.drop", _keeps_it, ("test_interrupted_passes.py", "test_errors_and_copies.py")
+    ),
+    "passes around a step": Mutation(
+        f"{INSTRUMENT}.forward:Forward.is_running", _constant(False), ("test_interrupted_passes.py",)
+    ),
     "keywords of a call": Mutation(f"{INSTRUMENT}.calls:keywords", _constant({}), ("test_keywords.py",)),
     "views that were modified": Mutation(
         f"{INSTRUMENT}.hooks:version_counter", _constant(SimpleNamespace(_version=-1)), ("test_inplace_and_views.py",)

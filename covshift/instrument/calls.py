@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,9 +42,10 @@ def given(args: tuple[Any, ...]) -> Any:
     return args[0] if args else next(iter(keywords().values()), None)
 
 
-def is_running(module: nn.Module) -> bool:
-    """Whether a call of the module is under way in this thread."""
-    return any(frame.f_code is _CALL and frame.f_locals.get("self") is module for frame in _frames())
+def is_running(module: nn.Module, *, calls: int = 1) -> bool:
+    """Whether so many calls of the module are under way in this thread, one inside the other."""
+    found = (frame for frame in _frames() if frame.f_code is _CALL and frame.f_locals.get("self") is module)
+    return sum(1 for _ in islice(found, calls)) == calls
 
 
 def in_reentrant_checkpoint() -> bool:

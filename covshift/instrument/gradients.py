@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from covshift.instrument.block import Block, Pass
+from covshift.instrument.block import Block
 from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.passes import Draft
 from covshift.instrument.views import View
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     """Where a gradient belongs, and how it is read."""
 
     block: Block
-    rows: Pass
+    rows: Draft
     key: int
     reading: Reading
     units: bool
@@ -121,7 +122,7 @@ class _Receiver:
                 row.block.gradient_arrived()
                 if is_summarizable(gradient):
                     own = gradient if through is None else through.of(gradient)
-                    row.rows.table.add(row.key, own, row.reading, units=row.units)
+                    row.rows.add(row.key, own, row.reading, units=row.units)
                     row.rows.set_status(row.key, Status.OK if through is None else Status.VIA_BASE)
                 else:
                     self._pass_over(gradient)

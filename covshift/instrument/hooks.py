@@ -192,22 +192,22 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     A receiver that held the tensor would keep it alive for ever. To ``handles`` are added those of hooks on leaf
     tensors, which outlive the graph and must be removed; others go with it.
     """
-    view = view_of(tensor)
-    if view is not None:
-        _hook_both(tensor, view, receiver)
+    base = tensor._base
+    view = None if base is None else view_of(tensor, base)
+    if base is not None and view is not None:
+        _hook_both(tensor, base, view, receiver)
         return
     handle = tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
     if tensor.is_leaf:
         handles.append(handle)
 
 
-def _hook_both(tensor: torch.Tensor, view: View, receiver: Receiver) -> None:
+def _hook_both(tensor: torch.Tensor, base: torch.Tensor, view: View, receiver: Receiver) -> None:
     """Hook a view and the base that it covers: where either is modified in place, the base's gradient stands in.
 
     The view's own hook then sees at most what was read of it before. Of a view that nothing has modified its own hook
     fires, unless nothing used it.
     """
-    base = tensor._base
     counter, version = version_counter(base), base._version
 
     def own(gradient: torch.Tensor | None) -> None:

@@ -32,13 +32,12 @@ class View(NamedTuple):
         return laid.as_strided(self.size, self.stride, laid.storage_offset())
 
 
-def view_of(tensor: torch.Tensor) -> View | None:
-    """How ``tensor`` covers its base; None where it is no view, or none that shows every element of its base once.
+def view_of(tensor: torch.Tensor, base: torch.Tensor) -> View | None:
+    """How ``tensor`` covers its base; None for a view that does not show every element of its base once.
 
-    Of a leaf neither: torch lets nobody modify it in place, nor a view of it, and keep the graph.
+    And for one of a leaf: torch lets nobody modify a leaf in place, nor a view of it, and keep the graph.
     """
-    base = tensor._base
-    if base is None or type(base) is not torch.Tensor or base.is_leaf or base.numel() != tensor.numel():
+    if type(base) is not torch.Tensor or base.is_leaf or base.numel() != tensor.numel():
         return None
     view = View(tensor.shape, tensor.stride(), base.shape, base.stride())
     is_same = (

@@ -201,7 +201,7 @@ def test_a_bases_gradient_is_presented_with_the_axes_of_its_view_however_it_lies
         "reversed": buffer[7:31].view(4, 3, 2).permute(2, 1, 0),
     }[layout]
     expected = COVERING[kind](gradient.clone(memory_format=torch.contiguous_format))
-    assert torch.equal(view_of(COVERING[kind](base)).of(gradient), expected)
+    assert torch.equal(view_of(COVERING[kind](base), base).of(gradient), expected)
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_a_bases_gradient_is_presented_with_the_axes_of_its_view_however_it_lies
         lambda base: base.as_strided((2, 12), (0, 1)),
         lambda base: base[0].expand(2, 3, 4),
         lambda base: torch._neg_view(base),
-        lambda base: base.clone(),
         lambda base: base.detach().requires_grad_().view(-1),
     ],
-    ids=["a part", "overlapping", "repeated", "negated", "no view", "view of a leaf"],
+    ids=["a part", "overlapping", "repeated", "negated", "view of a leaf"],
 )
 def test_no_gradient_is_presented_for_what_does_not_show_each_element_of_its_base_once(make):
-    assert view_of(make(torch.randn(2, 3, 4, requires_grad=True) * 1)) is None
+    view = make(torch.randn(2, 3, 4, requires_grad=True) * 1)
+    assert view_of(view, view._base) is None
 
 
 class Half(nn.Module):
