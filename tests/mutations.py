@@ -100,6 +100,21 @@ def _keeps_it(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self: self.keep()
 
 
+class _Everywhere:
+    """Stands for every checkpoint there is."""
+
+
+_CHECKPOINT = _Everywhere()
+
+
+def _of_one_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputation() -> Any:
+        place = original()
+        return place._replace(repeats=place.repeats and _CHECKPOINT, repeated_by=place.repeated_by and _CHECKPOINT)
+
+    return recomputation
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -117,6 +132,9 @@ MUTATIONS = {
     ),
     "recompute matching": Mutation(
         f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
+    ),
+    "recompute told apart by checkpoint": Mutation(
+        f"{INSTRUMENT}.calls:recomputation", _of_one_checkpoint, ("test_grad_modes_and_checkpoint.py",)
     ),
     "recompute recognised": Mutation(
         f"{INSTRUMENT}.hooks:inside_backward", _constant(False), ("test_grad_modes_and_checkpoint.py",)

@@ -1,17 +1,20 @@
 """Gradients of recorded tensors: asking for them, receiving them, and finding them again after a checkpoint.
 
 Under reentrant activation checkpointing the first pass runs without a graph and the gradient arrives, during backward,
-on tensors of a second pass. The second pass is recognised as the one that computes the same numbers again.
+on tensors of a second pass. Checkpoints run again last first, but what is inside of one in the order of the first pass:
+a call of the second pass repeats the first that is still awaited of its checkpoint and computed the same numbers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from covshift.instrument.block import Block
+from covshift.instrument.calls import recomputation
 from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.passes import Draft
@@ -33,11 +36,25 @@ class Row(NamedTuple):
 
 
 class Awaited(NamedTuple):
-    """A row whose tensor had no graph in the first pass, and the numbers by which the second pass is recognised."""
+    """A row whose tensor had no graph when it was computed, and what the pass that repeats it is recognised by.
+
+    Attributes
+    ----------
+    repeated_by : weakref.ref
+        The autograd function whose backward runs it again.
+    numbers : ndarray
+        Of the tensor, read as ``values`` says.
+    """
 
     row: Row
     values: Reading
     numbers: Numbers
+    repeated_by: weakref.ref[Any]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can come any more."""
+        return self.row.block.closed or self.row.rows.is_dropped or self.repeated_by() is None
 
 
 class Gradients:
@@ -53,11 +70,14 @@ class Gradients:
         hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
 
     def await_second_pass(self, row: Row, module_id: int, tensor: torch.Tensor, values: Reading) -> None:
-        """Ask for the gradient on the tensor that the same module computes again during backward."""
+        """Ask for the gradient on the tensor that the same module computes again during backward, if it does."""
         row.rows.mark(row.key, Status.NO_GRAD_REQUIRED)
+        repeated_by = recomputation().repeated_by
+        if repeated_by is None:
+            return
         waiting = self._awaited.setdefault(module_id, [])
-        waiting[:] = [other for other in waiting if not other.row.block.closed]
-        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row)))
+        waiting[:] = [other for other in waiting if not other.is_over]
+        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row), weakref.ref(repeated_by)))
 
     def awaits(self, module_id: int) -> bool:
         """Whether any second pass of the module is awaited."""
@@ -66,17 +86,25 @@ class Gradients:
     def rejoin(self, module_id: int, signal: int, tensor: torch.Tensor, *, signals: int) -> None:
         """Ask on a tensor of a second pass for the gradient of the row that it repeats, if there is one.
 
+        A checkpoint inside another runs without a graph the second time, too: its rows are awaited once more.
+
         ``signal`` is the row's place among the ``signals`` that a layer has.
         """
+        place = recomputation()
+        if place.repeats is None:
+            return
         waiting = self._awaited.get(module_id, [])
         for awaited in waiting:
             row = awaited.row
-            if row.key % signals != signal or row.block.closed:
+            if awaited.is_over or awaited.repeated_by() is not place.repeats or row.key % signals != signal:
                 continue
             if np.array_equal(awaited.numbers, _fingerprint(tensor, awaited.values, row), equal_nan=True):
                 waiting.remove(awaited)
-                row.rows.set_status(row.key, Status.NO_GRADIENT_ARRIVED)
-                hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
+                if tensor.requires_grad:
+                    row.rows.set_status(row.key, Status.NO_GRADIENT_ARRIVED)
+                    hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
+                elif place.repeated_by is not None:
+                    waiting.append(awaited._replace(repeated_by=weakref.ref(place.repeated_by)))
                 return
 
 

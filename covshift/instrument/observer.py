@@ -225,7 +225,7 @@ class Observer:
         try:
             with unseen():
                 for _, tensor in sites.leaves(values):
-                    if tensor.requires_grad and is_summarizable(tensor):
+                    if is_summarizable(tensor):
                         self.collector.gradients.rejoin(id(module), signal, tensor, signals=SIGNAL_COUNT)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
