@@ -323,11 +323,12 @@ class Recorder:
             yield
         finally:
             self._evaluation = None
+            self._observer.forget_interrupted()
             block.close()
             self._attend()
-        if is_first and (block.passes or self._ranks is not None):
+        if is_first and (not block.is_empty or self._ranks is not None):
             self._last_evaluation = self.step_count
-            self._handover.give(block if block.passes else None, {}, scale=1.0)
+            self._handover.give(None if block.is_empty else block, {}, scale=1.0)
 
     def _attend(self) -> None:
         """Follow the model's calls if what runs next is to be recorded."""
@@ -427,6 +428,7 @@ class Recorder:
             self._log.note(loss_scale=self._scale.in_force, step_skipped=float(skipped))
         self._log.close_step(is_recorded=block is not None)
         if block is not None:
+            self._observer.forget_interrupted()
             block.close()
             self._records += 1
         if block is not None or (self._ranks is not None and self._every(self.step_count)):

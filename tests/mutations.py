@@ -69,9 +69,9 @@ def _stays_open(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _takes_every_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def receive(self: Any, gradient: Any, status: Any) -> None:
+    def receive(self: Any, gradient: Any, *, through: Any) -> None:
         self._arrived = False
-        original(self, gradient, status)
+        original(self, gradient, through=through)
 
     return receive
 
@@ -92,6 +92,29 @@ def _as_it_came(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda rows, scale: rows
 
 
+def _with_the_axes_of_the_base(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, gradient: gradient
+
+
+def _keeps_it(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: self.keep()
+
+
+class _Everywhere:
+    """Stands for every checkpoint there is."""
+
+
+_CHECKPOINT = _Everywhere()
+
+
+def _of_one_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputation() -> Any:
+        place = original()
+        return place._replace(repeats=place.repeats and _CHECKPOINT, repeated_by=place.repeated_by and _CHECKPOINT)
+
+    return recomputation
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -104,8 +127,14 @@ class Mutation:
 INSTRUMENT = "covshift.instrument"
 MUTATIONS = {
     "via base": Mutation(f"{INSTRUMENT}.hooks:hook_gradient", _only_the_tensor_itself, ("test_inplace_and_views.py",)),
+    "axes of a view": Mutation(
+        f"{INSTRUMENT}.views:View.of", _with_the_axes_of_the_base, ("test_inplace_and_views.py",)
+    ),
     "recompute matching": Mutation(
         f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
+    ),
+    "recompute told apart by checkpoint": Mutation(
+        f"{INSTRUMENT}.calls:recomputation", _of_one_checkpoint, ("test_grad_modes_and_checkpoint.py",)
     ),
     "recompute recognised": Mutation(
         f"{INSTRUMENT}.hooks:inside_backward", _constant(False), ("test_grad_modes_and_checkpoint.py",)
@@ -134,6 +163,12 @@ MUTATIONS = {
     "stack per thread": Mutation(f"{INSTRUMENT}.observer:_Local", _shared_by_threads, ("test_threads.py",)),
     "in-place version": Mutation(f"{INSTRUMENT}.forward:_version", _constant(0), ("test_inplace_and_views.py",)),
     "interrupts": Mutation(f"{INSTRUMENT}.calls:is_running", _constant(True), ("test_interrupts.py",)),
+    "interrupted passes": Mutation(
+        f"{INSTRUMENT}.passes:Draft.drop", _keeps_it, ("test_interrupted_passes.py", "test_errors_and_copies.py")
+    ),
+    "passes around a step": Mutation(
+        f"{INSTRUMENT}.forward:Forward.is_running", _constant(False), ("test_interrupted_passes.py",)
+    ),
     "keywords of a call": Mutation(f"{INSTRUMENT}.calls:keywords", _constant({}), ("test_keywords.py",)),
     "views that were modified": Mutation(
         f"{INSTRUMENT}.hooks:version_counter", _constant(SimpleNamespace(_version=-1)), ("test_inplace_and_views.py",)

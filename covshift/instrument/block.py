@@ -13,48 +13,12 @@ from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from covshift import schema
-from covshift.schema import Mode, Status
-from covshift.summary.table import Table
+from covshift.instrument.passes import Draft, Pass
+from covshift.schema import Mode
 
 SIGNAL_COUNT = len(schema.SIGNALS)
 INPUT, PREACTIVATION, ACTIVATION, ACTIVATION_GRAD, PREACTIVATION_GRAD = range(SIGNAL_COUNT)
 """Places of the signals; a row's key is its layer's place times ``SIGNAL_COUNT`` plus its signal's."""
-
-_BLANK = bytes(256 * SIGNAL_COUNT)
-
-
-class Pass:
-    """Rows of all forward passes of a step that ran in one mode (training or evaluation flag).
-
-    Attributes
-    ----------
-    table : Table
-        Numbers by key.
-    statuses : bytearray
-        :class:`covshift.schema.Status` by key; may be shorter than there are keys.
-    structural_zeros : dict of int to int
-        Elements of z at which a layer has no derivative, by the layer's place.
-    """
-
-    def __init__(self, *, histograms: bool, units: bool) -> None:
-        self.table = Table(histograms=histograms, units=units)
-        self.statuses = bytearray(_BLANK)
-        self.structural_zeros: dict[int, int] = {}
-
-    def set_status(self, key: int, status: Status) -> None:
-        """Say how the row came about."""
-        while key >= len(self.statuses):
-            self.statuses += _BLANK
-        self.statuses[key] = status
-
-    def mark(self, key: int, status: Status) -> None:
-        """Say why the row has no numbers, unless that or how it has some was said already."""
-        if key >= len(self.statuses) or not self.statuses[key]:
-            self.set_status(key, status)
-
-    def add_structural_zeros(self, layer: int, count: int) -> None:
-        """Count elements of z at which the layer has no derivative."""
-        self.structural_zeros[layer] = self.structural_zeros.get(layer, 0) + count
 
 
 @dataclass
@@ -71,8 +35,8 @@ class Block:
         Whether this record is due for the slower cadences.
     closed : bool
         True once the step is over: late gradients are not recorded.
-    running : int
-        Forward passes that have begun and not returned.
+    running : set of Draft
+        Of forward passes that have begun, and have neither returned nor been interrupted.
     handles : list
         Hooks on tensors that outlive the step, to be removed when it closes.
     after_backward : callable or None
@@ -84,14 +48,19 @@ class Block:
     histograms: bool = True
     units: bool = True
     closed: bool = False
-    running: int = 0
+    running: set[Draft] = field(default_factory=set)
     passes: dict[Mode, Pass] = field(default_factory=dict)
     handles: list[RemovableHandle] = field(default_factory=list)
     after_backward: Callable[[], None] | None = None
     _backward: int = -1
 
     def close(self) -> None:
-        """End the step: nothing is added any more, and hooks on tensors that outlive it are removed."""
+        """End the step: nothing is added any more, and hooks on tensors that outlive it are removed.
+
+        Of forward passes still running, in other threads or around the whole step, what was done so far counts.
+        """
+        for draft in tuple(self.running):
+            self.end(draft, is_kept=True)
         self.closed = True
         self.after_backward = None
         for handle in self.handles:
@@ -107,12 +76,22 @@ class Block:
             rows = self.passes.setdefault(mode, Pass(histograms=self.histograms, units=self.units))
         return rows
 
-    def begin(self) -> None:
-        """A forward pass begins."""
+    def begin(self, *, training: bool) -> Draft:
+        """A forward pass begins: what it adds to the rows of its mode."""
         if not self.running:
             for rows in self.passes.values():
                 rows.table.pool()
-        self.running += 1
+        draft = Draft(self.in_mode(training=training))
+        self.running.add(draft)
+        return draft
+
+    def end(self, draft: Draft, *, is_kept: bool) -> None:
+        """A forward pass has returned, or was interrupted and does not count."""
+        if is_kept:
+            draft.keep()
+        else:
+            draft.drop()
+        self.running.discard(draft)
 
     @staticmethod
     def can_tell_end_of_backward() -> bool:
@@ -133,7 +112,13 @@ class Block:
 
         A validation batch run without ``no_grad`` between two optimizer steps would otherwise mix with training.
         """
-        return Mode.TRAIN if Mode.TRAIN in self.passes else Mode.EVAL
+        modes = [mode for mode, rows in self.passes.items() if not rows.is_empty] or list(self.passes)
+        return Mode.TRAIN if Mode.TRAIN in modes else Mode.EVAL
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no forward pass has returned."""
+        return all(rows.is_empty for rows in self.passes.values())
 
     @property
     def kept(self) -> Pass:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import CheckpointFunction
 
 _CALL = nn.Module._call_impl.__code__
 # Where this torch has its hooks called from; without such a function keywords stay unknown.
 _INNER = next((part for part in _CALL.co_consts if isinstance(part, CodeType) and part.co_name == "inner"), _CALL)
+_UNPACK = "unpack_hook"  # torch's, in which checkpoints that are not reentrant run again
 _NEAR = 8  # frames between a hook of ours and the function that calls it, and some more
 
 
@@ -41,9 +44,44 @@ def given(args: tuple[Any, ...]) -> Any:
     return args[0] if args else next(iter(keywords().values()), None)
 
 
-def is_running(module: nn.Module) -> bool:
-    """Whether a call of the module is under way in this thread."""
-    return any(frame.f_code is _CALL and frame.f_locals.get("self") is module for frame in _frames())
+def is_running(module: nn.Module, *, calls: int = 1) -> bool:
+    """Whether so many calls of the module are under way in this thread, one inside the other."""
+    found = (frame for frame in _frames() if frame.f_code is _CALL and frame.f_locals.get("self") is module)
+    return sum(1 for _ in islice(found, calls)) == calls
+
+
+class Recomputation(NamedTuple):
+    """Where a call stands among activation checkpoints, which torch makes as autograd functions.
+
+    Attributes
+    ----------
+    repeats : object or None
+        The function inside whose backward the call runs again, None where it runs for the first time.
+    repeated_by : object or None
+        The function inside whose forward the call runs without a graph, and whose backward will run it again.
+    """
+
+    repeats: object | None
+    repeated_by: object | None
+
+
+def recomputation() -> Recomputation:
+    """Of the call whose hooks are running; inside several functions, the outermost that this run is part of counts.
+
+    A call that another kind of checkpoint repeats, to fill in what it did not save, is part of none.
+    """
+    repeated_by = None
+    for frame in _frames():
+        name = frame.f_code.co_name
+        if name == _UNPACK:
+            return Recomputation(None, None)
+        if name in ("forward", "backward") and frame.f_code.co_argcount:
+            node = frame.f_locals.get(frame.f_code.co_varnames[0])
+            if isinstance(node, FunctionCtx):
+                if name == "backward":
+                    return Recomputation(node, repeated_by)
+                repeated_by = node
+    return Recomputation(None, repeated_by)
 
 
 def in_reentrant_checkpoint() -> bool:

@@ -88,7 +88,7 @@ class Collector:
             layer = self._inputs.get(path) or self._first_seen(self._inputs, path, name)
             if not layer.is_described:
                 layer.describe(self._describer.of_input(forward, layer.layer, tensor))
-            forward.rows.table.add(layer.key + INPUT, tensor, layer.values, units=False)
+            forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
             forward.rows.set_status(layer.key + INPUT, Status.OK)
 
     def preactivation(
@@ -110,10 +110,10 @@ class Collector:
             row = self._add_preactivation(forward, call, layer, module, z)
         if zeros is not None and zeros.covers(z.dtype):
             if z.is_cpu:
-                rows.add_structural_zeros(layer.place, zeros.count(z, rows.table.row(row)))
+                rows.add_structural_zeros(layer.place, zeros.count(z, rows.row(row)))
             else:
                 count = zeros.counted_on_device(z.detach())
-                rows.table.later(count, lambda found: rows.add_structural_zeros(layer.place, int(found[0])))
+                rows.later(count, lambda found: rows.add_structural_zeros(layer.place, int(found[0])))
 
     def _add_preactivation(
         self, forward: Forward, call: Call, layer: Observed, module: nn.Module, z: torch.Tensor
@@ -124,7 +124,7 @@ class Collector:
             call.preactivation_grad = reading(read, gradients=True)
         rows, key = forward.rows, layer.key + PREACTIVATION
         wanted = self._wants[PREACTIVATION]
-        row = rows.table.add(key if wanted else NOBODY, z, call.preactivation, units=False)
+        row = rows.add(key if wanted else NOBODY, z, call.preactivation, units=False)
         if wanted:
             rows.set_status(key, Status.OK)
         if self._wants[PREACTIVATION_GRAD] and call.preactivation_grad is not None:
@@ -190,7 +190,7 @@ class Collector:
         rows, key = forward.rows, layer.key + ACTIVATION
         seen = layer.seen_by(tensor, forward.batch_size)
         if self._wants[ACTIVATION]:
-            row = rows.table.add(key, tensor, seen.values)
+            row = rows.add(key, tensor, seen.values)
             rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
             forward.remember(tensor, layer, row)
         if self._wants[ACTIVATION_GRAD]:

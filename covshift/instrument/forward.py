@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from covshift.instrument.block import Block, Pass
+from covshift.instrument.block import Block
+from covshift.instrument.calls import is_running
 from covshift.instrument.callsites import Call, CallSite, Observed
+from covshift.instrument.passes import Draft
 
 
 class Seen(NamedTuple):
@@ -32,15 +35,46 @@ class Running(NamedTuple):
 
 @dataclass(eq=False)
 class Forward:
-    """One outermost forward pass, from the entry of the model to its return."""
+    """One outermost forward pass, from the entry of a module to its return.
+
+    Attributes
+    ----------
+    outermost : weakref.ref of Module
+        The module that was called from outside the model.
+    handled : BaseException or None
+        What was being handled when the pass began.
+    """
 
     block: Block
-    rows: Pass
+    rows: Draft
+    outermost: weakref.ref[nn.Module]
     grad_enabled: bool
+    handled: BaseException | None = field(default_factory=sys.exception)
     batch_size: int | None = None
     stack: list[Running] = field(default_factory=list)
     calls: dict[CallSite, int] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+
+    def is_outermost(self, running: Running) -> bool:
+        """Whether the call that has just been left is the outermost, whatever was left unseen inside of it."""
+        return not self.stack and running.module is self.outermost()
+
+    def has_raised(self, output: Any) -> bool:
+        """Whether the outermost call, which torch says gave ``output``, was ended by an exception.
+
+        Of such a call torch says that it gave None, as many do that return.
+        """
+        error = sys.exception()
+        return output is None and error is not None and error is not self.handled
+
+    def is_running(self, *, entering: nn.Module | None = None) -> bool:
+        """Whether the outermost call is still under way; ``entering`` is being called now, and does not count."""
+        outermost = self.outermost()
+        return outermost is not None and is_running(outermost, calls=2 if outermost is entering else 1)
+
+    def end(self, *, is_kept: bool) -> None:
+        """Let the rows of the pass count, or not."""
+        self.block.end(self.rows, is_kept=is_kept)
 
     def find(self, tensor: torch.Tensor) -> Seen | None:
         """The row of this very tensor, unless it was modified in place since."""

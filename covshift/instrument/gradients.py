@@ -1,19 +1,24 @@
 """Gradients of recorded tensors: asking for them, receiving them, and finding them again after a checkpoint.
 
 Under reentrant activation checkpointing the first pass runs without a graph and the gradient arrives, during backward,
-on tensors of a second pass. The second pass is recognised as the one that computes the same numbers again.
+on tensors of a second pass. Checkpoints run again last first, but what is inside of one in the order of the first pass:
+a call of the second pass repeats the first that is still awaited of its checkpoint and computed the same numbers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from covshift.instrument.block import Block, Pass
+from covshift.instrument.block import Block
+from covshift.instrument.calls import recomputation
 from covshift.instrument.hooks import hook_gradient, is_batched, transformed, unseen
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.passes import Draft
+from covshift.instrument.views import View
 from covshift.schema import Status
 from covshift.summary.numbers import Numbers
 from covshift.summary.table import Reading, Table, is_summarizable
@@ -23,7 +28,7 @@ class Row(NamedTuple):
     """Where a gradient belongs, and how it is read."""
 
     block: Block
-    rows: Pass
+    rows: Draft
     key: int
     reading: Reading
     units: bool
@@ -31,11 +36,25 @@ class Row(NamedTuple):
 
 
 class Awaited(NamedTuple):
-    """A row whose tensor had no graph in the first pass, and the numbers by which the second pass is recognised."""
+    """A row whose tensor had no graph when it was computed, and what the pass that repeats it is recognised by.
+
+    Attributes
+    ----------
+    repeated_by : weakref.ref
+        The autograd function whose backward runs it again.
+    numbers : ndarray
+        Of the tensor, read as ``values`` says.
+    """
 
     row: Row
     values: Reading
     numbers: Numbers
+    repeated_by: weakref.ref[Any]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can come any more."""
+        return self.row.block.closed or self.row.rows.is_dropped or self.repeated_by() is None
 
 
 class Gradients:
@@ -51,11 +70,14 @@ class Gradients:
         hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
 
     def await_second_pass(self, row: Row, module_id: int, tensor: torch.Tensor, values: Reading) -> None:
-        """Ask for the gradient on the tensor that the same module computes again during backward."""
+        """Ask for the gradient on the tensor that the same module computes again during backward, if it does."""
         row.rows.mark(row.key, Status.NO_GRAD_REQUIRED)
+        repeated_by = recomputation().repeated_by
+        if repeated_by is None:
+            return
         waiting = self._awaited.setdefault(module_id, [])
-        waiting[:] = [other for other in waiting if not other.row.block.closed]
-        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row)))
+        waiting[:] = [other for other in waiting if not other.is_over]
+        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row), weakref.ref(repeated_by)))
 
     def awaits(self, module_id: int) -> bool:
         """Whether any second pass of the module is awaited."""
@@ -64,17 +86,25 @@ class Gradients:
     def rejoin(self, module_id: int, signal: int, tensor: torch.Tensor, *, signals: int) -> None:
         """Ask on a tensor of a second pass for the gradient of the row that it repeats, if there is one.
 
+        A checkpoint inside another runs without a graph the second time, too: its rows are awaited once more.
+
         ``signal`` is the row's place among the ``signals`` that a layer has.
         """
+        place = recomputation()
+        if place.repeats is None:
+            return
         waiting = self._awaited.get(module_id, [])
         for awaited in waiting:
             row = awaited.row
-            if row.key % signals != signal or row.block.closed:
+            if awaited.is_over or awaited.repeated_by() is not place.repeats or row.key % signals != signal:
                 continue
             if np.array_equal(awaited.numbers, _fingerprint(tensor, awaited.values, row), equal_nan=True):
                 waiting.remove(awaited)
-                row.rows.set_status(row.key, Status.NO_GRADIENT_ARRIVED)
-                hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
+                if tensor.requires_grad:
+                    row.rows.set_status(row.key, Status.NO_GRADIENT_ARRIVED)
+                    hook_gradient(tensor, _Receiver(row, self._incidents), row.block.handles)
+                elif place.repeated_by is not None:
+                    waiting.append(awaited._replace(repeated_by=weakref.ref(place.repeated_by)))
                 return
 
 
@@ -88,15 +118,17 @@ class _Receiver:
     """Receives one tensor's gradient; holds rows and numbers, never a tensor."""
 
     __slots__ = ("_arrived", "_incidents", "_row")
+    # Asked for by torch.save, which otherwise warns that the hooks of a tensor are not saved with it.
+    __torch_unserializable__ = True
 
     def __init__(self, row: Row, incidents: Incidents) -> None:
         self._row, self._incidents = row, incidents
         self._arrived = False
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        self.receive(gradient, Status.OK)
+        self.receive(gradient, through=None)
 
-    def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
+    def receive(self, gradient: torch.Tensor | None, *, through: View | None) -> None:
         """Take the first gradient of a forward: a retained graph or a second derivative brings more.
 
         What comes later cannot be added up without keeping the first tensor, so it is named and not recorded.
@@ -106,7 +138,7 @@ class _Receiver:
             return
         try:
             if self._arrived:
-                self._name_further(gradient, status)
+                self._name_further(gradient, through)
                 return
             with unseen():
                 if gradient is None:
@@ -117,18 +149,19 @@ class _Receiver:
                 self._arrived = True
                 row.block.gradient_arrived()
                 if is_summarizable(gradient):
-                    row.rows.table.add(row.key, gradient, row.reading, units=row.units)
-                    row.rows.set_status(row.key, status)
+                    own = gradient if through is None else through.of(gradient)
+                    row.rows.add(row.key, own, row.reading, units=row.units)
+                    row.rows.set_status(row.key, Status.OK if through is None else Status.VIA_BASE)
                 else:
                     self._pass_over(gradient)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(row.layer, error)
 
-    def _name_further(self, gradient: torch.Tensor | None, status: Status) -> None:
+    def _name_further(self, gradient: torch.Tensor | None, through: View | None) -> None:
         if gradient is None:
             return
         self._row.block.gradient_arrived()
-        if status is Status.OK:
+        if through is None:
             self._incidents.warn_once(
                 "again",
                 "gradients",

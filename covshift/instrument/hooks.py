@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
-from covshift.schema import Status
+from covshift.instrument.views import View, view_of
 
 
 class Watcher(Protocol):
@@ -182,36 +182,44 @@ class Receiver(Protocol):
     def __call__(self, gradient: torch.Tensor | None) -> None:
         """The tensor's own gradient."""
 
-    def receive(self, gradient: torch.Tensor | None, status: Status) -> None:
-        """The gradient, and how it came."""
+    def receive(self, gradient: torch.Tensor | None, *, through: View | None) -> None:
+        """The tensor's own gradient, or that of the base which the tensor covers as ``through`` says."""
 
 
 def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[RemovableHandle]) -> None:
     """Have ``receiver`` called with the gradient of ``tensor``.
 
-    A receiver that held the tensor would keep it alive for ever. A hook on a view that is later modified in place never
-    fires; where the view covers its whole base, the base's gradient stands in. Of a view that nothing has modified the
-    hook does fire, unless nothing used it.
-
-    To ``handles`` are added those of hooks on leaf tensors, which outlive the graph and must be removed; others go with
-    it.
+    A receiver that held the tensor would keep it alive for ever. To ``handles`` are added those of hooks on leaf
+    tensors, which outlive the graph and must be removed; others go with it.
     """
+    base = tensor._base
+    view = None if base is None else view_of(tensor, base)
+    if base is not None and view is not None:
+        _hook_both(tensor, base, view, receiver)
+        return
     handle = tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
     if tensor.is_leaf:
         handles.append(handle)
-    base = tensor._base
-    if base is None or type(base) is not torch.Tensor or not base.requires_grad or base.numel() != tensor.numel():
-        return
 
+
+def _hook_both(tensor: torch.Tensor, base: torch.Tensor, view: View, receiver: Receiver) -> None:
+    """Hook a view and the base that it covers: where either is modified in place, the base's gradient stands in.
+
+    The view's own hook then sees at most what was read of it before. Of a view that nothing has modified its own hook
+    fires, unless nothing used it.
+    """
     counter, version = version_counter(base), base._version
+
+    def own(gradient: torch.Tensor | None) -> None:
+        if counter._version == version:
+            receiver(gradient)
 
     def through_base(gradient: torch.Tensor | None) -> None:
         if counter._version != version:
-            receiver.receive(gradient, Status.VIA_BASE)
+            receiver.receive(gradient, through=view)
 
-    handle = base.register_hook(through_base)  # type: ignore[no-untyped-call]
-    if base.is_leaf:
-        handles.append(handle)
+    tensor.register_hook(unserializable_hook(own))  # type: ignore[no-untyped-call]
+    base.register_hook(unserializable_hook(through_base))  # type: ignore[no-untyped-call]
 
 
 _EMPTY = torch.empty(0, device="cpu")

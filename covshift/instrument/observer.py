@@ -105,7 +105,7 @@ class Observer:
 
     def glimpse(self, module: nn.Module) -> None:
         """Let the recorder know that a forward pass begins; what was followed before has ended."""
-        self._abandon(self._local)
+        self._abandon(self._local, entering=module)
         if not faked():
             with self._incidents.guard("forward"), unseen():
                 self._open_block()
@@ -113,8 +113,8 @@ class Observer:
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Follow a call; a call of the root, or outside any other, starts a forward pass."""
         local = self._local
-        if local.depth == 0 or module is self._root() or self._is_left_behind(local, module):
-            self._abandon(local)
+        if local.depth == 0 or self._is_left_behind(local, module):
+            self._abandon(local, entering=module)
             local.has_graph = torch.is_grad_enabled()
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
@@ -132,11 +132,13 @@ class Observer:
     def _is_left_behind(self, local: _Local, module: nn.Module) -> bool:
         """Whether the calls followed so far are over: another thread ended the step, or an interrupt the calls."""
         forward = local.forward
+        if forward is not None and (forward.block.closed or not forward.stack):
+            return forward.block.closed
+        if module is self._root() and not is_running(module, calls=2):
+            return True
         if forward is None:
             # A pass that is not recorded switches gradients off, or off and on again, but not from the outside.
             return torch.is_grad_enabled() and not local.has_graph
-        if forward.block.closed or not forward.stack:
-            return forward.block.closed
         above = forward.stack[-1]
         return id(module) not in above.call.children and not is_running(above.module)
 
@@ -160,29 +162,36 @@ class Observer:
         local.depth = max(local.depth - 1, 0)
         if forward is None:
             return
+        running = forward.leave(module)
         try:
-            running = forward.leave(module)
             known = self._modules[id(module)]
             if running is not None and output is not None and known.is_observed:
                 with unseen():
                     self.collector.outputs(forward, running, known, output)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
-        if local.depth == 0:
+        if local.depth == 0 or (running is not None and forward.is_outermost(running)):
+            forward.end(is_kept=not forward.has_raised(output))
             self._abandon(local)
 
-    def _abandon(self, local: _Local) -> None:
-        """Forget the forward pass of this thread, which has returned or was interrupted."""
+    def _abandon(self, local: _Local, *, entering: nn.Module | None = None) -> None:
+        """Follow the forward pass of this thread no more: it has ended, or what it is part of has."""
         forward, functions = local.forward, local.functions
         local.depth, local.forward, local.functions = 0, None, None
-        if forward is not None:
-            forward.block.running -= 1
+        if forward is not None and not forward.rows.is_over:
+            forward.end(is_kept=forward.is_running(entering=entering))
         if functions is not None:
             functions.leave()
 
     def abandon(self) -> None:
-        """Forget whatever an interrupt has left behind in this thread."""
+        """Follow the forward pass of this thread no more."""
         self._abandon(self._local)
+
+    def forget_interrupted(self) -> None:
+        """Drop what an interrupt has left behind in this thread."""
+        forward = self._local.forward
+        if forward is not None and not forward.is_running():
+            self._abandon(self._local)
 
     def follows_functions_in(self, module: nn.Module) -> bool:
         """Whether activations that a module calls as functions are layers of their own."""
@@ -216,7 +225,7 @@ class Observer:
         try:
             with unseen():
                 for _, tensor in sites.leaves(values):
-                    if tensor.requires_grad and is_summarizable(tensor):
+                    if is_summarizable(tensor):
                         self.collector.gradients.rejoin(id(module), signal, tensor, signals=SIGNAL_COUNT)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
@@ -235,8 +244,8 @@ class Observer:
         if block is None:
             return None
         root = self._root()
-        block.begin()
-        forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
+        rows = block.begin(training=(root or module).training)
+        forward = Forward(block, rows, weakref.ref(module), torch.is_grad_enabled())
         forward.batch_size = self._batch_size([tensor for _, tensor in positional], [tensor for _, tensor in named])
         if module is root and self._modules[id(module)].is_observed:
             inputs = [(path, tensor) for path, tensor in positional + named if is_summarizable(tensor)]

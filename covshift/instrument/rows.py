@@ -19,8 +19,8 @@ from covshift.instrument.block import (
     PREACTIVATION_GRAD,
     SIGNAL_COUNT,
     Block,
-    Pass,
 )
+from covshift.instrument.passes import Pass
 from covshift.schema import Mode, SparseCounts
 from covshift.summary import numbers
 from covshift.summary.summary import Histogram, UnitSummary

@@ -123,7 +123,7 @@ class FixedBatch:
         finally:
             self.block = None
             block.close()
-        return block if block.passes else None
+        return None if block.is_empty else block
 
 
 def _is_autocast(kind: str) -> bool:

@@ -29,6 +29,7 @@ from covshift.summary.numbers import Numbers
 from covshift.summary.summary import Histogram, Summary, UnitSummary
 
 Taker = Callable[[NDArray[np.float64]], None]
+Enter = Callable[[int, int, Histogram | None, UnitSummary | None], None]
 Part = TypeVar("Part", Histogram, UnitSummary)
 
 NOBODY = -1  # key of a tensor of which only the row is asked for
@@ -139,10 +140,13 @@ class Table:
                 self._keys.append(np.full(CHUNK, NOBODY, dtype=np.int64))
                 self._chunks.append(np.empty((CHUNK, len(numbers.COLUMNS))))
 
-    def add(self, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool = True) -> int:
+    def add(
+        self, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool = True, enter: Enter | None = None
+    ) -> int:
         """Summarise a tensor for which :func:`is_summarizable` holds; returns its row, for :meth:`row`.
 
-        ``units`` is False for signals whose units are never recorded. Nothing is recorded of an empty tensor.
+        ``units`` is False for signals whose units are never recorded. Nothing is recorded of an empty tensor. ``enter``
+        is called in the place of :meth:`enter`, and may call that later, or never.
         """
         row = next(self._next)
         chunk, place = divmod(row, CHUNK)
@@ -154,26 +158,32 @@ class Table:
             return row
         walk = reading.walk(tensor, histograms=self._wants_histograms, units=units) if can_walk(tensor) else None
         if walk is None:
-            self._add_by_torch(row, key, tensor, reading, units=units)
+            self._add_by_torch(row, key, tensor, reading, units=units, enter=enter or self.enter)
             return row
         histogram, by_unit = walk(tensor, self._chunks[chunk], place)
-        if self._wants_histograms or units:
-            self._keep(key, histogram, by_unit)
         # Last: a row whose tensor could not be read is nobody's.
-        self._keys[chunk][place] = key
+        (enter or self.enter)(row, key, histogram, by_unit)
         return row
 
-    def _add_by_torch(self, row: int, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool) -> None:
+    def _add_by_torch(
+        self, row: int, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool, enter: Enter
+    ) -> None:
         unit, example = reading.axes_of(tensor)
         grid, groups = reading.grid if self._wants_histograms else None, reading.groups
         chunk, place = divmod(row, CHUNK)
 
         def take(vector: NDArray[np.float64]) -> None:
             self._chunks[chunk][place], histogram, by_unit = unpacked(vector, grid=grid, groups=groups)
-            self._keep(key, histogram, by_unit)
-            self._keys[chunk][place] = key
+            enter(row, key, histogram, by_unit)
 
         self.later(packed(tensor, unit_axis=unit, example_axis=example, grid=grid, groups=groups, units=units), take)
+
+    def enter(self, row: int, key: int, histogram: Histogram | None, units: UnitSummary | None) -> None:
+        """Count a row, with its histogram and units, as one of ``key``."""
+        if self._wants_histograms or self._wants_units:
+            self._keep(key, histogram, units)
+        chunk, place = divmod(row, CHUNK)
+        self._keys[chunk][place] = key
 
     def _keep(self, key: int, histogram: Histogram | None, units: UnitSummary | None) -> None:
         if key == NOBODY:

@@ -100,26 +100,26 @@ class Fragile(nn.Module):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: repr(e))
-def test_case_42_what_a_forward_raises_reaches_the_user_and_the_next_step_is_right(record, watch, assert_row, error):
+def test_case_42_what_a_forward_raises_reaches_the_user_and_the_step_it_was_in_is_right(
+    record, watch, assert_row, error
+):
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Sequential(Fragile()), nn.Linear(6, 3))
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Sequential(Fragile()), nn.Linear(6, 3))
     twin, x = copy.deepcopy(model), torch.randn(16, 6)
     kept = watch(twin)
     twin(x).square().sum().backward()
     with record(model) as recorder:
-        model[0][0].error = error
+        model[2][0].error = error
         with pytest.raises(type(error)) as raised:
             model(torch.randn(4, 6))
         assert raised.value is error
-        model.zero_grad()
-        recorder.step()
-        model[0][0].error = None
+        model[2][0].error = None
         model(x).square().sum().backward()
         recorder.step()
-    assert set(recorder.recording["layers"].layer.values) == {"(input)", "0.0.linear", "1"}
-    for layer in ("0.0.linear", "1"):
-        assert_row(recorder.recording, kept[layer][0].value, layer=layer, signal="activation", step=1)
-        assert_row(recorder.recording, kept[layer][0].grad, layer=layer, signal="activation_grad", step=1)
+    assert set(recorder.recording["layers"].layer.values) == {"(input)", "0", "1", "2.0.linear", "3"}
+    for layer in ("0", "1", "2.0.linear", "3"):
+        assert_row(recorder.recording, kept[layer][0].value, layer=layer, signal="activation")
+        assert_row(recorder.recording, kept[layer][0].grad, layer=layer, signal="activation_grad")
 
 
 class Hostile(dict):

@@ -1,5 +1,6 @@
 """No graph, no gradient, and graphs that are built twice."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,77 @@ def test_case_28_a_reentrant_checkpoint_records_the_numbers_of_the_plain_run(rec
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_run_keeps_its_bits(train, unchanged, reentrant):
     unchanged(lambda: Checkpointed("checkpoint", use_reentrant=reentrant), lambda model: train(model, 5))
+
+
+def chained(*parts):
+    def run(x):
+        for part in parts:
+            x = part(x)
+        return x
+
+    return run
+
+
+class Kept(nn.Module):
+    """Four residual parts around one shared activation that is dead: what it returns tells no call from another."""
+
+    takes = (6,)
+
+    def __init__(self, arrangement, *, is_plain):
+        super().__init__()
+        torch.manual_seed(3)
+        self.act, self.head = nn.ReLU(), nn.Linear(6, 3)
+        self.into = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.out_of = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.stem, self.arrangement, self.is_plain = nn.Linear(6, 6), arrangement, is_plain
+
+    def part(self, k):
+        return lambda x: x + self.out_of[k](self.act(self.into[k](x) - 100))
+
+    def watched_over(self, x):
+        with torch.no_grad():
+            self.act(x - 100)
+        return x
+
+    def kept(self, *parts, reentrant=True):
+        run = chained(*parts)
+        return run if self.is_plain else lambda x: checkpoint(run, x, use_reentrant=reentrant)
+
+    def forward(self, x):
+        parts = [self.part(k) for k in range(4)]
+        return self.head(chained(*ARRANGEMENTS[self.arrangement](self, *parts))(self.stem(x)))
+
+
+ARRANGEMENTS = {
+    "one in each": lambda m, a, b, c, d: [m.kept(a), m.kept(b), m.kept(c), m.kept(d)],
+    "all in one": lambda m, a, b, c, d: [m.kept(a, b, c, d)],
+    "two in each": lambda m, a, b, c, d: [m.kept(a, b), m.kept(c, d)],
+    "some in none": lambda m, a, b, c, d: [a, m.kept(b, c), d],
+    "one inside another": lambda m, a, b, c, d: [m.kept(a, m.kept(b, c), d)],
+    "two inside another": lambda m, a, b, c, d: [m.kept(m.kept(a), m.kept(b, c), d)],
+    "three deep": lambda m, a, b, c, d: [m.kept(a, m.kept(b, m.kept(c)), d)],
+    "around another kind": lambda m, a, b, c, d: [m.kept(a, m.kept(b, c, reentrant=False), d)],
+    "inside another kind": lambda m, a, b, c, d: [m.kept(a, m.kept(b, c), d, reentrant=False)],
+    "beside another kind": lambda m, a, b, c, d: [m.kept(a, b), m.kept(c, reentrant=False), m.kept(d)],
+    "with a part that needs no graph": lambda m, a, b, c, d: [m.kept(a, m.watched_over, b), m.kept(c, d)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_calls_that_computed_the_same_numbers_have_their_own_gradients_however_checkpoints_lie(
+    record, train, layers_equal, arrangement
+):
+    plain, found = (
+        recorded_training(Kept(arrangement, is_plain=is_plain), record, train, steps=2)[1] for is_plain in (True, False)
+    )
+    calls = [name for name in plain["layers"].layer.values if name.startswith("act")]
+    at = {"layer": calls, "step": 0}
+    assert (plain["layers"]["zero_count"].sel(signal="activation", **at) == 16 * 6).all()
+    sums = plain["layers"]["sum"].sel(signal="activation_grad", **at).values
+    counts = plain["layers"]["count"].sel(signal="activation_grad", **at).values.tolist()
+    assert len(set(sums[np.array(counts) > 0])) == sum(count == 16 * 6 for count in counts) == 4
+    layers_equal(plain, found)
 
 
 class Parts(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from covshift.instrument.hooks import version_counter
+from covshift.instrument.views import view_of
 from covshift.schema import Status
 
 
@@ -58,6 +59,165 @@ def test_case_10_a_view_modified_in_place_has_its_gradient_from_its_base(beside,
     assert status(recording, "1") == Status.VIA_BASE
     assert_row(recording, kept["1"][0].grad, layer="1", signal="activation_grad")
     assert (kept["1"][0].grad == 0).any()
+
+
+class Permuted(nn.Module):
+    def __init__(self, *axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x):
+        return x.permute(*self.axes)
+
+
+class Scrambled(torch.autograd.Function):
+    """Hands on what it is given, and a gradient that lies in memory in another order."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+class Scrambles(nn.Module):
+    def forward(self, x):
+        return Scrambled.apply(x)
+
+
+class Early(nn.Module):
+    """Reads a view of its own input before it is modified in place, and after."""
+
+    def __init__(self, *, inplace):
+        super().__init__()
+        self.flatten, self.inplace = nn.Flatten(), inplace
+
+    def forward(self, x):
+        flat = self.flatten(x)
+        early = (3 * flat - 1).relu()
+        return early + nn.functional.relu(flat, inplace=self.inplace)
+
+
+class Doubled(nn.Module):
+    def __init__(self, *, inplace):
+        super().__init__()
+        self.inplace = inplace
+
+    def forward(self, x):
+        return x.mul_(2) if self.inplace else x * 2
+
+
+def linear_on_sequences(inplace):
+    return (5, 4), nn.Linear(4, 6), nn.ReLU(inplace=inplace), nn.Linear(6, 3), nn.Flatten(), nn.Linear(15, 3)
+
+
+def as_long_as_wide(inplace):
+    conv = nn.Conv1d(2, 4, 3, padding=1)
+    return (2, 4), conv, Permuted(0, 2, 1), nn.ReLU(inplace=inplace), nn.Flatten(), nn.Linear(16, 3)
+
+
+def another_order(inplace):
+    conv = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
+    tail = Scrambles(), nn.ReLU(inplace=inplace), Scrambles(), nn.Flatten(), nn.Linear(64, 3)
+    return (1, 6, 6), conv, Permuted(0, 2, 3, 1), *tail[1:]
+
+
+def one_view_after_another(inplace):
+    first = nn.Linear(4, 6), Doubled(inplace=inplace), Permuted(0, 2, 1), nn.ReLU(inplace=inplace)
+    return (6, 4), *first, nn.Flatten(), nn.Linear(36, 3)
+
+
+def convolution_flattened(inplace):
+    return (1, 6, 6), nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(inplace=inplace), nn.Linear(64, 3)
+
+
+def read_before(inplace):
+    return (2, 4), nn.Conv1d(2, 4, 1), Early(inplace=inplace), nn.Linear(16, 3)
+
+
+def recorded_units(recording, layer):
+    units = recording["units"].to_dataset().sel(step=0, signal="activation_grad")
+    place = recording["layers"].layer.values.tolist().index(layer)
+    return units.isel(unit=units["layer_index"].values == place)
+
+
+@pytest.mark.parametrize(
+    ("parts", "layer"),
+    [
+        (linear_on_sequences, "0"),
+        (as_long_as_wide, "1"),
+        (convolution_flattened, "1"),
+        (another_order, "1"),
+        (one_view_after_another, "0"),
+        (one_view_after_another, "2"),
+        (read_before, "1.flatten"),
+    ],
+)
+def test_a_view_modified_in_place_has_the_units_and_examples_of_the_twin_that_is_not(
+    beside, assert_row, status, cell, parts, layer
+):
+    models = []
+    for inplace in (True, False):
+        torch.manual_seed(3)
+        takes, *modules = parts(inplace)
+        models.append(nn.Sequential(*modules))
+        models[-1].takes = takes
+    kept, recording = beside(*models)
+    expected = kept[layer][0].grad
+    assert status(recording, layer) == Status.VIA_BASE
+    assert_row(recording, expected, layer=layer, signal="activation_grad")
+    assert cell(recording, "example_count", layer=layer, signal="activation_grad") == len(expected) == 16
+    axis = recording["layers"]["unit_axis"].sel(layer=layer).item()
+    by_unit = expected.movedim(axis, 0).flatten(1).double()
+    units = recorded_units(recording, layer)
+    zeros = (by_unit == 0).sum(1)
+    assert zeros.unique().numel() > 1
+    assert units["unit_zero_count"].values.tolist() == zeros.tolist()
+    assert units["unit_positive_count"].values.tolist() == (by_unit > 0).sum(1).tolist()
+    torch.testing.assert_close(
+        torch.from_numpy(units["unit_mean"].values).double(), by_unit.mean(1), rtol=1e-5, atol=1e-9
+    )
+
+
+COVERING = {
+    "flattened": lambda base: base.view(-1),
+    "permuted": lambda base: base.permute(2, 0, 1),
+    "unsqueezed and unfolded": lambda base: base.unsqueeze(0).unfold(3, 2, 2),
+    "by strides": lambda base: base.as_strided((12, 2), (1, 12)),
+}
+
+
+@pytest.mark.parametrize("layout", ["as the base", "expanded", "reversed"])
+@pytest.mark.parametrize("kind", COVERING)
+def test_a_bases_gradient_is_presented_with_the_axes_of_its_view_however_it_lies_in_memory(kind, layout):
+    base = torch.randn(2, 3, 4, requires_grad=True) * 1
+    # The gradient of the base lies inside other memory, as those of a flat buffer do.
+    buffer = torch.randn(100)
+    gradient = {
+        "as the base": buffer[7:31].view(2, 3, 4),
+        "expanded": buffer[7:8].expand(2, 3, 4),
+        "reversed": buffer[7:31].view(4, 3, 2).permute(2, 1, 0),
+    }[layout]
+    expected = COVERING[kind](gradient.clone(memory_format=torch.contiguous_format))
+    assert torch.equal(view_of(COVERING[kind](base), base).of(gradient), expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda base: base[:, :2],
+        lambda base: base.as_strided((2, 12), (0, 1)),
+        lambda base: base[0].expand(2, 3, 4),
+        lambda base: torch._neg_view(base),
+        lambda base: base.detach().requires_grad_().view(-1),
+    ],
+    ids=["a part", "overlapping", "repeated", "negated", "view of a leaf"],
+)
+def test_no_gradient_is_presented_for_what_does_not_show_each_element_of_its_base_once(make):
+    view = make(torch.randn(2, 3, 4, requires_grad=True) * 1)
+    assert view_of(view, view._base) is None
 
 
 class Half(nn.Module):

@@ -1,0 +1,138 @@
+"""Rows of the forward passes of a step, and what a pass now running adds to them once it has returned.
+
+A pass that an exception ends in its midst has given some layers their rows and others none. Were those kept, a batch
+that did not fit into memory and was tried again in halves would count twice in the first layers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from covshift import schema
+from covshift.schema import Status
+from covshift.summary.numbers import Numbers
+from covshift.summary.summary import Histogram, UnitSummary
+from covshift.summary.table import Reading, Table, Taker
+
+_BLANK = bytes(256 * len(schema.SIGNALS))
+
+
+class Pass:
+    """Rows of all forward passes of a step that ran in one mode (training or evaluation flag).
+
+    Attributes
+    ----------
+    table : Table
+        Numbers by key.
+    statuses : bytearray
+        :class:`covshift.schema.Status` by key; may be shorter than there are keys.
+    structural_zeros : dict of int to int
+        Elements of z at which a layer has no derivative, by the layer's place.
+    is_empty : bool
+        Whether no forward pass has been kept.
+    """
+
+    def __init__(self, *, histograms: bool, units: bool) -> None:
+        self.table = Table(histograms=histograms, units=units)
+        self.statuses = bytearray(_BLANK)
+        self.structural_zeros: dict[int, int] = {}
+        self.is_empty = True
+
+    def set_status(self, key: int, status: Status) -> None:
+        """Say how the row came about."""
+        while key >= len(self.statuses):
+            self.statuses += _BLANK
+        self.statuses[key] = status
+
+    def mark(self, key: int, status: Status) -> None:
+        """Say why the row has no numbers, unless that or how it has some was said already."""
+        if key >= len(self.statuses) or not self.statuses[key]:
+            self.set_status(key, status)
+
+    def add_structural_zeros(self, layer: int, count: int) -> None:
+        """Count elements of z at which the layer has no derivative."""
+        self.structural_zeros[layer] = self.structural_zeros.get(layer, 0) + count
+
+
+class Draft:
+    """What one forward pass adds to a :class:`Pass`: read at once, counted when it is kept, never when it is dropped.
+
+    It has the methods by which a pass is filled. Gradients, which come later, go the same way.
+    """
+
+    def __init__(self, rows: Pass) -> None:
+        self._rows = rows
+        self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._is_kept = self._is_dropped = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the draft was kept or dropped."""
+        return self._is_kept or self._is_dropped
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether nothing of the pass counts."""
+        return self._is_dropped
+
+    def add(self, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool = True) -> int:
+        """Summarise a tensor; returns its row, for :meth:`row`. See :meth:`covshift.summary.table.Table.add`."""
+        return self._rows.table.add(key, tensor, reading, units=units, enter=self._enter)
+
+    def _enter(self, row: int, key: int, histogram: Histogram | None, units: UnitSummary | None) -> None:
+        self._do(self._rows.table.enter, row, key, histogram, units)
+
+    def row(self, row: int) -> Numbers:
+        """Numbers of one tensor as it was added, shape ``(14,)``."""
+        return self._rows.table.row(row)
+
+    def later(self, vector: torch.Tensor, take: Taker) -> None:
+        """Give a vector to ``take`` when it has reached CPU memory."""
+        self._rows.table.later(vector, take)
+
+    def set_status(self, key: int, status: Status) -> None:
+        """Say how the row came about."""
+        self._do(self._rows.set_status, key, status)
+
+    def mark(self, key: int, status: Status) -> None:
+        """Say why the row has no numbers, unless that or how it has some was said already."""
+        self._do(self._rows.mark, key, status)
+
+    def add_structural_zeros(self, layer: int, count: int) -> None:
+        """Count elements of z at which the layer has no derivative."""
+        self._do(self._rows.add_structural_zeros, layer, count)
+
+    def _do(self, action: Callable[..., None], *arguments: Any) -> None:
+        if self._is_kept and not self._waiting:
+            action(*arguments)
+            return
+        if not self._is_dropped:
+            self._waiting.append((action, arguments))
+        # Looked at last: another thread may keep the draft meanwhile.
+        if self._is_kept:
+            self._count()
+
+    def keep(self) -> None:
+        """The pass has returned: count its rows."""
+        if not self.is_over:
+            self._rows.is_empty = False
+            self._is_kept = True
+            self._count()
+
+    def _count(self) -> None:
+        while self._waiting:
+            try:
+                action, arguments = self._waiting.popleft()
+            except IndexError:
+                return
+            action(*arguments)
+
+    def drop(self) -> None:
+        """The pass was interrupted: forget its rows, and the gradients that may still come."""
+        if not self._is_kept:
+            self._is_dropped = True
+            self._waiting.clear()
