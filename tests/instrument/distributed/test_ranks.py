@@ -1,6 +1,7 @@
 """Oracle: the tensors of every rank, copied by the worker itself, gathered here and recounted as one."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import covshift
+from covshift.analysis import rows
 from covshift.summary import summarize
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -92,6 +94,48 @@ def test_histograms_and_units_of_ranks_add_up(ddp):
     names = list(recording["layers"].layer.values)
     ours = units["unit_active_examples"].values[units["layer_index"].values == names.index("module.0")]
     assert ours.tolist() == parts[0].units.merge(parts[1].units).active_examples.tolist()
+
+
+def recorded_in_one_process(ranks, losses):
+    """The worker's training on all ranks' batches at once, by the loss that DistributedDataParallel follows."""
+    worker = runpy.run_path(str(WORKER))
+    net = worker["model"]()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with covshift.record(net, every=1) as recorder:
+        for step in range(worker["STEPS"]):
+            parts = [worker["batch"](rank, step) for rank in range(ranks)]
+            outputs = net(torch.cat(parts)).square().split([len(part) for part in parts])
+            losses(outputs).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return recorder.recording
+
+
+def demand_same_gradients(merged, one, scale=1.0):
+    for name in ("rms", "sd", "mean"):
+        found = rows.moments(merged, signal="activation_grad")[name].values
+        expected = scale * rows.moments(one, signal="activation_grad")[name].values
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_gradients_of_ranks_are_rescaled_to_those_of_the_loss_they_follow_together(ddp):
+    one = recorded_in_one_process(2, lambda outputs: torch.stack([part.mean() for part in outputs]).mean())
+    merged = covshift.open(ddp[0] / "run.zarr")
+    demand_same_gradients(merged, one)
+    norms = [run["parameters"]["gradient_norm"].values for run in (merged, one)]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_gradients_of_a_summed_loss_are_left_as_they_are_and_those_of_parameters_averaged(tmp_path):
+    said = launch(tmp_path, "ddp-sum")
+    merged = covshift.open(tmp_path / "run.zarr")
+    assert merged.attrs["loss_reduction"] == "sum"
+    # The mean of the ranks' sums: half the sum over all examples, whose gradients a tensor's own are.
+    one = recorded_in_one_process(2, lambda outputs: torch.stack([part.sum() for part in outputs]).mean())
+    demand_same_gradients(merged, one, scale=len(said))
+    norms = [run["parameters"]["gradient_norm"].values for run in (merged, one)]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ def model():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def train(net, optimizer, rank, steps, first=0, gathered=None):
+def train(net, optimizer, rank, steps, first=0, gathered=None, reduced=torch.mean):
     for step in range(first, steps):
-        net(batch(rank, step)).square().mean().backward()
+        reduced(net(batch(rank, step)).square()).backward()
         before = None if gathered is None else (whole(net), whole(net, "grad"))
         optimizer.step()
         if gathered is not None:
@@ -86,7 +86,12 @@ def main(folder, case):
     wrapped = {"plain": lambda m: m, "fsdp": fully_shard}.get(case.split("-")[0], DistributedDataParallel)(net)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     ranks = "separate" if case.endswith("separate") else "merge"
-    record = nullcontext() if case.endswith("bare") else covshift.record(wrapped, folder / "run", every=1, ranks=ranks)
+    reduction = "sum" if case.endswith("sum") else "mean"
+    record = (
+        nullcontext()
+        if case.endswith("bare")
+        else covshift.record(wrapped, folder / "run", every=1, ranks=ranks, loss_reduction=reduction)
+    )
     seen = {"activation": [], "activation_grad": [], "evaluation": []}
     gathered = [] if case == "fsdp-merge" else None
     steps = STEPS - rank % 2 if case == "plain-fewer" else STEPS
@@ -102,7 +107,7 @@ def main(folder, case):
             elif case.endswith("alone"):
                 train_and_evaluate_alone(wrapped, net, optimizer, recorder, rank)
             else:
-                train(wrapped, optimizer, rank, steps, gathered=gathered)
+                train(wrapped, optimizer, rank, steps, gathered=gathered, reduced=getattr(torch, reduction))
             handle.remove()
     messages = [str(one.message) for one in caught if issubclass(one.category, covshift.CovshiftWarning)]
     found = {"seen": seen, "warnings": messages, "weights": whole(wrapped), "gathered": gathered}
