@@ -133,7 +133,6 @@ def test_coarsening_the_id_is_the_id_on_the_coarser_grid(grid, data):
     np.testing.assert_array_equal(grid.coarsening(bits)[grid.ids(EVERY_FLOAT16)], coarse.ids(EVERY_FLOAT16))
 
 
-@settings(deadline=None)
 @pytest.mark.parametrize("octaves", [-3, -1, 0, 2])
 @pytest.mark.parametrize("grid", [VALUES, GRADIENTS], ids=["values", "gradients"])
 def test_scaled_counts_are_those_of_the_values_times_a_power_of_two(grid, octaves):
@@ -145,6 +144,7 @@ def test_scaled_counts_are_those_of_the_values_times_a_power_of_two(grid, octave
     np.testing.assert_array_equal(grid.scaled(counts, octaves), expected[None])
 
 
+@settings(deadline=None)
 @given(grids, st.data())
 def test_coarsening_counts_is_counting_on_the_coarser_grid(grid, data):
     bits = data.draw(st.integers(0, grid.mantissa_bits))
