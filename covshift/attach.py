@@ -98,11 +98,11 @@ def record(
         Training flags while the probe runs; buffers are put back in both.
     ranks : {"separate", "merge"}
         What to do with the ranks of ``torch.distributed``, all of which must call this: "separate" gives each a
-        recording of its own, ``name.rank00003.zarr``, without any communication; "merge" pools them exactly at the end
-        of every recorded step into one recording, which rank 0 writes.
+        recording of its own, ``name.rank00003.zarr``, without any communication; "merge" pools them exactly into one
+        recording, which rank 0 writes. Ranks then meet at the end of every step that is due, and of the ``with``.
     loss_reduction : {"mean", "sum"}
-        How the loss reduces over the examples of a rank; stored, so that gradients of different numbers of ranks can
-        be compared: with "mean", a rank's gradients are world-size times those of the mean over all examples.
+        How the loss reduces over the examples of a rank. With "mean", a rank's gradients are world-size times those of
+        the mean over all examples, and the analysis reads them as the latter; see docs/concepts/ranks.md.
     max_layers : int, default 2000
         Refuse to observe more modules than this; choose some with ``layers=``, or raise it.
     name : str, optional

@@ -199,6 +199,21 @@ class Grid:
         starts = np.flatnonzero(np.diff(target, prepend=-1))
         return np.add.reduceat(counts, starts, axis=-1, dtype=counts.dtype)
 
+    def scaled(self, counts: NDArray[Any], octaves: int) -> NDArray[Any]:
+        """Counts of the same values times ``2**octaves``, which moves whole bins.
+
+        What leaves the range counts as underflow or overflow; what was there already stays, its size being unknown.
+        """
+        if counts.shape[-1:] != (self.size,):
+            raise InvalidArgumentError(f"counts have shape {counts.shape}: expected the last axis to be {self.size}")
+        moved = np.clip(np.arange(self.side) + 2 + octaves * (1 << self.mantissa_bits), 1, self.side + 2)
+        rising = np.concatenate([[1], moved, [self.side + 2, self.side + 3]])
+        target = np.concatenate([self.zero - rising[::-1], [self.zero], self.zero + rising, [self.nan]])
+        starts = np.flatnonzero(np.diff(target, prepend=-1))
+        found = np.zeros_like(counts)
+        found[..., target[starts]] = np.add.reduceat(counts, starts, axis=-1, dtype=counts.dtype)
+        return found
+
 
 VALUES = Grid(mantissa_bits=3, min_exponent=-24, max_exponent=16)
 """Grid of activations: 8 bins an octave, where a shift of a fraction of a standard deviation matters."""

@@ -16,9 +16,10 @@ import xarray as xr
 from covshift import schema
 from covshift.exceptions import RecordingError, ResumeMismatch
 from covshift.instrument.block import Block
-from covshift.instrument.distributed import Ranks, merged
+from covshift.instrument.distributed import ENDED, Ranks, merged
 from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.observer import Observer
+from covshift.instrument.pairing import Pairing
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.rows import Record, arranged, record_of, stored_rows
 from covshift.instrument.scaling import unscaled
@@ -71,6 +72,9 @@ class Handover:
         self._every, self._unobserved = every, unobserved
         self._observer, self._meter, self._incidents, self._ranks = observer, meter, incidents, ranks
         self._histograms_every, self._units_every = histograms_every, units_every
+        self._rank_count = 1 if ranks is None else ranks.size
+        self._waiting: list[Record] = []
+        self._pairing = Pairing()
         self._layers: dict[str, schema.Layer] = {}
         self._has_parameters = False
         self._make_writer = make_writer
@@ -92,6 +96,7 @@ class Handover:
 
         What then is missing from the history is named: steps and layers left out, and a recording set aside as a whole.
         """
+        self._pairing = Pairing(begin=step)
         if self.writer is None or not self.writer.resumed:
             return
         last = self.writer.last_steps[schema.LAYERS.name]
@@ -119,33 +124,68 @@ class Handover:
     def _warn(self, message: str) -> None:
         self._incidents.warn_once(message, "recording", message)
 
-    def give(self, block: Block | None, parameters: Mapping[str, Any], *, scale: float) -> None:
-        """Take a closed block, None where this rank recorded nothing of a step that was due."""
+    def give(self, block: Block, parameters: Mapping[str, Any], *, scale: float) -> None:
+        """Take a closed block: to be written at once, or by rank 0 after the next :meth:`meet_ranks`."""
         with self._incidents.guard("record"):
-            mine = None if block is None else self._record(block, parameters, scale)
-            given = [] if mine is None else [mine]
-            if self._ranks is not None:
-                try:
-                    given = self._ranks.gather(mine)
-                except RuntimeError as error:
-                    self._lose_ranks(error)
-            self._write(given)
+            record = self._record(block, parameters, scale)
+            if self._ranks is None:
+                self._write([record])
+            else:
+                self._waiting.append(record)
+
+    def meet_ranks(self, *, complete: int) -> None:
+        """Exchange records with the other ranks, where there are any.
+
+        To be called where every rank comes by, however different what they record: at the end of steps that are due.
+
+        Parameters
+        ----------
+        complete : int
+            Below this step this rank has given everything.
+        """
+        if self._ranks is not None:
+            with self._incidents.guard("record"):
+                self._exchange(self._ranks, complete)
+
+    def _exchange(self, ranks: Ranks, complete: int) -> int:
+        """Give what waits and write what no rank can add to; the step below which that is."""
+        given, self._waiting = self._waiting, []
+        try:
+            exchange = ranks.exchange(given, complete=complete)
+        except RuntimeError as error:
+            self._lose_ranks(error, given)
+            return ENDED
+        self._pair(exchange.records, exchange.complete)
+        return exchange.complete
+
+    def _pair(self, records: Sequence[Record], complete: int) -> None:
+        self._pairing.add(records)
+        for together in self._pairing.taken(complete):
+            with self._incidents.guard("record"):
+                self._write(together)
+        if self._pairing.overrun or self._pairing.late:
+            message = (
+                "the ranks count steps differently: records are missing, or hold the numbers of some ranks only; every "
+                "rank needs the same every= and start_step="
+            )
+            self._incidents.warn_once("apart", "recording", message)
 
     def _record(self, block: Block, parameters: Mapping[str, Any], scale: float) -> Record:
         record = record_of(block, self._observer.layers, parameters)
         record.collected.pooled = unscaled(record.collected.pooled, scale)
-        return replace(record, sharded=self._meter.sharded if parameters and self._ranks is not None else None)
+        return replace(record, sharded=self._meter.sharded if parameters and self._rank_count > 1 else None)
 
-    def _lose_ranks(self, error: RuntimeError) -> None:
-        """Go on alone: a rank that died will not come back."""
+    def _lose_ranks(self, error: RuntimeError, given: Sequence[Record]) -> None:
+        """Go on alone, from what is here on: a rank that died will not come back."""
         self._ranks = None
+        self._pair(given if self.writer is not None else [], ENDED)
         what = "nothing is recorded" if self.writer is None else "only this rank's own numbers are recorded"
         self._incidents.warn_once("rank", "recording", f"a rank did not answer ({error}); from here on {what}")
 
-    def _write(self, given: list[Record]) -> None:
-        if self.writer is None or not given:
+    def _write(self, given: Sequence[Record]) -> None:
+        if self.writer is None:
             return
-        record = merged(given)
+        record = merged(given, ranks=self._rank_count)
         try:
             self._declare(self.writer, record)
         except ResumeMismatch as error:
@@ -197,19 +237,27 @@ class Handover:
                 self._append(self.writer, list(rows))
 
     def wait_for_ranks(self) -> None:
-        """Take part in the records of ranks that have more steps than this one, until all have ended."""
+        """Give the last records, and take part in those of ranks that still train, until all have ended."""
         while self._ranks is not None:
-            try:
-                given = self._ranks.gather_last()
-            except RuntimeError as error:
-                self._lose_ranks(error)
-                return
-            if given is None:
+            if self._exchange(self._ranks, ENDED) < ENDED:
+                continue
+            if self._ranks is not None:
                 self._ranks.leave()
                 self._ranks = None
-                return
+
+    def part_from_ranks(self) -> None:
+        """Write what is here of records that other ranks may have a part in: an exception ends this rank alone."""
+        if self._ranks is not None:
+            self._ranks = None
             with self._incidents.guard("record"):
-                self._write(given)
+                given, self._waiting = self._waiting, []
+                self._pair(given if self.writer is not None else [], ENDED)
+                if given:
+                    self._incidents.note_once(
+                        "parted",
+                        "recording",
+                        f"an exception ended this rank: its records from step {given[0].step} on are not merged",
+                    )
 
     def snapshot(self, *, flush: bool) -> xr.DataTree:
         """Everything written so far, as :func:`covshift.open` reads it."""

@@ -40,9 +40,9 @@ _MOST_STEPS = 10**15
 
 
 class Unfinished(NamedTuple):
-    """A step that has ended, whose record may await the updates of other optimizers; no block where none is due."""
+    """A step that has ended, whose record may await the updates of other optimizers."""
 
-    block: Block | None
+    block: Block
     scale: float
 
 
@@ -183,6 +183,8 @@ class Recorder:
             self._name_unseen_steps()
             self._surroundings.warn_of_new_modules(self._incidents)
             self._handover.wait_for_ranks()
+        else:
+            self._handover.part_from_ranks()
 
     def _name_unseen_steps(self) -> None:
         """A loop of which no step was seen has recorded nothing, and should not end in silence."""
@@ -300,6 +302,10 @@ class Recorder:
         All batches of the pass merge into one record of the ``evaluation/`` groups, at the number of steps done so far,
         whatever the schedule. Outside of it, forward passes under ``no_grad`` are not recorded.
 
+        With ``ranks="merge"`` any of the ranks may evaluate, alone or with others, and none waits here for another:
+        the record holds the numbers of those that did, and is written when the next step that is due, or the
+        ``with``, has ended on all ranks.
+
         There is one such record a step: a further pass at the same step, over other data perhaps, is not recorded, with
         one warning; a pass inside a pass is part of the outer one.
         """
@@ -326,9 +332,9 @@ class Recorder:
             self._observer.forget_interrupted()
             block.close()
             self._attend()
-        if is_first and (not block.is_empty or self._ranks is not None):
+        if is_first and not block.is_empty:
             self._last_evaluation = self.step_count
-            self._handover.give(None if block.is_empty else block, {}, scale=1.0)
+            self._handover.give(block, {}, scale=1.0)
 
     def _attend(self) -> None:
         """Follow the model's calls if what runs next is to be recorded."""
@@ -382,7 +388,8 @@ class Recorder:
             self._hooks.follow(not self._paused)
             block = None if self._paused else self._probe.run(self.step_count, self._observer)
         self._attend()
-        self._handover.give(block, {}, scale=1.0)
+        if block is not None:
+            self._handover.give(block, {}, scale=1.0)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> None:
         if self._unfinished is not None and (runs_model or not self._clock.continues(optimizer)):
@@ -427,11 +434,13 @@ class Recorder:
         if self._scale.is_known:
             self._log.note(loss_scale=self._scale.in_force, step_skipped=float(skipped))
         self._log.close_step(is_recorded=block is not None)
+        meets = self._ranks is not None and self._every(self.step_count)
+        if block is not None or meets:
+            # Of ranks that merge, one that did not record this step counts it, too: slower cadences must agree.
+            self._records += 1
         if block is not None:
             self._observer.forget_interrupted()
             block.close()
-            self._records += 1
-        if block is not None or (self._ranks is not None and self._every(self.step_count)):
             self._unfinished = Unfinished(block, self._scale.in_force)
         else:
             self._meter.forget()
@@ -441,6 +450,9 @@ class Recorder:
         self._attend()
         if self._meter.is_complete:
             self._finish()
+        if meets:
+            waiting = self._unfinished
+            self._handover.meet_ranks(complete=self.step_count if waiting is None else waiting.block.step)
 
     def _settle_skipped(self) -> None:
         """Say of the step before what its scaler has told by now: that it was skipped, or one of its optimizers was."""

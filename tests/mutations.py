@@ -1,4 +1,4 @@
-"""Switch off one mechanism of the instrument at a time and list which tests fail: ``python tests/mutations.py [NAME]``.
+"""Switch off one mechanism at a time and list which tests fail: ``python tests/mutations.py [NAME]``.
 
 A mechanism whose loss no test notices is a survivor, and the exit code is 1. A target that no longer exists, or a test
 run that did not take place, is an error, and the exit code is 2: adapt :data:`MUTATIONS`.
@@ -115,6 +115,18 @@ def _of_one_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
     return recomputation
 
 
+def _waits_for_no_rank(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, below: original(self, 2**62)
+
+
+def _in_order_of_arrival(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add(self: Any, records: Iterable[Any]) -> None:
+        for record in records:
+            self._held.setdefault(next(iter(self._held), (record.step, record.stream)), []).append(record)
+
+    return add
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -182,6 +194,15 @@ MUTATIONS = {
         f"{INSTRUMENT}.calls:in_reentrant_checkpoint", _constant(False), ("../test_mended.py",)
     ),
     "process group let go": Mutation(f"{INSTRUMENT}.distributed:Ranks.leave", _constant(None), ("../test_mended.py",)),
+    "ranks paired by step": Mutation(
+        f"{INSTRUMENT}.pairing:Pairing.add", _in_order_of_arrival, ("../test_pairing.py",)
+    ),
+    "waiting for every rank": Mutation(
+        f"{INSTRUMENT}.pairing:Pairing.taken", _waits_for_no_rank, ("../test_pairing.py",)
+    ),
+    "gradients of ranks rescaled": Mutation(
+        "covshift.analysis.local_loss:factors", _constant(None), ("../../analysis/test_local_loss.py",)
+    ),
     "parameters without values": Mutation(
         f"{INSTRUMENT}.parameters:_has_values", _constant(True), ("../test_mended.py",)
     ),

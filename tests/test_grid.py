@@ -133,6 +133,17 @@ def test_coarsening_the_id_is_the_id_on_the_coarser_grid(grid, data):
     np.testing.assert_array_equal(grid.coarsening(bits)[grid.ids(EVERY_FLOAT16)], coarse.ids(EVERY_FLOAT16))
 
 
+@pytest.mark.parametrize("octaves", [-3, -1, 0, 2])
+@pytest.mark.parametrize("grid", [VALUES, GRADIENTS], ids=["values", "gradients"])
+def test_scaled_counts_are_those_of_the_values_times_a_power_of_two(grid, octaves):
+    rng = np.random.default_rng(0)
+    finite = rng.choice([-1.0, 1.0], 4000) * np.exp2(rng.uniform(-20, 12, 4000))
+    values = np.concatenate([finite, [0.0, -0.0, np.inf, -np.inf, np.nan, np.exp2(-23.5), -np.exp2(15.5)]])
+    counts = np.bincount(grid.ids(values), minlength=grid.size).reshape(1, -1)
+    expected = np.bincount(grid.ids(values * 2.0**octaves), minlength=grid.size)
+    np.testing.assert_array_equal(grid.scaled(counts, octaves), expected[None])
+
+
 @settings(deadline=None)
 @given(grids, st.data())
 def test_coarsening_counts_is_counting_on_the_coarser_grid(grid, data):
@@ -160,6 +171,7 @@ def test_centers_lie_midway_and_are_nan_or_infinite_where_there_is_no_midway():
         (lambda: VALUES.ids(np.arange(3)), "values have dtype int64: expected float16, float32 or float64"),
         (lambda: VALUES.ids(np.ones(3, np.complex64)), "values have dtype complex64"),
         (lambda: VALUES.coarsening(4), "mantissa_bits=4: expected 0 to 3; bins can be joined, never split"),
+        (lambda: VALUES.scaled(np.zeros(7), 1), r"counts have shape \(7,\): expected the last axis to be 648"),
         (lambda: VALUES.coarsen(np.zeros(7), 2), r"counts have shape \(7,\): expected the last axis to be 648"),
     ],
 )

@@ -94,7 +94,8 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
     -------
     Dataset
         ``rms`` (step, layer)
-            Root mean square of the finite gradient elements; NaN where not recorded.
+            Root mean square of the finite gradient elements, of several ranks under one loss
+            (:mod:`covshift.analysis.local_loss`); NaN where not recorded.
         ``slope`` (step)
             Decades per layer; positive when the gradient shrinks towards the input.
         ``slope_low``, ``slope_high`` (step)

@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
+from covshift.analysis import local_loss
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
@@ -95,7 +96,8 @@ def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") ->
     For ``"preactivation"`` and ``"preactivation_grad"`` this is the joined view: where a nonlinearity's input was
     summarised under the layer that produced it (``preactivation_of``), the producer's row stands in its place.
     ``structural_zero_count`` always is the nonlinearity's own. A producer's gradient is the sum over all consumers
-    of its output, so the joined ``preactivation_grad`` is dL/dz only where z has no other consumer.
+    of its output, so the joined ``preactivation_grad`` is dL/dz only where z has no other consumer. Gradients are as
+    recorded, of each rank's local loss; :func:`moments` rescales them.
 
     Parameters
     ----------
@@ -172,7 +174,9 @@ def nonlinearities(layers: xr.Dataset) -> NDArray[np.int64]:
     return chosen
 
 
-def moments(recording: xr.DataTree, *, signal: str = "activation", stream: str = "train") -> xr.Dataset:
+def moments(
+    recording: xr.DataTree, *, signal: str = "activation", stream: str = "train", as_recorded: bool = False
+) -> xr.Dataset:
     """Exact moments of the finite elements of every recorded tensor.
 
     Parameters
@@ -183,6 +187,9 @@ def moments(recording: xr.DataTree, *, signal: str = "activation", stream: str =
         One of :data:`covshift.schema.SIGNALS`; pre-activations are the joined view of :func:`layer_rows`.
     stream : {"train", "evaluation"}
         Which rows.
+    as_recorded : bool, default False
+        Leave gradients those of each rank's local loss. By default they are those of one loss over the examples of all
+        ranks, so that runs of different numbers of ranks compare; see :mod:`covshift.analysis.local_loss`.
 
     Returns
     -------
@@ -204,14 +211,17 @@ def moments(recording: xr.DataTree, *, signal: str = "activation", stream: str =
     raw = {name: rows[name].values.astype(np.float64) for name in _MOMENTS}
     n = raw["count"] - raw["nan_count"] - raw["posinf_count"] - raw["neginf_count"]
     mean, spread = ratio(raw["sum"], n), np.sqrt(ratio(raw["m2"], n))
+    shape = {"skewness": ratio(ratio(raw["m3"], n), spread**3), "kurtosis": ratio(ratio(raw["m4"], n), spread**4) - 3.0}
+    factor = None if as_recorded else local_loss.factors(recording.attrs, rows, signal=signal, stream=stream)
+    if factor is not None:
+        mean, spread = mean * factor[:, None], spread * factor[:, None]
     columns = {
         "n": n,
         "n_examples": rows["example_count"].values,
         "mean": mean,
         "sd": spread,
         "rms": np.hypot(mean, spread),
-        "skewness": ratio(ratio(raw["m3"], n), spread**3),
-        "kurtosis": ratio(ratio(raw["m4"], n), spread**4) - 3.0,
+        **shape,
     }
     return xr.Dataset({name: (("step", "layer"), column) for name, column in columns.items()}, rows.coords)
 

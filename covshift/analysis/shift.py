@@ -180,7 +180,8 @@ def between_runs(
     Raises
     ------
     InvalidArgumentError
-        If the runs share no step, not the one asked for, or no layer.
+        If the runs share no step, not the one asked for, or no layer; for a gradient, also if their numbers of ranks
+        put its histograms on scales that differ by no power of two.
     SignalNotRecorded
         If either run lacks the signal or histograms.
     """
@@ -196,6 +197,9 @@ def between_runs(
     if chosen not in common:
         raise InvalidArgumentError(f"step={step}: expected a step with histograms in both runs: {_some(common)}")
     records = [view.record(int(np.searchsorted(view.steps, chosen))) for view in views]
+    scales = [float(view.factors[0]) for view in views]
+    if scales[0] != scales[1]:
+        records = [record.rescaled(scale) for record, scale in zip(records, scales, strict=True)]
     picked = [record.take(_positions(view.layers, layers)) for record, view in zip(records, views, strict=True)]
     columns = distances(picked[0], picked[1], views[0].grid)
     return _dataset(columns, {"layer": np.array(layers)}).assign_coords(step=chosen)

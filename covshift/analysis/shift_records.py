@@ -6,8 +6,9 @@ rows belong to which layer and which of them sampling noise can be known for; it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.analysis import divergence, rows
+from covshift.analysis import divergence, local_loss, rows
 from covshift.analysis.distribution_functions import in_blocks
-from covshift.exceptions import SignalNotRecorded
+from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.grid import Grid
 
 Floats = NDArray[np.float64]
@@ -82,6 +83,25 @@ class Record:
         """The record of some layers, in this order."""
         return Record(self.grid, *(getattr(self, part.name)[layers] for part in fields(self)[1:]))
 
+    def rescaled(self, factor: float) -> Record:
+        """The record of the same values times ``factor``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If ``factor`` is no power of two: no other moves bins onto bins.
+        """
+        if factor == 1.0:
+            return self
+        mantissa, exponent = math.frexp(factor)
+        if mantissa != 0.5:
+            raise InvalidArgumentError(
+                f"histograms of gradients that differ by a factor of {factor:.4g}, as the runs' numbers of ranks have "
+                "it: bins can be moved by powers of two only; compare moments, such as gradient_health.norm_profile"
+            )
+        groups = self.grid.scaled(self.groups, exponent - 1)
+        return replace(self, groups=groups, mean=self.mean * factor, sd=self.sd * factor)
+
     @classmethod
     def pooled(cls, records: list[Record], grid: Grid) -> Record:
         """All examples of several records as one record."""
@@ -97,7 +117,11 @@ class Record:
 
 @dataclass(frozen=True)
 class View:
-    """Histograms and moments of one signal at the steps that have both."""
+    """Histograms and moments of one signal at the steps that have both.
+
+    Gradients of all records are on the scale of the first. ``factors`` (step) take them from the rank's local loss to
+    that over all ranks' examples, see :mod:`covshift.analysis.local_loss`; distances in one run are free of scale.
+    """
 
     steps: NDArray[np.int64]
     layers: NDArray[np.str_]
@@ -107,11 +131,12 @@ class View:
     moments: xr.Dataset
     normalised: NDArray[np.bool_]
     grid: Grid
+    factors: Floats
 
     @classmethod
     def of(cls, recording: xr.DataTree, signal: str, stream: str) -> View:
         """The view of one signal of one stream; see :func:`covshift.analysis.rows.layer_rows` for what it raises."""
-        moments = rows.moments(recording, signal=signal, stream=stream)
+        moments = rows.moments(recording, signal=signal, stream=stream, as_recorded=True)
         stored = rows.group(recording, "histograms", stream=stream)
         steps = np.intersect1d(stored["step"].values, moments["step"].values)
         if not len(steps):
@@ -122,6 +147,7 @@ class View:
             stored = stored.sel(step=steps)
         produced = rows.PRODUCER_SIGNAL.get(signal)
         layers = rows.group(recording, "layers", stream=stream)
+        factors = local_loss.factors(recording.attrs, stored, signal=signal, stream=stream)
         return cls(
             steps,
             rows.names(moments),
@@ -131,6 +157,7 @@ class View:
             moments.sel(step=steps).load(),
             batch_normalised(layers)[None, :] & (stored["mode"].values == schema.Mode.TRAIN)[:, None],
             schema.grid_of("gradient_histogram" if signal in schema.GRADIENT_SIGNALS else "value_histogram"),
+            np.ones(len(steps)) if factors is None else factors,
         )
 
     def record(self, index: int) -> Record:
@@ -163,7 +190,8 @@ class View:
             under_producer = (self.source >= 0) & (groups.sum(axis=(1, 2)) == 0)
             groups = np.where(under_producer[:, None, None], produced[self.source], groups)
         here = {name: self.moments[name].values[index].astype(np.float64) for name in _MOMENTS}
-        return Record.of(self.grid, groups, here, ~self.normalised[index])
+        record = Record.of(self.grid, groups, here, ~self.normalised[index])
+        return record.rescaled(float(self.factors[index] / self.factors[0]))
 
 
 _MOMENTS = ("mean", "sd", "n", "n_examples")

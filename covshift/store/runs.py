@@ -22,6 +22,10 @@ from covshift.store.alignment import aligned
 from covshift.store.merging import merged_group
 
 MERGE_ATTRIBUTE = "covshift_merge"
+RANKS_ATTRIBUTE = "run_ranks"
+"""By run, the attributes that tell the scale of its gradients, where runs differ in them."""
+
+_OF_RANKS = ("world_size", "loss_reduction", "ranks", layout.RESUMES_ATTRIBUTE)
 
 
 def matching(pattern: str) -> list[Path]:
@@ -159,7 +163,13 @@ def side_by_side(recordings: Mapping[str, xr.DataTree]) -> xr.DataTree:
             join="override",
             combine_attrs="override",
         )
-    return _tree(groups, {**trees[0].attrs, "runs": list(recordings)})
+    return _tree(groups, {**trees[0].attrs, "runs": list(recordings), **_ranks(recordings)})
+
+
+def _ranks(recordings: Mapping[str, xr.DataTree]) -> dict[str, Any]:
+    told = {name: {key: tree.attrs[key] for key in _OF_RANKS if key in tree.attrs} for name, tree in recordings.items()}
+    first = next(iter(told.values()))
+    return {} if all(one == first for one in told.values()) else {RANKS_ATTRIBUTE: told}
 
 
 def _with_all_variables(datasets: Sequence[xr.Dataset]) -> list[xr.Dataset]:

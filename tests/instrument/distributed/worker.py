@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import covshift
 
-STEPS = 3
+STEPS, LONG = 3, 12
 
 
 def batch(rank, step):
@@ -32,21 +32,46 @@ def model():
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def train(net, optimizer, rank, steps, seen=None):
-    for step in range(steps):
-        x = batch(rank, step)
-        output = net(x)
-        output.square().mean().backward()
+def train(net, optimizer, rank, steps, first=0, gathered=None, reduced=torch.mean):
+    for step in range(first, steps):
+        reduced(net(batch(rank, step)).square()).backward()
+        before = None if gathered is None else (whole(net), whole(net, "grad"))
         optimizer.step()
+        if gathered is not None:
+            gathered.append((*before, whole(net)))
         optimizer.zero_grad()
-        if seen is not None:
-            seen.append(x)
+
+
+def whole(net, what="data"):
+    """Parameters, or their gradients, put together from the parts of all ranks."""
+    tensors = {name: getattr(parameter, what) for name, parameter in net.named_parameters()}
+    return {name: getattr(t, "full_tensor", lambda t=t: t)().detach().clone() for name, t in tensors.items()}
+
+
+def evaluate(net, recorder, rank, step):
+    """One rank's own evaluation, of the model without its wrapper, as others wait."""
+    with torch.no_grad(), recorder.evaluation():
+        net(batch(rank + 7, step))
+
+
+def train_and_evaluate_alone(wrapped, net, optimizer, recorder, rank):
+    """Rank 0 evaluates after two steps while the others wait for it, and rank 1 after the last."""
+    train(wrapped, optimizer, rank, 2)
+    if rank == 0:
+        evaluate(net, recorder, rank, 2)
+    dist.barrier()
+    train(wrapped, optimizer, rank, LONG, first=2)
+    if rank == 1:
+        evaluate(net, recorder, rank, LONG)
 
 
 def watch(net, seen):
     """Copies of every activation of the first linear layer and of its gradient, taken by the worker's own hooks."""
 
     def forward(module, args, output):
+        if not torch.is_grad_enabled():
+            seen["evaluation"].append(output.detach().clone())
+            return
         seen["activation"].append(output.detach().clone())
         output.register_hook(lambda gradient: seen["activation_grad"].append(gradient.detach().clone()))
 
@@ -58,27 +83,35 @@ def main(folder, case):
     rank = dist.get_rank()
     net = model()
     first = net[0]
-    whole = {"plain": lambda m: m, "fsdp": fully_shard}.get(case.split("-")[0], DistributedDataParallel)(net)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
+    wrapped = {"plain": lambda m: m, "fsdp": fully_shard}.get(case.split("-")[0], DistributedDataParallel)(net)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     ranks = "separate" if case.endswith("separate") else "merge"
-    record = nullcontext() if case.endswith("bare") else covshift.record(whole, folder / "run", every=1, ranks=ranks)
-    seen = {"activation": [], "activation_grad": []}
+    reduction = "sum" if case.endswith("sum") else "mean"
+    record = (
+        nullcontext()
+        if case.endswith("bare")
+        else covshift.record(wrapped, folder / "run", every=1, ranks=ranks, loss_reduction=reduction)
+    )
+    seen = {"activation": [], "activation_grad": [], "evaluation": []}
+    gathered = [] if case == "fsdp-merge" else None
     steps = STEPS - rank % 2 if case == "plain-fewer" else STEPS
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with record:
+        with record as recorder:
             handle = watch(first, seen)
             if case == "plain-death":
-                train(whole, optimizer, rank, 1)
+                train(wrapped, optimizer, rank, 1)
                 if rank == 1:
                     os._exit(0)
-                train(whole, optimizer, rank, 2)
+                train(wrapped, optimizer, rank, 2)
+            elif case.endswith("alone"):
+                train_and_evaluate_alone(wrapped, net, optimizer, recorder, rank)
             else:
-                train(whole, optimizer, rank, steps)
+                train(wrapped, optimizer, rank, steps, gathered=gathered, reduced=getattr(torch, reduction))
             handle.remove()
     messages = [str(one.message) for one in caught if issubclass(one.category, covshift.CovshiftWarning)]
-    weights = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in whole.named_parameters()}
-    torch.save({"seen": seen, "warnings": messages, "weights": weights}, folder / f"rank{rank}.pt")
+    found = {"seen": seen, "warnings": messages, "weights": whole(wrapped), "gathered": gathered}
+    torch.save(found, folder / f"rank{rank}.pt")
     if case != "plain-death":
         dist.barrier()
     # Without gloo's own teardown, which once hung in a run that recorded nothing.
