@@ -81,15 +81,14 @@ class Collector:
 
     def inputs(self, forward: Forward, tensors: list[tuple[str, torch.Tensor]]) -> None:
         """Record what the model is given; the first positional argument has the path "0"."""
-        if not self._wants[INPUT]:
-            return
         for path, tensor in tensors:
             name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
             layer = self._inputs.get(path) or self._first_seen(self._inputs, path, name)
             if not layer.is_described:
                 layer.describe(self._describer.of_input(forward, layer.layer, tensor))
-            forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
-            forward.rows.set_status(layer.key + INPUT, Status.OK)
+            if self._wants[INPUT]:
+                forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
+                forward.rows.set_status(layer.key + INPUT, Status.OK)
 
     def preactivation(
         self,
@@ -187,12 +186,13 @@ class Collector:
 
     def _activation(self, forward: Forward, running: Running, layer: Observed, tensor: torch.Tensor) -> None:
         """Record values now, and the gradient when it comes."""
-        rows, key = forward.rows, layer.key + ACTIVATION
+        rows, key, row = forward.rows, layer.key + ACTIVATION, NOBODY
         seen = layer.seen_by(tensor, forward.batch_size)
         if self._wants[ACTIVATION]:
             row = rows.add(key, tensor, seen.values)
             rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
-            forward.remember(tensor, layer, row)
+        # Whatever is wanted of it: what passes it on is no layer of its own, what reads it takes over its axes.
+        forward.remember(tensor, layer, row)
         if self._wants[ACTIVATION_GRAD]:
             place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, seen.gradients, True, layer.layer.name)
             self._ask_for_gradient(forward, place, running.module, tensor, seen.values)

@@ -1,4 +1,4 @@
-"""State of one forward pass of one thread: the modules now running, and the tensors already summarised."""
+"""State of one forward pass of one thread: the modules now running, and the tensors already met."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covshift.instrument.passes import Draft
 
 
 class Seen(NamedTuple):
-    """A tensor already summarised in this forward pass: whose output it is, and its row in the table."""
+    """A tensor already met in this forward pass: whose output it is, and its row in the table, if it has one."""
 
     tensor: weakref.ref[torch.Tensor]
     version: int
@@ -77,7 +77,7 @@ class Forward:
         self.block.end(self.rows, is_kept=is_kept)
 
     def find(self, tensor: torch.Tensor) -> Seen | None:
-        """The row of this very tensor, unless it was modified in place since."""
+        """What is known of this very tensor, unless it was modified in place since."""
         seen = self.seen.get(id(tensor))
         return seen if seen and seen.tensor() is tensor and seen.version == _version(tensor) else None
 
