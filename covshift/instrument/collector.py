@@ -143,23 +143,41 @@ class Collector:
     def outputs(self, forward: Forward, running: Running, known: Module, output: Any) -> None:
         """Record the tensors of what a module returned; of containers, those that no layer inside has produced."""
         zeros = None
-        for path, tensor in sites.leaves(output):
-            if not known.is_leaf and forward.find(tensor) is not None:
+        for path, tensor in sites.parts(output):
+            if not isinstance(tensor, torch.Tensor):
+                self._name_unopened(running, known, path, tensor)
+            elif not known.is_leaf and forward.has_met(tensor):
                 continue
-            if is_summarizable(tensor):
+            elif is_summarizable(tensor):
                 layer = self._layer_of(running.call, path)
                 if not layer.is_described:
                     zeros = zero_set(running.module) if known.zeros_move else known.zeros
                     layer.describe(self._described(forward, layer, running, path, tensor, zeros))
                 self._activation(forward, running, layer, tensor)
-            elif known.is_leaf:
-                name = f"{running.call.name}:{path}" if path else running.call.name
-                self._incidents.warn_once(
-                    "unsupported",
-                    name,
-                    f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
-                    "summarised (expected a strided floating-point tensor); the layer is left out",
-                )
+            elif known.is_leaf or _holds_values(tensor):
+                forward.pass_over(tensor)
+                self._name_unsupported(running, path, tensor)
+
+    def _name_unsupported(self, running: Running, path: str, tensor: torch.Tensor) -> None:
+        name = _named(running, path)
+        self._incidents.warn_once(
+            "unsupported",
+            name,
+            f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
+            "summarised (expected a strided floating-point tensor); the layer is left out",
+        )
+
+    def _name_unopened(self, running: Running, known: Module, path: str, part: object) -> None:
+        """Say that an object was not looked into; what containers return in one, modules inside them have made."""
+        name = _named(running, path)
+        name_once = self._incidents.warn_once if known.is_leaf else self._incidents.note_once
+        name_once(
+            "unopened",
+            name,
+            f"layer '{name}': returned an object of type {type(part).__name__}, which is not looked into: tensors in "
+            "it are recorded only where a module inside returned them. Expected tensors, alone or in tuples, lists, "
+            "mappings or dataclasses",
+        )
 
     def function(self, forward: Forward, running: Running, tensor: torch.Tensor, function: Function) -> None:
         """Record what an activation that was called as a function returned."""
@@ -224,3 +242,12 @@ class Collector:
             f"layer '{row.layer}': gradients of activations called as functions inside a reentrant checkpoint are not "
             "recorded; use_reentrant=False records them",
         )
+
+
+def _named(running: Running, path: str) -> str:
+    return f"{running.call.name}:{path}" if path else running.call.name
+
+
+def _holds_values(tensor: torch.Tensor) -> bool:
+    """Whether an output that is not summarised is more than indices, lengths or a mask, which containers hand on."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized

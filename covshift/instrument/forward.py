@@ -54,6 +54,7 @@ class Forward:
     stack: list[Running] = field(default_factory=list)
     calls: dict[CallSite, int] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+    passed_over: dict[int, weakref.ref[torch.Tensor]] = field(default_factory=dict)
 
     def is_outermost(self, running: Running) -> bool:
         """Whether the call that has just been left is the outermost, whatever was left unseen inside of it."""
@@ -84,6 +85,15 @@ class Forward:
     def remember(self, tensor: torch.Tensor, layer: Observed, row: int) -> None:
         """Let :meth:`find` know a tensor, without keeping it alive."""
         self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, row)
+
+    def pass_over(self, tensor: torch.Tensor) -> None:
+        """Let :meth:`has_met` know a tensor that is not summarised."""
+        self.passed_over[id(tensor)] = weakref.ref(tensor)
+
+    def has_met(self, tensor: torch.Tensor) -> bool:
+        """Whether a layer inside has returned this very tensor, summarised or not."""
+        passed_over = self.passed_over.get(id(tensor))
+        return self.find(tensor) is not None or (passed_over is not None and passed_over() is tensor)
 
     def call(self, site: CallSite) -> Call:
         """The call that begins at a site now."""
