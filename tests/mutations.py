@@ -100,6 +100,10 @@ def _keeps_it(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self: self.keep()
 
 
+def _leaves_the_table(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: self._handle.remove()
+
+
 class _Everywhere:
     """Stands for every checkpoint there is."""
 
@@ -155,6 +159,9 @@ MUTATIONS = {
         f"{INSTRUMENT}.callsites:CallSites.reached", _by_first_name, ("test_calls_and_sharing.py", "test_threads.py")
     ),
     "closed flag": Mutation(f"{INSTRUMENT}.block:Block.close", _stays_open, ("test_lifetime.py",)),
+    "tables of hooks on leaves": Mutation(
+        f"{INSTRUMENT}.hooks:LeafHook.remove", _leaves_the_table, ("test_lifetime.py",)
+    ),
     "functorch guard": Mutation(f"{INSTRUMENT}.hooks:transformed", _constant(False), ("test_functional.py",)),
     "DisableTorchFunction": Mutation(
         f"{INSTRUMENT}.hooks:unseen", _constant(nullcontext()), ("test_functional.py", "test_functional_activations.py")

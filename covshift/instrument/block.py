@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.autograd import Variable
-from torch.utils.hooks import RemovableHandle
 
 from covshift import schema
+from covshift.instrument.hooks import LeafHook
 from covshift.instrument.passes import Draft, Pass
 from covshift.schema import Mode
 
@@ -50,7 +50,7 @@ class Block:
     closed: bool = False
     running: set[Draft] = field(default_factory=set)
     passes: dict[Mode, Pass] = field(default_factory=dict)
-    handles: list[RemovableHandle] = field(default_factory=list)
+    handles: list[LeafHook] = field(default_factory=list)
     after_backward: Callable[[], None] | None = None
     _backward: int = -1
 

@@ -163,7 +163,8 @@ class CallSites:
             if call is None or child is None:
                 path = self._names[id(module)]
             else:
-                path = child if call.name == root else f"{call.name}.{child}"
+                # A model that calls itself has its children's names in each of its calls.
+                path = child if call.name.partition("#")[0] == root else f"{call.name}.{child}"
             site = known[id(module)] = self._at(path, id(module))
         return site
 

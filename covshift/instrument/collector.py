@@ -81,15 +81,14 @@ class Collector:
 
     def inputs(self, forward: Forward, tensors: list[tuple[str, torch.Tensor]]) -> None:
         """Record what the model is given; the first positional argument has the path "0"."""
-        if not self._wants[INPUT]:
-            return
         for path, tensor in tensors:
             name = sites.INPUT if path == "0" else f"{sites.INPUT}:{path}"
             layer = self._inputs.get(path) or self._first_seen(self._inputs, path, name)
             if not layer.is_described:
                 layer.describe(self._describer.of_input(forward, layer.layer, tensor))
-            forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
-            forward.rows.set_status(layer.key + INPUT, Status.OK)
+            if self._wants[INPUT]:
+                forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
+                forward.rows.set_status(layer.key + INPUT, Status.OK)
 
     def preactivation(
         self,
@@ -144,23 +143,41 @@ class Collector:
     def outputs(self, forward: Forward, running: Running, known: Module, output: Any) -> None:
         """Record the tensors of what a module returned; of containers, those that no layer inside has produced."""
         zeros = None
-        for path, tensor in sites.leaves(output):
-            if not known.is_leaf and forward.find(tensor) is not None:
+        for path, tensor in sites.parts(output):
+            if not isinstance(tensor, torch.Tensor):
+                self._name_unopened(running, known, path, tensor)
+            elif not known.is_leaf and forward.has_met(tensor):
                 continue
-            if is_summarizable(tensor):
+            elif is_summarizable(tensor):
                 layer = self._layer_of(running.call, path)
                 if not layer.is_described:
                     zeros = zero_set(running.module) if known.zeros_move else known.zeros
                     layer.describe(self._described(forward, layer, running, path, tensor, zeros))
                 self._activation(forward, running, layer, tensor)
-            elif known.is_leaf:
-                name = f"{running.call.name}:{path}" if path else running.call.name
-                self._incidents.warn_once(
-                    "unsupported",
-                    name,
-                    f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
-                    "summarised (expected a strided floating-point tensor); the layer is left out",
-                )
+            elif known.is_leaf or _holds_values(tensor):
+                forward.pass_over(tensor)
+                self._name_unsupported(running, path, tensor)
+
+    def _name_unsupported(self, running: Running, path: str, tensor: torch.Tensor) -> None:
+        name = _named(running, path)
+        self._incidents.warn_once(
+            "unsupported",
+            name,
+            f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
+            "summarised (expected a strided floating-point tensor); the layer is left out",
+        )
+
+    def _name_unopened(self, running: Running, known: Module, path: str, part: object) -> None:
+        """Say that an object was not looked into; what containers return in one, modules inside them have made."""
+        name = _named(running, path)
+        name_once = self._incidents.warn_once if known.is_leaf else self._incidents.note_once
+        name_once(
+            "unopened",
+            name,
+            f"layer '{name}': returned an object of type {type(part).__name__}, which is not looked into: tensors in "
+            "it are recorded only where a module inside returned them. Expected tensors, alone or in tuples, lists, "
+            "mappings or dataclasses",
+        )
 
     def function(self, forward: Forward, running: Running, tensor: torch.Tensor, function: Function) -> None:
         """Record what an activation that was called as a function returned."""
@@ -187,12 +204,13 @@ class Collector:
 
     def _activation(self, forward: Forward, running: Running, layer: Observed, tensor: torch.Tensor) -> None:
         """Record values now, and the gradient when it comes."""
-        rows, key = forward.rows, layer.key + ACTIVATION
+        rows, key, row = forward.rows, layer.key + ACTIVATION, NOBODY
         seen = layer.seen_by(tensor, forward.batch_size)
         if self._wants[ACTIVATION]:
             row = rows.add(key, tensor, seen.values)
             rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
-            forward.remember(tensor, layer, row)
+        # Whatever is wanted of it: what passes it on is no layer of its own, what reads it takes over its axes.
+        forward.remember(tensor, layer, row)
         if self._wants[ACTIVATION_GRAD]:
             place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, seen.gradients, True, layer.layer.name)
             self._ask_for_gradient(forward, place, running.module, tensor, seen.values)
@@ -224,3 +242,12 @@ class Collector:
             f"layer '{row.layer}': gradients of activations called as functions inside a reentrant checkpoint are not "
             "recorded; use_reentrant=False records them",
         )
+
+
+def _named(running: Running, path: str) -> str:
+    return f"{running.call.name}:{path}" if path else running.call.name
+
+
+def _holds_values(tensor: torch.Tensor) -> bool:
+    """Whether an output that is not summarised is more than indices, lengths or a mask, which containers hand on."""
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized

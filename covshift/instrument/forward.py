@@ -1,4 +1,4 @@
-"""State of one forward pass of one thread: the modules now running, and the tensors already summarised."""
+"""State of one forward pass of one thread: the modules now running, and the tensors already met."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from covshift.instrument.passes import Draft
 
 
 class Seen(NamedTuple):
-    """A tensor already summarised in this forward pass: whose output it is, and its row in the table."""
+    """A tensor already met in this forward pass: whose output it is, and its row in the table, if it has one."""
 
     tensor: weakref.ref[torch.Tensor]
     version: int
@@ -54,6 +54,7 @@ class Forward:
     stack: list[Running] = field(default_factory=list)
     calls: dict[CallSite, int] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
+    passed_over: dict[int, weakref.ref[torch.Tensor]] = field(default_factory=dict)
 
     def is_outermost(self, running: Running) -> bool:
         """Whether the call that has just been left is the outermost, whatever was left unseen inside of it."""
@@ -77,13 +78,22 @@ class Forward:
         self.block.end(self.rows, is_kept=is_kept)
 
     def find(self, tensor: torch.Tensor) -> Seen | None:
-        """The row of this very tensor, unless it was modified in place since."""
+        """What is known of this very tensor, unless it was modified in place since."""
         seen = self.seen.get(id(tensor))
         return seen if seen and seen.tensor() is tensor and seen.version == _version(tensor) else None
 
     def remember(self, tensor: torch.Tensor, layer: Observed, row: int) -> None:
         """Let :meth:`find` know a tensor, without keeping it alive."""
         self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, row)
+
+    def pass_over(self, tensor: torch.Tensor) -> None:
+        """Let :meth:`has_met` know a tensor that is not summarised."""
+        self.passed_over[id(tensor)] = weakref.ref(tensor)
+
+    def has_met(self, tensor: torch.Tensor) -> bool:
+        """Whether a layer inside has returned this very tensor, summarised or not."""
+        passed_over = self.passed_over.get(id(tensor))
+        return self.find(tensor) is not None or (passed_over is not None and passed_over() is tensor)
 
     def call(self, site: CallSite) -> Call:
         """The call that begins at a site now."""

@@ -186,7 +186,37 @@ class Receiver(Protocol):
         """The tensor's own gradient, or that of the base which the tensor covers as ``through`` says."""
 
 
-def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[RemovableHandle]) -> None:
+class LeafHook:
+    """A hook on a leaf tensor, which outlives the graph; once removed, the tensor is as it was.
+
+    Attributes
+    ----------
+    was_bare : bool
+        Whether the tensor had no table of hooks before this one, or others of this kind, came.
+    """
+
+    __torch_unserializable__ = True
+
+    def __init__(self, tensor: torch.Tensor, receiver: Receiver) -> None:
+        hooks = tensor._backward_hooks
+        ours = [hook for hook in (hooks or {}).values() if isinstance(hook, LeafHook)]
+        self.was_bare = hooks is None or any(hook.was_bare for hook in ours)
+        self._tensor, self._receiver = weakref.ref(tensor), receiver
+        self._handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
+
+    def __call__(self, gradient: torch.Tensor | None) -> None:
+        """Hand on the gradient."""
+        self._receiver(gradient)
+
+    def remove(self) -> None:
+        """Take the hook away, and torch's empty table of hooks with it where there was none."""
+        self._handle.remove()
+        tensor = self._tensor()
+        if self.was_bare and tensor is not None and not tensor._backward_hooks:
+            tensor._backward_hooks = None
+
+
+def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[LeafHook]) -> None:
     """Have ``receiver`` called with the gradient of ``tensor``.
 
     A receiver that held the tensor would keep it alive for ever. To ``handles`` are added those of hooks on leaf
@@ -197,9 +227,10 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[Remova
     if base is not None and view is not None:
         _hook_both(tensor, base, view, receiver)
         return
-    handle = tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
     if tensor.is_leaf:
-        handles.append(handle)
+        handles.append(LeafHook(tensor, receiver))
+    else:
+        tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
 
 
 def _hook_both(tensor: torch.Tensor, base: torch.Tensor, view: View, receiver: Receiver) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from numbers import Number
 from typing import Any
 
 import torch
@@ -126,35 +128,47 @@ def leaves(output: Any) -> Iterator[tuple[str, torch.Tensor]]:
     Of a PackedSequence only the data; objects of other kinds are passed over. Where keys make two paths alike, the
     second ends in ``~1``.
     """
+    yield from ((path, part) for path, part in parts(output) if isinstance(part, torch.Tensor))
+
+
+def parts(output: Any) -> Iterator[tuple[str, Any]]:
+    """What :func:`leaves` finds, and with it the objects that it does not look into though tensors may be inside."""
     if isinstance(output, torch.Tensor):
         yield "", output
         return
     taken: dict[str, int] = {}
-    for path, tensor in _inside(output, ""):
-        k = taken[path] = taken.get(path, -1) + 1
-        yield f"{path}~{k}" if k else path, tensor
+    for path, part in _inside(output, ""):
+        k = 0
+        if isinstance(part, torch.Tensor):
+            k = taken[path] = taken.get(path, -1) + 1
+        yield f"{path}~{k}" if k else path, part
 
 
-def _inside(container: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    for key, value in _items(container):
-        below = f"{path}.{key}" if path else str(key)
-        if isinstance(value, torch.Tensor):
-            yield below, value
-        else:
-            yield from _inside(value, below)
+_PLAIN = (type(None), Number, str, bytes, Enum, type, torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
-def _items(output: Any) -> Iterator[tuple[Any, Any]]:
+def _inside(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = None if isinstance(value, torch.Tensor) else _items(value)
+    if items is not None:
+        for key, inner in items:
+            yield from _inside(inner, f"{path}.{key}" if path else str(key))
+    elif not isinstance(value, _PLAIN):
+        yield path, value
+
+
+def _items(output: Any) -> Iterable[tuple[Any, Any]] | None:
+    """What a container holds; None of what is none."""
     if isinstance(output, nn.utils.rnn.PackedSequence):
-        yield "data", output.data
-    elif isinstance(output, Mapping):
-        yield from output.items()
-    elif isinstance(output, tuple) and hasattr(output, "_fields"):
-        yield from zip(output._fields, output, strict=True)
-    elif isinstance(output, list | tuple):
-        yield from enumerate(output)
-    elif is_dataclass(output) and not isinstance(output, type):
-        yield from ((part.name, getattr(output, part.name)) for part in fields(output))
+        return [("data", output.data)]
+    if isinstance(output, Mapping):
+        return output.items()
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return zip(output._fields, output, strict=True)
+    if isinstance(output, list | tuple):
+        return enumerate(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return ((part.name, getattr(output, part.name)) for part in fields(output))
+    return None
 
 
 def compiled(model: nn.Module) -> list[str]:

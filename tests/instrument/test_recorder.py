@@ -417,6 +417,37 @@ def test_only_the_chosen_signals_are_recorded():
     assert [str(s) for s in counts.signal.values[counts.values > 0]] == ["activation"]
 
 
+class Nested(nn.Module):
+    """A container in a container, a convolution whose activation takes over its unit axis, and a reused activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.conv = nn.Tanh(), nn.Conv1d(2, 4, 1)
+        self.body = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(20, 3)), nn.Identity())
+
+    def forward(self, x):
+        return self.act(self.body(self.act(self.conv(x))))
+
+
+@pytest.mark.parametrize("signals", [[signal] for signal in schema.SIGNALS] + [["preactivation", "activation_grad"]])
+def test_which_layers_there_are_does_not_depend_on_the_signals_asked_for(signals):
+    described = []
+    for chosen in (None, signals):
+        torch.manual_seed(0)
+        model = Nested()
+        with covshift.record(model, every=1, signals=chosen) as recorder:
+            model(torch.randn(16, 2, 5)).sum().backward()
+            recorder.step()
+        described.append(recorder.recording["layers"].to_dataset())
+    whole, part = described
+    names = ["(input)", "conv", "act", "body.0.0", "body.0.1", "body.1", "act#1"]
+    assert part.layer.values.tolist() == whole.layer.values.tolist() == names
+    for name in ("module_type", "depth", "activation", "unit_axis", "example_axis", "unit_count_of_layer", "dtype"):
+        assert part[name].values.tolist() == whole[name].values.tolist(), name
+    counts = part["count"].isel(step=0).sum("layer")
+    assert set(counts.signal.values[counts.values > 0]) <= set(signals)
+
+
 def test_a_recorder_serves_one_recording():
     recorder = covshift.record(perceptron())
     with recorder:

@@ -165,6 +165,47 @@ def test_two_forwards_of_one_graph_each_are_not_named_as_several_backward_passes
     assert recorder.warnings == []
 
 
+class CallsItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x, depth):
+        h = self.a(x).tanh()
+        inside = self(h, depth - 1) if depth else h
+        return self.b(inside) * (depth + 1)
+
+
+def test_a_model_that_calls_itself_has_every_call_and_one_pass(record, assert_row, cell):
+    model, x = CallsItself(), torch.randn(16, 6)
+    with record(model) as recorder:
+        for _ in range(2):
+            model(x, 2).sum().backward()
+            recorder.step()
+    hidden, projected, outputs = [x], [], []
+    for _ in range(3):
+        hidden.append(model.a(hidden[-1]).tanh())
+    for depth in range(3):
+        projected.append(model.b(outputs[-1] if outputs else hidden[-1]))
+        outputs.append(projected[-1] * (depth + 1))
+    for output in outputs:
+        output.retain_grad()
+    outputs[-1].sum().backward()
+    rows = recorder.recording
+    names = {"(input)", "a", "a#1", "a#2", "b", "b#1", "b#2", "(root)", "(root)#1", "(root)#2"}
+    assert set(rows["layers"].layer.values) == names
+    assert rows["layers"].step.values.tolist() == [0, 1]
+    assert_row(rows, x, layer="(input)", signal="input", step=1)
+    for k, name in enumerate(("a", "a#1", "a#2")):
+        assert_row(rows, model.a(hidden[k]), layer=name, signal="activation", step=1)
+    # The innermost call is the last to begin and the first to return.
+    for depth, (name, inner) in enumerate(zip(("(root)#2", "(root)#1", "(root)"), ("b", "b#1", "b#2"), strict=True)):
+        assert_row(rows, projected[depth], layer=inner, signal="activation", step=1)
+        assert_row(rows, outputs[depth], layer=name, signal="activation", step=1)
+        assert_row(rows, outputs[depth].grad, layer=name, signal="activation_grad", step=1)
+
+
 class Lookalikes(nn.Module):
     """Names of modules that look like call sites, output paths and functions of others."""
 

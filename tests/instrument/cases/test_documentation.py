@@ -1,9 +1,12 @@
-"""docs/fifty-cases.md lists every case with tests that exist."""
+"""docs/fifty-cases.md lists every case with tests that exist, docs/warnings.md every warning."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+
+import covshift
 
 HERE = Path(__file__).parent
 DOCUMENT = Path(__file__).parents[3] / "docs" / "fifty-cases.md"
@@ -42,3 +45,21 @@ def test_every_test_of_a_case_is_linked_in_its_row():
             case = re.match(r"test_case_(\d\d)_", name)
             if case:
                 assert listed.get(f"{path.name}::{name}") == int(case[1]), name
+
+
+def messages():
+    """What the calls of the two methods that name an incident say, with "x" where a value comes in."""
+    for path in Path(covshift.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if called in ("warn_once", "note_once") and isinstance(node.args[2], ast.Constant | ast.JoinedStr):
+                parts = getattr(node.args[2], "values", [node.args[2]])
+                yield "".join(part.value if isinstance(part, ast.Constant) else "x" for part in parts)
+
+
+def test_every_warning_is_documented_by_its_beginning():
+    documented = re.findall(r"^\| `(.+?)` \|", (DOCUMENT.parent / "warnings.md").read_text(), flags=re.MULTILINE)
+    patterns = [".*".join(map(re.escape, beginning.split("..."))) for beginning in documented]
+    said = list(messages())
+    assert len(said) >= 25
+    assert [message for message in said if not any(re.match(pattern, message) for pattern in patterns)] == []

@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import io
 import sys
 import weakref
-from contextlib import contextmanager
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -232,28 +234,85 @@ def test_case_25_gradient_penalty_steps_keep_no_tensor(record):
         assert alive() == after_one
 
 
-def test_hooks_on_leaf_tensors_are_removed_with_the_step(record):
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(16, 6))
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(16, 6))
 
-        def forward(self):
-            return self.weight
+    def forward(self):
+        return self.weight
 
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale, self.linear = Scale(), nn.Linear(6, 3)
 
-        def forward(self, x):
-            return self.linear(x * self.scale())
+class Scaled(nn.Module):
+    """Two of its modules return leaf tensors: a parameter, twice, and what it was given itself."""
 
-    model = Scaled()
+    def __init__(self):
+        super().__init__()
+        self.given, self.scale, self.linear = nn.Identity(), Scale(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.linear(self.given(x) * self.scale() * self.scale())
+
+
+def test_leaf_tensors_are_as_before_when_the_step_is_over(record):
+    model, x = Scaled(), torch.randn(16, 6, requires_grad=True)
     with record(model) as recorder:
         for _ in range(3):
-            model(torch.randn(16, 6)).sum().backward()
+            model(x).sum().backward()
             recorder.step()
-            assert not model.scale.weight._backward_hooks
-    counts = recorder.recording["layers"]["count"].sel(layer="scale", signal="activation_grad")
-    assert counts.values.tolist() == [96, 96, 96]
+            assert model.scale.weight._backward_hooks is None
+            assert x._backward_hooks is None
+    for layer in ("given", "scale", "scale#1"):
+        counts = recorder.recording["layers"]["count"].sel(layer=layer, signal="activation_grad")
+        assert counts.values.tolist() == [96, 96, 96]
+
+
+@pytest.mark.parametrize("first_closed", [0, 1], ids=["first in first out", "last in first out"])
+def test_leaf_tensors_are_as_before_when_two_recorders_are_closed(record, first_closed):
+    model, x = Scaled(), torch.randn(16, 6, requires_grad=True)
+    stacks = [ExitStack(), ExitStack()]
+    for stack in stacks:
+        stack.enter_context(record(model))
+    model(x).sum().backward()
+    stacks[first_closed].close()
+    stacks[1 - first_closed].close()
+    assert model.scale.weight._backward_hooks is None
+    assert x._backward_hooks is None
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_hooks_of_the_users_own_on_leaf_tensors_stay(record, when):
+    model, seen = Scaled(), []
+    weight = model.scale.weight
+    handle = weight.register_hook(lambda gradient: seen.append(1)) if when == "before" else None
+    with record(model) as recorder:
+        model(torch.randn(16, 6)).sum().backward()
+        handle = handle or weight.register_hook(lambda gradient: seen.append(1))
+        recorder.step()
+    assert list(weight._backward_hooks) == [handle.id]
+    seen.clear()
+    model(torch.randn(16, 6)).sum().backward()
+    assert seen == [1]
+
+
+def test_an_empty_table_of_hooks_that_the_user_left_stays(record):
+    model = Scaled()
+    model.scale.weight.register_hook(lambda gradient: None).remove()
+    with record(model) as recorder:
+        model(torch.randn(16, 6)).sum().backward()
+        recorder.step()
+    assert model.scale.weight._backward_hooks == OrderedDict()
+
+
+@pytest.mark.parametrize("takes", [(16, 6), (4, 4, 6)], ids=["a tensor", "a view"])
+def test_what_a_recorded_model_returns_is_saved_without_a_warning(record, takes):
+    model = nn.Linear(6, 3)
+    with record(model) as recorder:
+        output = model(torch.randn(takes))
+        assert len(output._backward_hooks) == 1
+        buffer = io.BytesIO()
+        torch.save(output, buffer)
+        output.sum().backward()
+        recorder.step()
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer), output)

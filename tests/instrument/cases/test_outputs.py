@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from covshift.schema import Status
+from covshift.schema import Mode, Status
 
 
 def test_case_11_units_killed_by_their_bias_are_zero_in_every_example(record, train):
@@ -195,3 +195,71 @@ def test_case_17_an_output_that_nobody_used_says_so(record, assert_row, status, 
     assert cell(recorder.recording, "count", layer="split:1", signal="activation_grad") == 0
     # The zeros that autograd fills in for the unused part are part of the gradient of what was split.
     assert cell(recorder.recording, "zero_count", layer="linear", signal="activation_grad") == unused.numel()
+
+
+class Plain:
+    """An object that is no container known to anybody."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Around(nn.Module):
+    """A module around a leaf that returns something odd, or that returns something odd itself."""
+
+    def __init__(self, make, *, by_leaf, hands_on=False):
+        super().__init__()
+        self.linear, self.inner, self.by_leaf = nn.Linear(6, 6), Given(make), by_leaf
+        self.make, self.hands_on = make, hands_on
+
+    def forward(self, x):
+        h = self.linear(x)
+        odd = self.inner(h) if self.by_leaf else self.make(h)
+        return (h * 2, odd) if self.hands_on or not self.by_leaf else h * 2
+
+
+ODD = {
+    "complex": (torch.fft.fft, "output of torch.complex64", "", ["inner"]),
+    "sparse": (lambda h: h.to_sparse(), "output of torch.float32, torch.sparse_coo", "", ["inner"]),
+    "an object": (Plain, "returned an object of type Plain", "", ["inner", "(root):1"]),
+    "an object among others": (
+        lambda h: {"of": (h + 1, Plain(h)), "n": 3},
+        "returned an object of type Plain",
+        "of.1",
+        ["inner:of.1", "(root):1.of.1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("where", ["by a leaf", "by a leaf and handed on", "by the model itself"])
+def test_what_is_not_recorded_of_an_output_is_named_once_whoever_returned_it(record, kind, where):
+    make, said, path, handed_on = ODD[kind]
+    model = Around(make, by_leaf=where != "by the model itself", hands_on=where == "by a leaf and handed on")
+    with record(model, warned=(said,), may_warn=("called inner",)) as recorder:
+        for _ in range(2):
+            model(torch.randn(16, 6))
+            recorder.step()
+    expected = {
+        "by a leaf": handed_on[:1],
+        "by a leaf and handed on": handed_on,
+        "by the model itself": [f"(root):1.{path}".rstrip(".")],
+    }
+    assert [message.split("'")[1] for message in recorder.warnings if said in message] == expected[where]
+
+
+@pytest.mark.parametrize(
+    "returned", [None, 7, 2.5, "text", torch.float32, (3, None), {"a": True}, torch.Size([2]), Mode.TRAIN]
+)
+def test_numbers_text_and_the_like_in_an_output_are_not_named(record, returned):
+    assert recorded_output(record, lambda x: (x * 2, returned))["layers"].layer.values.tolist() == [
+        "(input)",
+        "(root):0",
+    ]
+
+
+def test_indices_lengths_and_masks_that_a_model_hands_on_are_not_named(record):
+    model = Around(lambda h: (h > 0, h.argmax(1), torch.tensor([6])), by_leaf=False)
+    with record(model, may_warn=("called inner",)) as recorder:
+        model(torch.randn(16, 6))
+        recorder.step()
