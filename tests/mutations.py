@@ -92,6 +92,29 @@ def _as_it_came(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda rows, scale: rows
 
 
+def _registered_when_due(original: type) -> type:
+    """Hooks that are taken away and put back, under new keys, whenever a step is due after one that was not."""
+
+    class Swapped(original):  # type: ignore[misc]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "follows" and modulehooks._listeners:
+                for handle in modulehooks._handles or ():
+                    handle.remove()
+                modulehooks._handles = None
+                modulehooks._register()
+
+    return Swapped
+
+
+def _under_new_keys(original: Callable[[], None]) -> Callable[[], None]:
+    def register() -> None:
+        modulehooks._handles = None
+        original()
+
+    return register
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -164,6 +187,9 @@ MUTATIONS = {
     "the user's line": Mutation(
         f"{INSTRUMENT}.incidents:users_line", lambda original: sys._getframe, ("../test_incidents.py",)
     ),
+    "dynamo guard": Mutation(f"{INSTRUMENT}.modulehooks:is_dynamo_compiling", _constant(False), ("test_compile.py",)),
+    "hooks stay registered": Mutation(f"{INSTRUMENT}.hooks:ModuleHooks", _registered_when_due, ("test_compile.py",)),
+    "keys of hooks stay": Mutation(f"{INSTRUMENT}.modulehooks:_register", _under_new_keys, ("test_compile.py",)),
     "compile guard": Mutation(f"{INSTRUMENT}.hooks:is_compiling", _constant(False), ("test_compile.py",)),
 }
 

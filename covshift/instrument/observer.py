@@ -236,7 +236,9 @@ class Observer:
             return None
         root = self._root()
         block.begin()
-        forward = Forward(block, block.in_mode(training=(root or module).training), torch.is_grad_enabled())
+        # Not "root or module": a compiled root is false, or raises, where the module in it has no length.
+        training = (module if root is None else root).training
+        forward = Forward(block, block.in_mode(training=training), torch.is_grad_enabled())
         forward.batch_size = self._batch_size([tensor for _, tensor in positional], [tensor for _, tensor in named])
         if module is root and self._modules[id(module)].is_observed:
             inputs = [(path, tensor) for path, tensor in positional + named if is_summarizable(tensor)]
