@@ -27,6 +27,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CASES = "tests/instrument/cases"
 AT_ONCE = 2
+INSTRUMENT = "covshift.instrument"
 VARIABLE, REPORT = "COVSHIFT_MUTATION", "COVSHIFT_MUTATION_REPORT"
 
 
@@ -93,7 +94,8 @@ def _as_it_came(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _registered_when_due(original: type) -> type:
-    """Hooks that are taken away and put back, under new keys, whenever a step is due after one that was not."""
+    """Hooks that are taken away and put back under new keys whenever it is decided whether to follow calls."""
+    modulehooks = importlib.import_module(f"{INSTRUMENT}.modulehooks")
 
     class Swapped(original):  # type: ignore[misc]
         def __setattr__(self, name: str, value: Any) -> None:
@@ -108,6 +110,8 @@ def _registered_when_due(original: type) -> type:
 
 
 def _under_new_keys(original: Callable[[], None]) -> Callable[[], None]:
+    modulehooks = importlib.import_module(f"{INSTRUMENT}.modulehooks")
+
     def register() -> None:
         modulehooks._handles = None
         original()
@@ -124,7 +128,6 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-INSTRUMENT = "covshift.instrument"
 MUTATIONS = {
     "via base": Mutation(f"{INSTRUMENT}.hooks:hook_gradient", _only_the_tensor_itself, ("test_inplace_and_views.py",)),
     "recompute matching": Mutation(

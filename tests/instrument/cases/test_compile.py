@@ -27,6 +27,11 @@ def _no_compiled_code_of_other_tests():
     torch._dynamo.reset()
 
 
+def but_slow(*values, unless):
+    """Parameters of a test that has a quick example and slow ones."""
+    return pytest.param(*values, marks=() if unless else pytest.mark.slow)
+
+
 def net():
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.GELU()), nn.Linear(6, 3))
@@ -92,8 +97,7 @@ def test_case_31_a_compiled_model_keeps_its_bits_and_its_one_graph(train, record
     demand_the_bits_of_the_compiled_run(train, record, "aot_eager", when=when)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("when", WHEN)
+@pytest.mark.parametrize("when", [but_slow(when, unless=when == "before record") for when in WHEN])
 def test_a_model_compiled_by_inductor_keeps_its_bits_and_its_one_graph(train, record, compiler, when):
     demand_the_bits_of_the_compiled_run(train, record, "inductor", when=when)
 
@@ -205,6 +209,17 @@ def test_functions_are_recorded_around_a_part_compiled_by_inductor_with_its_bits
     assert "(root):relu" in recorder.recording["layers"].layer.values
 
 
+@pytest.mark.parametrize("due", [True, False])
+def test_an_export_is_that_of_the_model_without_a_recorder(record, due):
+    model, x = Student(), torch.randn(16, 6)
+    bare = torch.export.export(model, (x,))
+    with record(model, every=10, may_warn=[NO_STEP]) as recorder:
+        with nullcontext() if due else recorder.pause():
+            exported = torch.export.export(model, (x,))
+        assert recorder.warnings == []
+    assert exported.graph_module.code == bare.graph_module.code
+
+
 def compiled_somewhere(where, backend, *, fullgraph=True):
     """A model to train, what to call, what to record, a teacher or None, and the count of compilations."""
     counter, teacher = CompileCounterWithBackend(backend), None
@@ -254,12 +269,7 @@ def trained(where, backend, around, record, *, every, steps, fullgraph=True):
 WHERE = ["whole", "container", "part", "part in place", "unrecorded teacher"]
 
 
-def demand_that_whether_a_step_is_due_compiles_nothing_again(record, where, every, around):
-    bare = trained(where, "eager", around, None, every=every, steps=100)
-    assert bare[1] == (2 if around == "evaluations" and where != "unrecorded teacher" else 1)
-    assert trained(where, "eager", around, record, every=every, steps=100) == bare
-
-
+LOOPS = [(10, ""), (2, ""), (1, "pauses"), (10, "evaluations")]
 QUICK = [
     ("whole", 10, ""),
     ("container", 1, "pauses"),
@@ -267,26 +277,22 @@ QUICK = [
     ("part in place", 10, "evaluations"),
     ("unrecorded teacher", 10, ""),
 ]
-LOOPS = [(10, ""), (2, ""), (1, "pauses"), (10, "evaluations")]
 
 
-@pytest.mark.parametrize(("where", "every", "around"), QUICK)
-def test_whether_a_step_is_due_compiles_nothing_again(record, where, every, around):
-    demand_that_whether_a_step_is_due_compiles_nothing_again(record, where, every, around)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "every", "around"),
-    [(where, *loop) for where in WHERE for loop in LOOPS if (where, *loop) not in QUICK],
+    [but_slow(where, *loop, unless=(where, *loop) in QUICK) for where in WHERE for loop in LOOPS],
 )
-def test_whether_a_step_is_due_compiles_nothing_again_anywhere(record, where, every, around):
-    demand_that_whether_a_step_is_due_compiles_nothing_again(record, where, every, around)
+def test_whether_a_step_is_due_compiles_nothing_again(record, where, every, around):
+    bare = trained(where, "eager", around, None, every=every, steps=100)
+    assert bare[1] == (2 if around == "evaluations" and where != "unrecorded teacher" else 1)
+    assert trained(where, "eager", around, record, every=every, steps=100) == bare
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("every", [10, 2])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    ("where", "every"),
+    [but_slow(where, every, unless=(where, every) == ("part", 10)) for where in WHERE for every in (10, 2)],
+)
 def test_beyond_dynamos_limit_inductors_bits_are_those_of_the_run_without_a_recorder(record, compiler, where, every):
     options = {"every": every, "steps": 100, "fullgraph": False}
     assert trained(where, "inductor", "", record, **options) == trained(where, "inductor", "", None, **options)
