@@ -340,7 +340,7 @@ class Recorder:
         """Follow the model's calls if what runs next is to be recorded."""
         with self._incidents.guard("schedule"):
             due = self._evaluation is not None or self._block is not None or self._every(self.step_count)
-            self._hooks.follow(due and not self._paused)
+            self._hooks.follows = due and not self._paused
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
@@ -385,7 +385,7 @@ class Recorder:
             return
         block = None
         with self._incidents.guard("probe"):
-            self._hooks.follow(not self._paused)
+            self._hooks.follows = not self._paused
             block = None if self._paused else self._probe.run(self.step_count, self._observer)
         self._attend()
         if block is not None:

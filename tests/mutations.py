@@ -27,6 +27,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CASES = "tests/instrument/cases"
 AT_ONCE = 2
+INSTRUMENT = "covshift.instrument"
 VARIABLE, REPORT = "COVSHIFT_MUTATION", "COVSHIFT_MUTATION_REPORT"
 
 
@@ -131,6 +132,32 @@ def _in_order_of_arrival(original: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
+def _registered_when_due(original: type) -> type:
+    """Hooks that are taken away and put back under new keys whenever it is decided whether to follow calls."""
+    modulehooks = importlib.import_module(f"{INSTRUMENT}.modulehooks")
+
+    class Swapped(original):  # type: ignore[misc]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "follows" and modulehooks._listeners:
+                for handle in modulehooks._handles or ():
+                    handle.remove()
+                modulehooks._handles = None
+                modulehooks._register()
+
+    return Swapped
+
+
+def _under_new_keys(original: Callable[[], None]) -> Callable[[], None]:
+    modulehooks = importlib.import_module(f"{INSTRUMENT}.modulehooks")
+
+    def register() -> None:
+        modulehooks._handles = None
+        original()
+
+    return register
+
+
 @dataclass(frozen=True)
 class Mutation:
     """What is switched off: where it is defined ("module:attribute"), what stands in, and the tests that may notice."""
@@ -140,7 +167,6 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-INSTRUMENT = "covshift.instrument"
 MUTATIONS = {
     "via base": Mutation(f"{INSTRUMENT}.hooks:hook_gradient", _only_the_tensor_itself, ("test_inplace_and_views.py",)),
     "axes of a view": Mutation(
@@ -227,6 +253,9 @@ MUTATIONS = {
     "the user's line": Mutation(
         f"{INSTRUMENT}.incidents:users_line", lambda original: sys._getframe, ("../test_incidents.py",)
     ),
+    "dynamo guard": Mutation(f"{INSTRUMENT}.modulehooks:is_dynamo_compiling", _constant(False), ("test_compile.py",)),
+    "hooks stay registered": Mutation(f"{INSTRUMENT}.hooks:ModuleHooks", _registered_when_due, ("test_compile.py",)),
+    "keys of hooks stay": Mutation(f"{INSTRUMENT}.modulehooks:_register", _under_new_keys, ("test_compile.py",)),
     "compile guard": Mutation(f"{INSTRUMENT}.hooks:is_compiling", _constant(False), ("test_compile.py",)),
 }
 

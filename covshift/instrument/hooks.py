@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.compiler import is_compiling
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle, unserializable_hook
+from torch.utils.hooks import unserializable_hook
 
+from covshift.instrument import modulehooks
 from covshift.instrument.views import View, view_of
 
 
@@ -49,51 +49,37 @@ class Watcher(Protocol):
 
 
 class ModuleHooks:
-    """Hooks on every module of one model, from :meth:`install` to :meth:`remove`.
+    """Tells a watcher of the calls of one model's modules, from :meth:`install` to :meth:`remove`.
 
-    Between the steps that are recorded the watcher need not follow calls, only know that a forward pass begins: then
-    there is one hook instead of two, which does nothing for most modules.
+    Between the steps that are recorded the watcher need not follow calls, only know that a forward pass begins.
+
+    Attributes
+    ----------
+    follows : bool
+        Whether the watcher is told of every call, or only that a forward pass begins. Nothing in torch changes with it,
+        see :mod:`covshift.instrument.modulehooks`.
     """
 
     def __init__(self, model: nn.Module, watcher: Watcher) -> None:
         self._watcher = watcher
-        self._follows = False
+        self.follows = False
         # Identities, not references: a recorder must not keep a model alive, nor follow its copies.
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
-        self._handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Start watching."""
-        self._handles = [register_module_forward_pre_hook(self._before if self._follows else self._glimpse)]
-        if self._follows:
-            self._handles.append(register_module_forward_hook(self._after, always_call=True))
+        modulehooks.listen(self)
 
     def remove(self) -> None:
         """Stop watching; nothing is left behind on the model or in torch."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        modulehooks.leave(self)
 
-    def follow(self, follows: bool) -> None:
-        """Whether to tell the watcher of every call, or only that a forward pass begins."""
-        if follows == self._follows:
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Tell the watcher that a module is about to run, if it is one of the model's and there is need to."""
+        if not self.follows:
+            if id(module) in self._modules and self._watcher.expects(module):
+                self._glimpse(module, args)
             return
-        self._follows = follows
-        if self._handles:
-            self.remove()
-            self.install()
-
-    def _glimpse(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if id(module) in self._modules and self._watcher.expects(module):
-            reference = self._modules[id(module)]
-            if reference() is module and not (traced() or transformed() or inside_backward()):
-                self._watcher.glimpse(module)
-                if self._follows:
-                    # A step that ended only now, with this forward pass, has let the next one be due.
-                    self._watcher.enter(module, args)
-
-    # A value returned from a hook replaces the module's input or output, so these return nothing.
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         reference = self._modules.get(id(module))
         if reference is None or reference() is not module or traced():
             return
@@ -107,7 +93,16 @@ class ModuleHooks:
         else:
             self._watcher.enter(module, args)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _glimpse(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        reference = self._modules[id(module)]
+        if reference() is module and not (traced() or transformed() or inside_backward()):
+            self._watcher.glimpse(module)
+            if self.follows:
+                # A step that ended only now, with this forward pass, has let the next one be due.
+                self._watcher.enter(module, args)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Tell the watcher that a module has run, if it is one of the model's."""
         reference = self._modules.get(id(module))
         if reference is None or reference() is not module or traced() or transformed():
             return
@@ -200,7 +195,7 @@ class LeafHook:
     def __init__(self, tensor: torch.Tensor, receiver: Receiver) -> None:
         hooks = tensor._backward_hooks
         ours = [hook for hook in (hooks or {}).values() if isinstance(hook, LeafHook)]
-        self.was_bare = hooks is None or any(hook.was_bare for hook in ours)
+        self.was_bare: bool = hooks is None or any(hook.was_bare for hook in ours)
         self._tensor, self._receiver = weakref.ref(tensor), receiver
         self._handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
 

@@ -244,7 +244,8 @@ class Observer:
         if block is None:
             return None
         root = self._root()
-        rows = block.begin(training=(root or module).training)
+        # Not "root or module": a compiled root is false, or raises, where the module in it has no length.
+        rows = block.begin(training=(module if root is None else root).training)
         forward = Forward(block, rows, weakref.ref(module), torch.is_grad_enabled())
         forward.batch_size = self._batch_size([tensor for _, tensor in positional], [tensor for _, tensor in named])
         if module is root and self._modules[id(module)].is_observed:

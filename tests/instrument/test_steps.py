@@ -9,6 +9,7 @@ from torch import nn
 
 import covshift
 from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError
+from covshift.instrument.observer import Observer
 from covshift.instrument.schedule import Schedule
 from covshift.schema import Status
 
@@ -234,28 +235,39 @@ def test_steps_and_logs_are_those_of_the_loop_whether_or_not_they_are_recorded(e
     assert scalars["after"].values.tolist() == list(range(7))
 
 
-def test_between_recorded_steps_calls_are_not_followed_and_evaluations_are():
-    from torch.nn.modules import module as hooks
+def test_between_recorded_steps_calls_are_not_followed_and_evaluations_are(monkeypatch):
+    entered = []
+    enter = Observer.enter
 
-    model, outside = perceptron(), len(hooks._global_forward_hooks)
+    def noted(self, module, args):
+        entered.append(module)
+        enter(self, module, args)
+
+    monkeypatch.setattr(Observer, "enter", noted)
+    model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    followed = []
+
+    def followed(run):
+        entered.clear()
+        run()
+        return len(entered)
+
+    def step():
+        model(torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    every_module = len(list(model.modules()))
     with covshift.record(model, every=3) as recorder:
-        for _ in range(5):
-            followed.append(len(hooks._global_forward_hooks) - outside)
-            model(torch.randn(4, 6)).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        assert [followed(step) for _ in range(6)] == [every_module, 0, 0, every_module, 0, 0]
         with recorder.pause():
-            assert len(hooks._global_forward_hooks) == outside
+            assert followed(step) == 0
         with recorder.evaluation(), torch.no_grad():
-            assert len(hooks._global_forward_hooks) == outside + 1
-            model(torch.randn(8, 6))
-        assert len(hooks._global_forward_hooks) == outside
-    assert followed == [1, 0, 0, 1, 0]
+            assert followed(lambda: model(torch.randn(8, 6))) == every_module
+        assert followed(step) == 0
+    assert followed(step) == 0
     evaluation = recorder.recording["evaluation/layers"].to_dataset()
-    assert int(evaluation["example_count"].sel(step=5, layer="0", signal="activation")) == 8
-    assert len(hooks._global_forward_pre_hooks) == 0
+    assert int(evaluation["example_count"].sel(step=7, layer="0", signal="activation")) == 8
 
 
 def test_a_schedule_that_raises_is_named_and_training_goes_on():
