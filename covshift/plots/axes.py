@@ -8,7 +8,6 @@ wide cell, not a shift of all that follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +18,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
@@ -31,7 +28,6 @@ from matplotlib.ticker import (
     Locator,
     LogLocator,
     MaxNLocator,
-    NullFormatter,
     NullLocator,
 )
 from matplotlib.transforms import ScaledTranslation
@@ -102,11 +98,7 @@ class RowLocator(Locator):
 
 
 class RowFormatter(Formatter):
-    """Names of rows, of which only the first, the last and the widest that are drawn take part in the layout.
-
-    The block of labels is no larger than these make it, and layout measures each of its labels a dozen times, which
-    takes far longer than to draw them once.
-    """
+    """Names of rows."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -115,21 +107,11 @@ class RowFormatter(Formatter):
         """Name of the row at a tick."""
         return _name_at(self.names, x)
 
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Names of the rows at all ticks."""
-        labels = super().format_ticks(values)  # type: ignore[arg-type]
-        if labels and isinstance(self.axis, Axis):
-            bounding = {0, int(np.argmax([_text_width(label) for label in labels])), len(labels) - 1}
-            for at, tick in enumerate(self.axis.get_major_ticks(len(labels))):
-                tick.label1.set_in_layout(at in bounding)
-        return labels
 
-
-@lru_cache(maxsize=4096)
-def _text_width(text: str) -> float:
-    """Width of a label in the font of all labels, in a unit of its own."""
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=LABEL_HEIGHT), False)
-    return float(width)
+def unlabel_rows(ax: Axes) -> None:
+    """Leave the rows of ``ax`` without names: those of an Axes beside it hold for them, too."""
+    ax.set_ylabel("")
+    ax.tick_params(axis="y", left=False, labelleft=False)  # nothing of a tick is left, so none is made
 
 
 def label_layers(
@@ -140,7 +122,7 @@ def label_layers(
     ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
     ax.yaxis.set_major_formatter(RowFormatter(short))
     ax.set_ylim(len(short) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="y", length=0, left=False)
     tall = size_in_points(ax)[1] > 200.0
     ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
 
@@ -231,7 +213,6 @@ def colorbar(
     bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)
-    bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
     return bar
@@ -303,12 +284,15 @@ def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[fl
 
 
 def label_amounts(axis: Axis) -> None:
-    """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
+    """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little.
+
+    Ticks without a number are left out: the grid has no line for them, and each costs as much to draw as one with.
+    """
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def mark_edge(
