@@ -241,7 +241,7 @@ class _Occupied:
         return np.diff(self.below(edges, closed=closed), axis=1)
 
     def below(self, edges: FloatArray, *, closed: bool = False) -> FloatArray:
-        """Elements below each of ``edges``, shape ``(rows, edges)``; those at the last one, too, if it is ``closed``."""
+        """Elements below each of ``edges``, shape ``(rows, edges)``, and if ``closed`` also those at the last."""
         width = self.upper - self.lower
         at_atom = np.isin(edges, self.lower[width == 0])
         if closed:

@@ -62,7 +62,7 @@ def rivers(
     chosen = np.arange(stored.sizes["step"]) if records is None else np.asarray(records, dtype=np.int64)
     sources = _sources(rows.group(recording, "layers", stream=stream))
     counts = _counts(stored, chosen, sources)
-    held = counts.any(axis=2)
+    held = np.asarray(counts.any(axis=2))
     layers = np.flatnonzero(held.any(axis=0))
     sizes = {"layer": layers.size, "step": chosen.size, "cell": cells, "probability": len(PROBABILITIES)}
     values = {name: _blank(name, sizes) for name in VARIABLES}
@@ -109,7 +109,7 @@ class _Source:
 def _sources(layers: xr.Dataset) -> list[_Source]:
     """What to draw of each layer; a pre-activation stands under its producer unless it was recorded as its own."""
     nonlinear, producer = rows.nonlinear(layers), rows.producer_index(layers)
-    counted = (layers["count"].transpose("signal", "step", "layer").values > 0).any(axis=1)
+    counted = np.asarray((layers["count"].transpose("signal", "step", "layer").values > 0).any(axis=1))
     ran = dict(zip(rows.names(layers, "signal").tolist(), counted, strict=True))
     sources = []
     for row in range(len(nonlinear)):

@@ -8,6 +8,7 @@ wide cell, not a shift of all that follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +19,11 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
@@ -98,14 +101,34 @@ class RowLocator(Locator):
 
 
 class RowFormatter(Formatter):
-    """Names of rows."""
+    """Names of the rows on ``axis``, of which only the first, the last and the widest drawn take part in the layout.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    The block of labels is no larger than these make it, and layout and drawing measure each label several times. Axes
+    that share their rows share the formatter, whose own ``axis`` is the last of them, hence the argument.
+    """
+
+    def __init__(self, names: Sequence[str], axis: Axis) -> None:
+        self.names, self.labelled = names, axis
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Name of the row at a tick."""
         return _name_at(self.names, x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Names of the rows at all ticks."""
+        labels = super().format_ticks(values)  # type: ignore[arg-type]
+        if labels:
+            bounding = {0, int(np.argmax([_text_width(label) for label in labels])), len(labels) - 1}
+            for at, tick in enumerate(self.labelled.get_major_ticks(len(labels))):
+                tick.label1.set_in_layout(at in bounding)
+        return labels
+
+
+@lru_cache(maxsize=4096)
+def _text_width(text: str) -> float:
+    """Width of a label in the font of all labels, in a unit of its own."""
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=LABEL_HEIGHT), False)
+    return float(width)
 
 
 def unlabel_rows(ax: Axes) -> None:
@@ -120,7 +143,7 @@ def label_layers(
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
     ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
-    ax.yaxis.set_major_formatter(RowFormatter(short))
+    ax.yaxis.set_major_formatter(RowFormatter(short, ax.yaxis))
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, left=False)
     tall = size_in_points(ax)[1] > 200.0

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 
 class MeasuredOnce(ConstrainedLayoutEngine):
@@ -42,7 +44,8 @@ class _Measure:
     """``get_tightbbox`` of an Axes: its frame where it stands now, and around it the margins of the first call."""
 
     def __init__(self, ax: Axes) -> None:
-        self.ax, self.ask, self.margins = ax, ax.get_tightbbox, None
+        self.ax, self.ask = ax, ax.get_tightbbox
+        self.margins: NDArray[np.float64] | None = None
 
     def __call__(self, renderer: Any = None, **options: Any) -> Bbox | None:
         """The box; None for an Axes that is not seen."""
@@ -50,7 +53,7 @@ class _Measure:
             box = self.ask(renderer, **options)
             if box is None:
                 return None
-            self.margins = box.extents - self.ax.get_window_extent(renderer).extents
+            self.margins = np.subtract(box.extents, self.ax.get_window_extent(renderer).extents)
         locator = self.ax.get_axes_locator()
-        self.ax.apply_aspect(locator(self.ax, renderer) if locator else None)
-        return Bbox.from_extents(self.ax.get_window_extent(renderer).extents + self.margins)
+        self.ax.apply_aspect(None if locator is None else locator(self.ax, renderer))
+        return Bbox.from_extents(*np.add(self.ax.get_window_extent(renderer).extents, self.margins))

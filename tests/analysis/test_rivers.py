@@ -34,7 +34,7 @@ def recording(make_recording):
     return make_recording({step: at(step) for step in range(20)}, layers=LAYERS)
 
 
-COORDINATES = ("layer", "signal", "scale", "linear_within", "lower", "upper")
+COORDINATES = ["layer", "signal", "scale", "linear_within", "lower", "upper"]
 SIGNALS = {"(input)": "input", "conv": "activation", "act": "preactivation", "own": "preactivation"}
 
 
@@ -46,8 +46,8 @@ def test_each_is_the_river_of_its_layer(recording, records):
         alone, here = river(recording, layer=layer, signal=signal, cells=16), found.sel(layer=layer)
         assert here["signal"] == signal
         if records is None:
-            of_layer = here.sel(step=alone["step"])
-            xr.testing.assert_equal(of_layer[list(alone.data_vars)].reset_coords(list(COORDINATES), drop=True), alone.drop_vars(["lower", "upper"]))
+            of_layer = here.sel(step=alone["step"]).reset_coords(COORDINATES, drop=True)
+            xr.testing.assert_equal(of_layer, alone.drop_vars(["lower", "upper"]))
             assert {name: here[name].item() for name in ("scale", "linear_within")}.items() <= alone.attrs.items()
             np.testing.assert_array_equal(here["lower"], alone["lower"])
             np.testing.assert_array_equal(here["upper"], alone["upper"])
