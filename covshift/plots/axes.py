@@ -31,6 +31,7 @@ from matplotlib.ticker import (
     Locator,
     LogLocator,
     MaxNLocator,
+    NullFormatter,
     NullLocator,
 )
 from matplotlib.transforms import ScaledTranslation
@@ -48,6 +49,9 @@ LABEL_HEIGHT = 9.6
 
 CHARACTER_WIDTH = 0.66
 """Width of a bold character on average, in its own size."""
+
+MANY = 1e3
+"""Ratio of the ends of a logarithmic axis from which on only its numbered ticks are drawn."""
 
 LEAST_DECADES = 0.7
 """Decades that a logarithmic axis spans at least: fewer have no room for round ticks."""
@@ -236,6 +240,7 @@ def colorbar(
     bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)
+    bar.ax.tick_params(which="minor", color=style.look().muted, length=1.5, width=0.5)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
     return bar
@@ -309,13 +314,16 @@ def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[fl
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little.
 
-    Ticks without a number are left out: the grid has no line for them, and each costs as much to draw as one with.
+    Where it spans many decades there are no ticks without a number: the grid has no line for them, and each costs as
+    much to draw as one with.
     """
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    if low > 0 and high > MANY * low:
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
-    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def mark_edge(
