@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import ratio
 from covshift.exceptions import InvalidArgumentError
 from covshift.grid import Grid
 
@@ -54,7 +53,8 @@ def cumulated(counts: Counts, bins: slice) -> Floats:
 
 def shares(below: Floats) -> Floats:
     """Distribution functions from :func:`cumulated` counts; NaN where there is no element."""
-    return ratio(below, below[..., -1:])
+    with np.errstate(invalid="ignore"):  # nothing of nothing is NaN
+        return np.asarray(below / below[..., -1:])
 
 
 def in_blocks(rows: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
@@ -104,9 +104,9 @@ class Gap:
         """
         size = np.abs(self.upper)
         product = self.upper[..., :-1] * self.upper[..., 1:]
-        crossing = product < 0
-        excess = np.divide(-product, size[..., :-1] + size[..., 1:], out=np.zeros_like(product), where=crossing)
-        return np.asarray(size @ beside(self.width) / 2 - excess @ self.width[1:])
+        # of numbers that small, both ends, the product is 0
+        excess = np.minimum(product, 0.0) / np.maximum(size[..., :-1] + size[..., 1:], np.finfo(np.float64).tiny)
+        return np.asarray(size @ beside(self.width) / 2 + excess @ self.width[1:])
 
     @property
     def squared_area(self) -> Floats:

@@ -22,6 +22,10 @@ from covshift.grid import VALUES, Grid
 FloatArray = NDArray[np.float64]
 
 PROBABILITIES = (0.01, 0.25, 0.5, 0.75, 0.99)
+
+OF_STEP = {"count": ("cell",), "quantile": ("probability",)}
+"""Dimensions of a river's variables beside ``step``."""
+
 DISPLAY_MARGIN = 0.03
 """Share of the axis left free beyond the outermost quantiles, so that an atom at the end of the range is seen."""
 
@@ -139,16 +143,9 @@ def display(counts: FloatArray, steps: NDArray[Any], *, cells: int = 120, **attr
     Dataset
         See :func:`river`.
     """
-    occupied = _Occupied.of(counts, VALUES)
-    quantile = occupied.quantiles(PROBABILITIES)
-    axis = display_axis(quantile)
-    edges = axis.edges(cells)
+    axis, edges, values = displayed(counts, cells=cells)
     return xr.Dataset(
-        {
-            "count": (("step", "cell"), occupied.rebinned(edges)),
-            "quantile": (("step", "probability"), quantile),
-            **{name: ("step", kind) for name, kind in _kinds(counts, occupied, axis).items()},
-        },
+        {name: (("step", *OF_STEP.get(name, ())), column) for name, column in values.items()},
         coords={
             "step": steps,
             "probability": list(PROBABILITIES),
@@ -157,6 +154,16 @@ def display(counts: FloatArray, steps: NDArray[Any], *, cells: int = 120, **attr
         },
         attrs={**attrs, "scale": axis.scale, "linear_within": axis.linear_within},
     )
+
+
+def displayed(counts: FloatArray, *, cells: int) -> tuple[DisplayAxis, FloatArray, dict[str, FloatArray]]:
+    """Axis, edges of its cells and variables of :func:`display`, each with the step as first dimension."""
+    occupied = _Occupied.of(counts, VALUES)
+    quantile = occupied.quantiles(PROBABILITIES)
+    axis = display_axis(quantile)
+    edges = axis.edges(cells)
+    values = {"count": occupied.rebinned(edges), "quantile": quantile, **_kinds(counts, occupied, axis)}
+    return axis, edges, values
 
 
 def quantiles(counts: FloatArray, probabilities: tuple[float, ...], *, grid: Grid = VALUES) -> FloatArray:
@@ -231,14 +238,21 @@ class _Occupied:
 
     def rebinned(self, edges: FloatArray, *, closed: bool = True) -> FloatArray:
         """See :func:`rebinned`."""
+        return np.diff(self.below(edges, closed=closed), axis=1)
+
+    def below(self, edges: FloatArray, *, closed: bool = False) -> FloatArray:
+        """Elements below each of ``edges``, shape ``(rows, edges)``, and if ``closed`` also those at the last."""
         width = self.upper - self.lower
-        with np.errstate(invalid="ignore", divide="ignore"):
-            covered = np.clip((edges[:, None] - self.lower) / width, 0.0, 1.0)
-        atoms = self.lower[width == 0]
-        covered[:, width == 0] = edges[:, None] > atoms
+        at_atom = np.isin(edges, self.lower[width == 0])
         if closed:
-            covered[-1, width == 0] = edges[-1] >= atoms
-        return np.asarray(self.counts @ np.diff(covered, axis=0).T)
+            at_atom[-1] = False
+        whole = np.searchsorted(self.upper, edges, side="right") - at_atom
+        reached = np.pad(np.cumsum(self.counts, axis=1), ((0, 0), (1, 0)))
+        if not width.size:
+            return reached[:, whole]
+        cut = np.minimum(whole, width.size - 1)
+        part = np.nan_to_num(rows.ratio(edges - self.lower[cut], width[cut])).clip(0.0, 1.0)
+        return np.asarray(reached[:, whole] + self.counts[:, cut] * np.where(whole < width.size, part, 0.0))
 
 
 def display_axis(quantile: FloatArray) -> DisplayAxis:
@@ -262,11 +276,10 @@ def display_axis(quantile: FloatArray) -> DisplayAxis:
 def _kinds(counts: FloatArray, occupied: _Occupied, axis: DisplayAxis) -> dict[str, FloatArray]:
     """Elements of each row that are zero, finite, NaN, infinite, or outside ``axis``."""
     finite = occupied.counts.sum(axis=1)
-    below = occupied.rebinned(np.array([-np.ldexp(1.0, VALUES.max_exponent), axis.low]), closed=False)[:, 0]
-    inside = occupied.rebinned(np.array([axis.low, axis.high]))[:, 0]
+    ends = occupied.below(np.array([axis.low, axis.high]), closed=True)
     return {
-        "below": below,
-        "above": np.maximum(finite - below - inside, 0.0),
+        "below": ends[:, 0],
+        "above": np.maximum(finite - ends[:, 1], 0.0),
         "nan": counts[:, VALUES.nan],
         "infinite": counts[:, 0] + counts[:, VALUES.nan - 1],
         "zero": counts[:, VALUES.zero],

@@ -50,6 +50,9 @@ LABEL_HEIGHT = 9.6
 CHARACTER_WIDTH = 0.66
 """Width of a bold character on average, in its own size."""
 
+MANY = 1e3
+"""Ratio of the ends of a logarithmic axis from which on only its numbered ticks are drawn."""
+
 LEAST_DECADES = 0.7
 """Decades that a logarithmic axis spans at least: fewer have no room for round ticks."""
 
@@ -102,14 +105,14 @@ class RowLocator(Locator):
 
 
 class RowFormatter(Formatter):
-    """Names of rows, of which only the first, the last and the widest that are drawn take part in the layout.
+    """Names of the rows on ``axis``, of which only the first, the last and the widest drawn take part in the layout.
 
-    The block of labels is no larger than these make it, and layout measures each of its labels a dozen times, which
-    takes far longer than to draw them once.
+    The block of labels is no larger than these make it, and layout and drawing measure each label several times. Axes
+    that share their rows share the formatter, whose own ``axis`` is the last of them, hence the argument.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, names: Sequence[str], axis: Axis) -> None:
+        self.names, self.labelled = names, axis
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """Name of the row at a tick."""
@@ -118,9 +121,9 @@ class RowFormatter(Formatter):
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         """Names of the rows at all ticks."""
         labels = super().format_ticks(values)  # type: ignore[arg-type]
-        if labels and isinstance(self.axis, Axis):
+        if labels:
             bounding = {0, int(np.argmax([_text_width(label) for label in labels])), len(labels) - 1}
-            for at, tick in enumerate(self.axis.get_major_ticks(len(labels))):
+            for at, tick in enumerate(self.labelled.get_major_ticks(len(labels))):
                 tick.label1.set_in_layout(at in bounding)
         return labels
 
@@ -132,15 +135,21 @@ def _text_width(text: str) -> float:
     return float(width)
 
 
+def unlabel_rows(ax: Axes) -> None:
+    """Leave the rows of ``ax`` without names: those of an Axes beside it hold for them, too."""
+    ax.set_ylabel("")
+    ax.tick_params(axis="y", left=False, labelleft=False)  # nothing of a tick is left, so none is made
+
+
 def label_layers(
     ax: Axes, names: Iterable[object], *, width: int = 24, every: bool = False, what: str = "layer"
 ) -> None:
     """Put ``names`` on the y axis of ``ax``, one row each, the first on top; ``every`` one or as many as fit."""
     short = short_names(names, width=width)
     ax.yaxis.set_major_locator(RowLocator(len(short), every=every))
-    ax.yaxis.set_major_formatter(RowFormatter(short))
+    ax.yaxis.set_major_formatter(RowFormatter(short, ax.yaxis))
     ax.set_ylim(len(short) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="y", length=0, left=False)
     tall = size_in_points(ax)[1] > 200.0
     ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
 
@@ -303,10 +312,16 @@ def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[fl
 
 
 def label_amounts(axis: Axis) -> None:
-    """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little."""
+    """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little.
+
+    Where it spans many decades there are no ticks without a number: the grid has no line for them, and each costs as
+    much to draw as one with.
+    """
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    if low > 0 and high > MANY * low:
+        axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import as_plain_text, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
+from covshift.plots.axes import (
+    as_plain_text,
+    label_amounts,
+    label_layers,
+    layer_height,
+    log_limits,
+    mark_edge,
+    title,
+    unlabel_rows,
+)
 from covshift.plots.labels import amount, elide, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -189,8 +198,7 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
         label_amounts(ax.xaxis)
     label_layers(ax, values["layer"].values, width=20)
     if not first:
-        ax.set_ylabel("")
-        ax.tick_params(axis="y", left=False, labelleft=False)  # nothing of a tick is left, so none is made
+        unlabel_rows(ax)
     ax.grid(axis="x")
     title(ax, f"{words}\n{_furthest_apart(values, scale=scale)}", size=9.0)
 

@@ -19,6 +19,7 @@ from covshift.plots.axes import (
     log_limits,
     mark_edge,
     title,
+    unlabel_rows,
     wrapped,
 )
 from covshift.plots.labels import amount, share, short_names
@@ -113,8 +114,7 @@ def _cosines(ax: Axes, ics: xr.Dataset) -> None:
     least = float(cosine[known].min())
     ax.set_xlim(min(least - 0.05 * (1.05 - least), 0.98), 1.0 + 0.05 * max(1.0 - least, 0.02))
     label_layers(ax, ics["layer"].values, width=20)
-    ax.tick_params(axis="y", labelleft=False)
-    ax.set_ylabel("")
+    unlabel_rows(ax)
     ax.grid(axis="x")
     ax.set_xlabel("cosine of before and after (1: unchanged)")
     title(ax, "Direction of the gradient", size=9.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from covshift.diagnosis.wording import between, plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
-from covshift.plots.axes import key_of_figure, label_layers, layer_height, mark_edge, title, wrapped
+from covshift.plots.axes import key_of_figure, label_layers, layer_height, mark_edge, title, unlabel_rows, wrapped
 from covshift.plots.labels import amount, elide, short_names
 
 FloatArray = NDArray[np.float64]
@@ -70,7 +70,7 @@ def plot_stability(
         if stability.sizes["layer"]:
             label_layers(axes[0], stability["layer"].values)
         for panel in axes[1:]:
-            panel.tick_params(axis="y", left=False, labelleft=False)
+            unlabel_rows(panel)
         key_of_figure(figure, [*_state_keys(stability), _band_key()])
         _headline(figure, _finding(stability), width=124)
     return figure

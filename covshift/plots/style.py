@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from covshift.exceptions import InvalidArgumentError
+from covshift.plots.layout import MeasuredOnce
 from covshift.plots.palette import LIGHT, PALETTES, Palette
 
 VECTOR_MARKS, VECTOR_POINTS = 450, 5000
@@ -155,10 +156,10 @@ def _no_target(ax: object) -> InvalidArgumentError:
 def _new_figure(width: float, height: float) -> Figure:
     apart = _DETACHED.get()
     if apart is not None:
-        return Figure(figsize=(apart[0] or width, height), layout="constrained")
+        return Figure(figsize=(apart[0] or width, height), layout=MeasuredOnce())
     from matplotlib import pyplot
 
-    return pyplot.figure(figsize=(width, height), layout="constrained")
+    return pyplot.figure(figsize=(width, height), layout=MeasuredOnce())
 
 
 def root(drawn: Axes | Figure | SubFigure) -> Figure:

@@ -27,6 +27,7 @@ from covshift.plots.axes import (
     layer_height,
     mark_limit,
     title,
+    unlabel_rows,
     unmeasured_key,
     wrapped,
 )
@@ -98,8 +99,7 @@ def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[F
         mesh = layer_cells(ax, values, norm=Normalize(0.0, 1.0), width=20)
         title(ax, name[0].upper() + name[1:], size=9.0)
         if drawn:
-            ax.set_ylabel("")
-            ax.tick_params(axis="y", labelleft=False)
+            unlabel_rows(ax)
         marks = None if drawn else mark_since(ax, findings, values)
         limits.extend([marks] if marks else [])
         if not np.isfinite(values.values).all() and not any(isinstance(one, Patch) for one in limits):

@@ -33,10 +33,13 @@ def thinned(records: int, most: int) -> NDArray[np.int64]:
 
 
 Series = Mapping[str, NDArray[Any]]
-"""Values over the steps, by name."""
+"""Values by name, those over the steps with the step as first axis."""
 
 Columns = Mapping[str, Series]
-"""Series by layer or parameter: charts pick thousands, and a label of an xarray takes a millisecond to pick."""
+"""Series by layer or parameter: charts pick thousands, and xarray takes a millisecond to pick a label."""
+
+FACTS = ("module_type", "depth", "unit_count_of_layer", "activation")
+"""What is known of every layer beforehand."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class DrawnRecords:
     """What the charts read, at the records that are drawn; empty where the recording lacks it."""
 
     steps: dict[str, list[int]]
-    described: xr.Dataset
+    described: dict[str, Series]
     output: Columns
     z: Columns
     gradient: Columns
@@ -54,7 +57,7 @@ class DrawnRecords:
     update_ratio: Columns
     survival: Columns
     units: Columns
-    rivers: dict[str, xr.Dataset]
+    rivers: Columns
 
 
 def drawn_records(result: Results, *, most: int) -> DrawnRecords:
@@ -77,7 +80,7 @@ def drawn_records(result: Results, *, most: int) -> DrawnRecords:
 
     return DrawnRecords(
         steps,
-        rows.group(result.recording, "layers"),
+        _described(rows.group(result.recording, "layers")),
         moments("activation"),
         moments("preactivation"),
         moments("activation_grad"),
@@ -103,11 +106,19 @@ def _columns(table: xr.Dataset, of: str) -> Columns:
     return {label: {name: values[:, at] for name, values in series.items()} for label, at in own.items()}
 
 
-def _rivers(recording: xr.DataTree, steps: dict[str, list[int]], most: int) -> dict[str, xr.Dataset]:
+def _described(layers: xr.Dataset) -> dict[str, Series]:
+    facts = {name: layers[name].values for name in FACTS}
+    return {layer: {name: known[at] for name, known in facts.items()} for at, layer in enumerate(rows.names(layers))}
+
+
+def _rivers(recording: xr.DataTree, steps: dict[str, list[int]], most: int) -> Columns:
+    """Rivers by layer; ``held`` says at which steps a layer has any count."""
     try:
         records = rows.group(recording, "histograms").sizes["step"]
     except SignalNotRecorded:
         return {}
-    chosen = thinned(records, most)
-    steps["histograms"] = rows.group(recording, "histograms")["step"].values[chosen].tolist()
-    return rivers(recording, records=chosen.tolist(), cells=CELLS)
+    drawn = rivers(recording, records=thinned(records, most).tolist(), cells=CELLS)
+    steps["histograms"] = drawn["step"].values.tolist()
+    known = {str(name): values.values for name, values in drawn.variables.items() if "layer" in values.dims}
+    known["held"] = known["finite"] + known["nan"] + known["infinite"] > 0
+    return {layer: {name: values[at] for name, values in known.items()} for at, layer in enumerate(rows.names(drawn))}

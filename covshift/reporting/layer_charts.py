@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from covshift.analysis import rows
+from covshift.analysis.distributions import PROBABILITIES
 from covshift.analysis.flat_regions import flat_regions
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
@@ -45,7 +45,7 @@ def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
         :func:`covshift.reporting.charts.chart`.
     """
     read = drawn_records(result, most=steps)
-    names = rows.names(read.described).tolist()
+    names = list(read.described)
     findings: dict[str, list[list[str]]] = {}
     for found in result.diagnosis.findings:
         findings.setdefault(_owner(found.layer, names), []).append(
@@ -57,11 +57,11 @@ def layer_sections(result: Results, *, steps: int) -> dict[str, Any]:
         "layers": [
             {
                 "name": name,
-                "facts": _facts(read, position),
+                "facts": _facts(read, name),
                 "findings": findings.get(name, []),
-                "charts": [made for made in _charts(read, position, name) if made],
+                "charts": [made for made in _charts(read, name) if made],
             }
-            for position, name in enumerate(names)
+            for name in names
         ],
     }
 
@@ -71,24 +71,21 @@ def _owner(name: str, layers: Sequence[str]) -> str:
     return name if name in layers else name.rpartition(".")[0]
 
 
-def _facts(read: DrawnRecords, position: int) -> str:
-    kind, depth, units = (
-        read.described[name].values[position] for name in ("module_type", "depth", "unit_count_of_layer")
-    )
-    told = [str(kind), f"depth {int(depth)}", plural(int(units), "unit") if units else ""]
+def _facts(read: DrawnRecords, name: str) -> str:
+    known = read.described[name]
+    units = int(known["unit_count_of_layer"])
+    told = [str(known["module_type"]), f"depth {int(known['depth'])}", plural(units, "unit") if units else ""]
     records, histograms = (len(read.steps.get(axis, [])) for axis in ("layers", "histograms"))
     return ", ".join(word for word in told if word) + f"; {plural(records, 'record')} drawn, {histograms} histograms"
 
 
-def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | None]:
-    river = read.rivers.get(name)
-    nonlinear = bool(rows.nonlinear(read.described)[position])
-    flat = flat_regions(str(read.described["activation"].values[position])) if nonlinear else ()
+def _charts(read: DrawnRecords, name: str) -> Iterator[Spec | None]:
+    river, activation = read.rivers.get(name), str(read.described[name]["activation"])
+    flat = flat_regions(activation) if activation else ()
     if river is not None:
-        steps = read.steps["histograms"]
-        yield _river(river if river.sizes["step"] == len(steps) else river.reindex(step=steps), river)
-        yield _ridges(river)
-    yield _track((read.z if nonlinear else read.output).get(name), flat, "z" if nonlinear else "output", river)
+        yield _river(river)
+        yield _ridges(river, read.steps["histograms"])
+    yield _track((read.z if activation else read.output).get(name), flat, "z" if activation else "output", river)
     yield _zeros(read, name)
     yield _units(read, name)
     yield _shift(read.shift.get(name))
@@ -96,27 +93,26 @@ def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | Non
     yield _updates(read.update_ratio, name)
 
 
-def _axis(river: xr.Dataset, label: str) -> Axis:
-    within = float(river.attrs["linear_within"])
-    low, high = float(river["lower"].values[0]), float(river["upper"].values[-1])
-    return Axis(label, str(river.attrs["scale"]), low, high, within if np.isfinite(within) else None)
+def _axis(river: Series, label: str) -> Axis:
+    within = float(river["linear_within"])
+    low, high = float(river["lower"][0]), float(river["upper"][-1])
+    return Axis(label, str(river["scale"]), low, high, within if np.isfinite(within) else None)
 
 
-def _words(signal: str) -> str:
-    return "z" if signal == "preactivation" else signal
+def _words(river: Series) -> str:
+    return "z" if river["signal"] == "preactivation" else str(river["signal"])
 
 
-def _river(aligned: xr.Dataset, river: xr.Dataset) -> Spec | None:
-    what = _words(river.attrs["signal"])
-    first, last = (river["quantile"].values[at, 2] for at in (0, -1))
-    broken = aligned["nan"].values + aligned["infinite"].values > 0
-    top = float(river["upper"].values[-1])
+def _river(river: Series) -> Spec | None:
+    what = _words(river)
+    first, last = river["quantile"][river["held"]][[0, -1], PROBABILITIES.index(0.5)].tolist()
+    broken = river["nan"] + river["infinite"] > 0
     quantiles = [
-        line(f"{probability:.0%}", aligned["quantile"].values[:, at], "ink", width=1.5 if probability == 0.5 else 0.75)
-        for at, probability in enumerate(river["probability"].values)
+        line(f"{probability:.0%}", river["quantile"][:, at], "ink", width=1.5 if probability == 0.5 else 0.75)
+        for at, probability in enumerate(PROBABILITIES)
     ]
     if broken.any():
-        quantiles.append(line("NaN or infinite", np.where(broken, top, np.nan), "bad", points=True))
+        quantiles.append(line("NaN or infinite", np.where(broken, river["upper"][-1], np.nan), "bad", points=True))
     return chart(
         "river",
         f"Distribution of {what}: median {amount(first)} at the first histogram, {amount(last)} at the last",
@@ -124,42 +120,42 @@ def _river(aligned: xr.Dataset, river: xr.Dataset) -> Spec | None:
         y=_axis(river, what),
         lines=quantiles,
         guides=[(0.0, "zero")],
-        cells=packed_levels(log_levels(np.nan_to_num(aligned["count"].values))),
+        cells=packed_levels(log_levels(river["count"])),
     )
 
 
-def _ridges(river: xr.Dataset) -> Spec | None:
+def _ridges(river: Series, steps: Sequence[int]) -> Spec | None:
     """Shares of the cells at the first, the middle and the last histogram."""
-    steps, counts = river["step"].values, river["count"].values
-    ends = sorted({0, len(steps) // 2, len(steps) - 1})
-    shares = rows.ratio(counts[ends], counts[ends].sum(axis=1, keepdims=True))
+    held = np.flatnonzero(river["held"])
+    ends = held[sorted({0, held.size // 2, held.size - 1})].tolist()
+    counts = river["count"][ends]
+    shares = rows.ratio(counts, counts.sum(axis=1, keepdims=True))
     roles = ("second", "zero", "accent")[-len(ends) :]
     zeros = [share(float(z / n)) if n else "unknown" for z, n in zip(*_zero_and_all(river, ends), strict=True)]
-    axis = _axis(river, _words(river.attrs["signal"]))
     return chart(
         "ridges",
         f"The same at {len(ends)} steps; exactly zero: {', '.join(zeros)}",
-        x=axis.told() | {"centres": CELLS},
+        x=_axis(river, _words(river)).told() | {"centres": CELLS},
         y=Axis("share of a cell", low=0.0, high=float(f"{np.nanmax(shares) * 1.05:.3g}")),
         lines=[line(f"step {steps[at]}", shares[row].round(4), roles[row]) for row, at in enumerate(ends)],
     )
 
 
-def _zero_and_all(river: xr.Dataset, at: list[int]) -> tuple[list[float], list[float]]:
-    return river["zero"].values[at].tolist(), river["finite"].values[at].tolist()
+def _zero_and_all(river: Series, at: list[int]) -> tuple[list[float], list[float]]:
+    return river["zero"][at].tolist(), river["finite"][at].tolist()
 
 
 def _track(
     moments: Series | None,
     flat: tuple[tuple[float, float], ...],
     what: str,
-    river: xr.Dataset | None,
+    river: Series | None,
 ) -> Spec | None:
     """Mean and standard deviation over the steps; what is shaded has next to no derivative."""
     if moments is None:
         return None
     mean, sd = moments["mean"], moments["sd"]
-    within = np.inf if river is None else float(river.attrs["linear_within"])
+    within = np.inf if river is None else float(river["linear_within"])
     symlog = np.isfinite(within)
     known = np.flatnonzero(np.isfinite(mean))
     ends = [f"{amount(float(mean[at]))} ± {amount(float(sd[at]))}" for at in known[[0, -1]]] if known.size else []

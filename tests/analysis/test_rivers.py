@@ -27,33 +27,44 @@ def recording(make_recording):
         tensors = {
             "(input)": {"input": draw(1.0)},
             "conv": {"activation": draw(1.0 + step)},
-            "own": {"preactivation": draw(0.5), "activation": draw(0.1)},
+            "act": {"activation": draw(1.0)},
         }
-        return tensors | ({"act": {"activation": draw(1.0)}} if step else {})
+        return tensors | ({"own": {"preactivation": draw(0.5), "activation": draw(0.1)}} if step else {})
 
     return make_recording({step: at(step) for step in range(20)}, layers=LAYERS)
 
 
+COORDINATES = ["layer", "signal", "scale", "linear_within", "lower", "upper"]
 SIGNALS = {"(input)": "input", "conv": "activation", "act": "preactivation", "own": "preactivation"}
 
 
 @pytest.mark.parametrize("records", [None, [0, 7, 18]])
 def test_each_is_the_river_of_its_layer(recording, records):
     found = rivers(recording, records=records, cells=16)
-    assert set(found) == set(SIGNALS)
+    assert found["layer"].values.tolist() == list(SIGNALS)
     for layer, signal in SIGNALS.items():
-        alone = river(recording, layer=layer, signal=signal, cells=16)
-        assert found[layer].attrs["signal"] == signal
+        alone, here = river(recording, layer=layer, signal=signal, cells=16), found.sel(layer=layer)
+        assert here["signal"] == signal
         if records is None:
-            xr.testing.assert_identical(found[layer], alone)
+            of_layer = here.sel(step=alone["step"]).reset_coords(COORDINATES, drop=True)
+            xr.testing.assert_equal(of_layer, alone.drop_vars(["lower", "upper"]))
+            assert {name: here[name].item() for name in ("scale", "linear_within")}.items() <= alone.attrs.items()
+            np.testing.assert_array_equal(here["lower"], alone["lower"])
+            np.testing.assert_array_equal(here["upper"], alone["upper"])
         else:
-            assert found[layer]["step"].values.tolist() == records
-            np.testing.assert_array_equal(found[layer]["quantile"], alone["quantile"].sel(step=records))
+            assert here["step"].values.tolist() == records
+            np.testing.assert_array_equal(here["quantile"], alone["quantile"].reindex(step=records))
+
+
+def test_a_layer_without_a_count_at_a_step_is_blank_there(recording):
+    own = rivers(recording).sel(layer="own", step=0)
+    assert np.isnan(own["quantile"]).all()
+    assert not any(own[name].any() for name in ("count", "finite", "nan", "infinite"))
 
 
 def test_a_layer_without_a_count_at_the_chosen_records_is_left_out(recording):
-    assert "never" not in rivers(recording)
-    assert rivers(recording, records=[]) == {}
+    assert "never" not in rivers(recording)["layer"]
+    assert rivers(recording, records=[]).sizes["layer"] == 0
 
 
 def test_what_cannot_be_is_refused(recording, make_recording):
