@@ -29,7 +29,8 @@ class Finding:
     verdict : {"ok", "watch", "bad", "not measured"}
         The judgement.
     since_step : int or None
-        First step from which on the threshold was mostly exceeded; None where ok or not measured.
+        First step from which on the threshold was mostly exceeded; None where ok or not measured. What ``value`` says
+        of the end need not hold then.
     value : float
         What was compared with the threshold; NaN where not measured.
     interval : (float, float) or None
@@ -42,6 +43,12 @@ class Finding:
         What to try and what it costs; where not measured, what would be needed. Empty where ok.
     explained_by : str
         Another finding that accounts for this one, as ``"<check> in <layer>"``; empty where none does.
+    reached_step : int or None
+        First step from which on every record has exactly ``value``, or the records of which it was computed begin; None
+        where ``value`` sums up records that differ.
+    history : str
+        In words what was crossed at ``since_step`` and, where that is later, from which step on ``value`` itself held;
+        empty where ``since_step`` is None.
     """
 
     check: str
@@ -54,6 +61,8 @@ class Finding:
     reason: str
     advice: str
     explained_by: str = ""
+    reached_step: int | None = None
+    history: str = ""
 
     def _repr_html_(self) -> str:
         from covshift.diagnosis.notebook import finding_html

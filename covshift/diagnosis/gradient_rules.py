@@ -17,9 +17,9 @@ from covshift import schema
 from covshift.analysis import gradient_health, linkage, rows
 from covshift.analysis.dead_units import dead_units
 from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, judge, onset
+from covshift.diagnosis.judgement import Floats, Judgement, Steps, conclude, holds_since, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.unit_rules import SILENT_RATE, onset_of_share
+from covshift.diagnosis.unit_rules import SILENT_RATE, Onsets, judge_share
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
@@ -105,8 +105,17 @@ class _Arrivals:
         branch = not elements and (before or self._alone(layer, window))
         others = "" if not branch else "layers before it" if before else "all other layers"
         reason, advice = _arrival_words(due, arrived, elements, others)
-        begun = onset(self.steps, ~self.arrived[:, layer], self.due[:, layer])
-        finding = conclude(name, reason, [Judgement(THRESHOLDS["gradient_missing"], 1 - arrived / due, begun, advice)])
+        missing = np.where(self.due[:, layer], ~self.arrived[:, layer], np.nan)
+        judged = Judgement(
+            THRESHOLDS["gradient_missing"],
+            1 - arrived / due,
+            onset(self.steps, missing == 1, np.isfinite(missing)),
+            advice,
+            reached_step=holds_since(self.steps, missing, 1.0, window),
+            crossed="mostly none since step",
+            reached="none",
+        )
+        finding = conclude(name, reason, [judged])
         return replace(finding, verdict="watch") if branch and finding.verdict == "bad" else finding
 
 
@@ -160,12 +169,15 @@ def gradient_zeros(recording: xr.DataTree) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _IdleUnits:
-    """Units of a layer that no longer receive a gradient; ``examples`` are the fewest behind any of them."""
+    """Units of a layer that no longer receive a gradient; ``examples`` are the fewest behind any of them.
+
+    ``begun`` says when they stopped receiving one.
+    """
 
     idle: int
     units: int
     examples: int
-    since_step: int | None
+    begun: Onsets
 
 
 @dataclass(frozen=True)
@@ -195,7 +207,7 @@ class _Parts:
             share = units.idle / units.units
             explained = rows.median(self.structural[window]) >= share
             advice = _KEEP_LIVE if explained else _CUT_OFF
-            judged.append(Judgement(THRESHOLDS["zero_gradient_units"], share, units.since_step, advice))
+            judged.append(judge_share("zero_gradient_units", share, units.begun, advice))
         return judged
 
     def words(self, window: slice, units: _IdleUnits | None) -> str:
@@ -246,7 +258,7 @@ def _idle_units(recording: xr.DataTree) -> Mapping[str, _IdleUnits]:
             idle=int(idle[layer == name].sum()),
             units=int((layer == name).sum()),
             examples=int(examples[idle & (layer == name)].min(initial=np.iinfo(np.int64).max)),
-            since_step=onset_of_share(begun[idle & (layer == name)], int((layer == name).sum())),
+            begun=Onsets.of(begun[idle & (layer == name)], int((layer == name).sum())),
         )
         for name in np.unique(layer)
     }

@@ -25,13 +25,43 @@ WARM_UP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Judgement:
-    """One quantity of one layer set against its threshold; ``advice`` says what to try if it is exceeded."""
+    """One quantity of one layer set against its threshold; ``advice`` says what to try if it is exceeded.
+
+    ``crossed`` leads up to ``since_step`` in words, by default that the threshold is mostly exceeded since then;
+    ``reached`` says what has held without exception from ``reached_step`` on, by default ``value``.
+    """
 
     threshold: Threshold
     value: float
     since_step: int | None
     advice: str
     interval: tuple[float, float] | None = None
+    reached_step: int | None = None
+    crossed: str = ""
+    reached: str = ""
+
+    @property
+    def history(self) -> str:
+        """What was crossed, and since when ``value`` itself holds; empty where nothing was crossed.
+
+        Examples
+        --------
+        >>> dead = THRESHOLDS["dead_units"]
+        >>> Judgement(dead, 0.75, 30, "").history
+        'mostly above 10 % since step 30'
+        >>> Judgement(dead, 1.0, 30, "", reached_step=150).history
+        'mostly above 10 % since step 30, 100 % since step 150'
+        >>> Judgement(dead, 1.0, 30, "", reached_step=30).history
+        'since step 30'
+        """
+        if self.since_step is None:
+            return ""
+        if self.reached_step is not None and self.reached_step <= self.since_step:
+            return f"since step {self.since_step}"
+        begun = f"{self.crossed or f'mostly {self.threshold.beyond} since step'} {self.since_step}"
+        if self.reached_step is None:
+            return begun
+        return f"{begun}, {self.reached or self.threshold.amount(self.value)} since step {self.reached_step}"
 
     @property
     def verdict(self) -> Verdict:
@@ -43,30 +73,52 @@ def judge(name: str, series: Floats, steps: Steps, window: slice, advice: str) -
     """Judgement of the median of ``series`` (step,) over ``window`` by the threshold called ``name``."""
     threshold = THRESHOLDS[name]
     value = float(rows.median(series[window]))
-    return Judgement(threshold, value, onset(steps, threshold.exceeded(series), np.isfinite(series)), advice)
+    begun = onset(steps, threshold.exceeded(series), np.isfinite(series))
+    return Judgement(threshold, value, begun, advice, reached_step=holds_since(steps, series, value, window))
 
 
 def conclude(layer: str, reason: str, judgements: Sequence[Judgement]) -> Finding:
     """Finding by the worst of several judgements of one layer, the first of equals.
 
-    ``reason`` goes without the layer, which is put before it, and without the step since when, which is put after it
+    ``reason`` goes without the layer, which is put before it, and without what happened when, which is put after it
     where a threshold is exceeded. What was not measured decides only where nothing else was.
     """
     known = [one for one in judgements if one.verdict != "not measured"]
     chosen = min(known or judgements, key=lambda one: SEVERITY.index(one.verdict))
     flagged = chosen.verdict in ("watch", "bad")
-    begun = chosen.since_step if flagged else None
+    history = chosen.history if flagged else ""
     return Finding(
         chosen.threshold.check,
         layer,
         chosen.verdict,
-        begun,
+        chosen.since_step if flagged else None,
         chosen.value,
         chosen.interval,
         chosen.threshold,
-        f"{quoted(layer)}: {reason}" + ("" if begun is None else f"; since step {begun}"),
+        f"{quoted(layer)}: {reason}" + (f"; {history}" if history else ""),
         chosen.advice if chosen.verdict != "ok" else "",
+        reached_step=chosen.reached_step if flagged else None,
+        history=history,
     )
+
+
+def holds_since(steps: Steps, series: Floats, value: float, window: slice) -> int | None:
+    """First step from which on every number of ``series`` is exactly ``value``; None where not all of ``window`` are.
+
+    Examples
+    --------
+    >>> series = np.array([1.0, 0.5, np.nan, 1.0, np.nan, 1.0])
+    >>> holds_since(np.arange(0, 60, 10), series, 1.0, slice(-2, None)), holds_since(
+    ...     np.arange(0, 60, 10), series, 1.0, slice(0, None)
+    ... )
+    (30, None)
+    """
+    known = np.isfinite(series)
+    other = known & (series != value)
+    if not known[window].any() or other[window].any():
+        return None
+    known[: np.flatnonzero(other).max(initial=-1) + 1] = False
+    return int(steps[known.argmax()])
 
 
 def onset(steps: Steps, exceeded: NDArray[np.bool_], measured: NDArray[np.bool_] | None = None) -> int | None:

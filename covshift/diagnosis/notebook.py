@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 from covshift.diagnosis.finding import SEVERITY, Finding
-from covshift.diagnosis.wording import plural, since
+from covshift.diagnosis.wording import plural
 
 _MARKS = {
     "bad": ("#b3261e", "\N{BLACK SQUARE}"),
@@ -41,7 +41,6 @@ def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
 def _row(finding: Finding, following: Sequence[Finding]) -> str:
     color, mark = _MARKS[finding.verdict]
     verdict = f'<span style="color: {color}">{mark}</span> {finding.verdict}'
-    place = f"{html.escape(finding.layer)}{since(finding.since_step)}"
     told = [html.escape(finding.reason)]
     if finding.advice:
         label = "Needed" if finding.verdict == "not measured" else "To try"
@@ -50,5 +49,5 @@ def _row(finding: Finding, following: Sequence[Finding]) -> str:
         told.append(f"Explained by {html.escape(finding.explained_by)}")
     if following:
         told.append(f"Consequences: {plural(len(following), 'other finding')}")
-    cells = (verdict, html.escape(finding.check), place, "<br>".join(told))
+    cells = (verdict, html.escape(finding.check), html.escape(finding.layer), "<br>".join(told))
     return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"

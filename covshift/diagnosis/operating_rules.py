@@ -84,7 +84,17 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: st
     if state == "FROZEN":
         reason = "frozen: its parameters and those before it do not move, or no gradient arrives"
         return Finding(
-            "operating point", layer, "watch", window_start, 0.0, None, threshold, f"{quoted(layer)}: {reason}", _FROZEN
+            "operating point",
+            layer,
+            "watch",
+            int(window_start),
+            0.0,
+            None,
+            threshold,
+            f"{quoted(layer)}: {reason}; since step {window_start}",
+            _FROZEN,
+            reached_step=int(window_start),
+            history=f"since step {window_start}",
         )
     parts = _parts(point)
     reason = "; ".join(
@@ -96,7 +106,8 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: st
         return conclude(layer, reason, [Judgement(threshold, abs(float(point["location_drift"])), None, "", interval)])
     if state == "DRIFTING":
         value = _largest(point)
-        return conclude(layer, f"drifting: {reason}", [Judgement(threshold, value, window_start, _UNSETTLED, interval)])
+        judged = Judgement(threshold, value, window_start, _UNSETTLED, interval, reached_step=window_start)
+        return conclude(layer, f"drifting: {reason}", [judged])
     need = "more or less dependent records: a longer run, a larger every=, larger batches"
     return not_measured(
         "operating point",

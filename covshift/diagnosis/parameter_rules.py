@@ -10,7 +10,7 @@ import xarray as xr
 
 from covshift.analysis import gradient_health, rows
 from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Steps, conclude, judge
+from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Steps, conclude, holds_since, judge
 from covshift.diagnosis.wording import number, plural, quoted
 
 ROOT = "(root)"
@@ -62,13 +62,18 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> F
         starved = not np.nanmax(gradient[window])
         why = ": its gradient was exactly zero in all of them" if starved else " though it had a gradient"
         advice = _STARVED if starved else _STUCK
-        return conclude(layer, f"'{name}' did not move in {records}{why}", [replace(judged, advice=advice)])
+        still = int((ratio[window] == 0).sum())
+        told = records if still == known else f"{still} of {records}"
+        return conclude(layer, f"'{name}' did not move in {told}{why}", [replace(judged, advice=advice)])
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
     reason = f"an update moves '{name}' by {number(judged.value)} of its length; median of {records}"
     if not judged.threshold.falls_short(judged.value):
         return conclude(layer, reason, [judged])
     reason += f", {number(overall)} since the warm-up"
-    finding = conclude(layer, reason, [replace(judged, value=max(judged.value, overall))])
+    stated = max(judged.value, overall)
+    finding = conclude(
+        layer, reason, [replace(judged, value=stated, reached_step=holds_since(steps, ratio, stated, window))]
+    )
     if judged.threshold.falls_short(overall):
         return finding
     return Finding(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from covshift.analysis import gradient_health, gradient_scale, rows
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured
-from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, judge, onset
+from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import between, number, percent, plural
 
@@ -88,7 +88,8 @@ def _vanished(profile: xr.Dataset, steps: Steps, window: slice) -> Finding:
         f"of {plural(profile.sizes['layer'], 'layer')} (first '{rows.names(profile)[zero.any(axis=0)][0]}'); median of "
         f"the last {plural(len(zero), 'record')}"
     )
-    beyond = Judgement(THRESHOLDS["depth_total"], np.inf, onset(steps, count > 0), _RESCALE)
+    begun = onset(steps, count > 0)
+    beyond = Judgement(THRESHOLDS["depth_total"], np.inf, begun, _RESCALE, crossed="mostly some layer since step")
     return conclude(WHOLE_RUN, reason, [beyond])
 
 
@@ -112,7 +113,8 @@ def scale_over_time(recording: xr.DataTree) -> list[Finding]:
     if over:
         reason += f"; too much in {over} of {plural(len(layers), 'layer')}"
     first = int(steps[warm + begun[0]]) if len(begun) else None
-    return [conclude(WHOLE_RUN, reason, [Judgement(threshold, float(largest[most]), first, _GROWS)])]
+    crossed = f"first {threshold.beyond} at step"
+    return [conclude(WHOLE_RUN, reason, [Judgement(threshold, float(largest[most]), first, _GROWS, crossed=crossed)])]
 
 
 def _sustained(growth: Floats) -> Floats:
@@ -159,7 +161,10 @@ def clipping(recording: xr.DataTree) -> list[Finding]:
         f"{percent(min(float(rows.median(values[window])), 1.0))} of their length"
     )
     begun = onset(steps, clipped == 1, np.isfinite(values))
-    return [conclude(WHOLE_RUN, reason, [Judgement(THRESHOLDS["clipped_steps"], share, begun, _CLIPS)])]
+    always = holds_since(steps, clipped, 1.0, window)
+    most = "most of them clipped since step"
+    judged = Judgement(THRESHOLDS["clipped_steps"], share, begun, _CLIPS, reached_step=always, crossed=most)
+    return [conclude(WHOLE_RUN, reason, [judged])]
 
 
 def precision(recording: xr.DataTree) -> list[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
-from covshift.diagnosis.wording import percent, plural, quoted, since
+from covshift.diagnosis.wording import percent, plural, quoted
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
 
@@ -53,7 +53,11 @@ def _gradient(findings: Sequence[Finding], *, praise: bool) -> str:
     first = missing[0]
     share = f"{len(missing)} of {plural(len(findings), 'layer')}"
     cause = f"; follows from {first.explained_by}" if first.explained_by else ""
-    return f"gradient does not reach {share} ({quoted(first.layer)}{since(first.since_step)}{cause})"
+    return f"gradient does not reach {share} ({quoted(first.layer)}{_begun(first)}{cause})"
+
+
+def _begun(finding: Finding) -> str:
+    return f" {finding.history}" if finding.history else ""
 
 
 def _units(findings: Sequence[Finding], *, praise: bool) -> str:
@@ -85,7 +89,7 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
     others = len({finding.layer for finding in of_layers} - worst_layers)
     layers = plural(len(worst_layers), "layer")
     more = f", watch in {others}" if others else ""
-    return f"{check} {first.verdict} in {layers} ({quoted(first.layer)}{since(first.since_step)}){more}"
+    return f"{check} {first.verdict} in {layers} ({quoted(first.layer)}{_begun(first)}){more}"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
 from covshift.diagnosis.thresholds import Verdict
-from covshift.diagnosis.wording import plural, quoted, since
+from covshift.diagnosis.wording import plural, quoted
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -60,7 +60,7 @@ def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
     from rich.text import Text
 
     text = Text()
-    text.append(f"{finding.check}, {quoted(finding.layer)}{since(finding.since_step)}\n", style="bold")
+    text.append(f"{finding.check}, {quoted(finding.layer)}\n", style="bold")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
     following = _following(finding, findings)

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from covshift.diagnosis.wording import percent
+from covshift.diagnosis.wording import number, percent
 
 Verdict = Literal["ok", "watch", "bad", "not measured"]
 
@@ -67,6 +67,30 @@ class Threshold:
         if isinstance(limit, tuple):
             return np.asarray((values < limit[0]) | (values > limit[1]))
         return np.asarray(values > (math.inf if limit is None else limit))
+
+    @property
+    def beyond(self) -> str:
+        """What :meth:`exceeded` asks, in words.
+
+        Examples
+        --------
+        >>> THRESHOLDS["dead_units"].beyond, THRESHOLDS["update_ratio"].beyond, THRESHOLDS["shift"].beyond
+        ('above 10 %', 'outside 0.0001 to 0.01', 'above 0.2 sd')
+        """
+        limit = self.bad if self.watch is None else self.watch
+        return "exceeded" if limit is None else _words(limit, self.unit)
+
+    def amount(self, value: float) -> str:
+        """A value in the threshold's unit.
+
+        Examples
+        --------
+        >>> THRESHOLDS["dead_units"].amount(1.0), THRESHOLDS["update_ratio"].amount(0), THRESHOLDS["shift"].amount(0.31)
+        ('100 %', 'exactly 0', '0.31 sd')
+        """
+        if self.unit == "share":
+            return percent(value)
+        return "exactly 0" if value == 0 else number(value) if self.unit == "1" else f"{number(value)} {self.unit}"
 
     def falls_short(self, value: float) -> bool:
         """Whether ``value`` lies below the band of ``watch``; False where that is no band, and for NaN."""

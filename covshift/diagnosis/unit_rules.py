@@ -82,13 +82,33 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             revived=int((units["revivals"].values[mine] > 0).sum()),
             examples=int(columns["silent_examples"][mine][quiet].min(initial=np.iinfo(np.int64).max)),
             bound=float(columns["rate_upper_bound"][mine][quiet].max(initial=0.0)),
-            since_step=onset_of_share(since[mine][quiet], int(mine.sum())),
-            last_step=int(since[mine][quiet].max(initial=-1)),
+            dead_since=Onsets.of(since[mine][state == "dead"], int(mine.sum())),
+            quiet_since=Onsets.of(since[mine][quiet], int(mine.sum())),
             tested=units.sizes["unit"],
             exact=stream == "evaluation",
         )
         findings.append(census.finding(str(layer)))
     return findings
+
+
+@dataclass(frozen=True)
+class Onsets:
+    """When units of a layer fell idle for good: more than :data:`IDLE_SHARE` of all its units, and the last of them."""
+
+    step: int | None
+    last_step: int
+
+    @classmethod
+    def of(cls, begun: NDArray[np.int64], units: int) -> Onsets:
+        """From the steps at which each idle unit's idleness began, and the number of all units."""
+        return cls(onset_of_share(begun, units), int(begun.max(initial=-1)))
+
+
+def judge_share(name: str, share: float, begun: Onsets, advice: str) -> Judgement:
+    """Judgement of the share of units that are idle by the threshold called ``name``."""
+    threshold = THRESHOLDS[name]
+    crossed = f"{threshold.beyond} since step"
+    return Judgement(threshold, share, begun.step, advice, reached_step=begun.last_step, crossed=crossed)
 
 
 def onset_of_share(begun: NDArray[np.int64], units: int) -> int | None:
@@ -120,8 +140,7 @@ def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int
 class _Census:
     """Units of one layer by state.
 
-    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest; ``last_step`` is when
-    the last of them fell silent.
+    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest.
     """
 
     units: int
@@ -133,17 +152,17 @@ class _Census:
     revived: int
     examples: int
     bound: float
-    since_step: int | None
-    last_step: int
+    dead_since: Onsets
+    quiet_since: Onsets
     tested: int
     exact: bool
 
     def finding(self, layer: str) -> Finding:
         quiet = (self.dead + self.silent) / self.units
-        at_once = quiet == 1 and self.since_step == self.last_step > 0
+        at_once = quiet == 1 and self.quiet_since.step == self.quiet_since.last_step > 0
         advice = _SILENCED + _REVIVE if at_once else _REVIVE
-        dead = Judgement(THRESHOLDS["dead_units"], self.dead / self.units, self.since_step, advice)
-        silent = Judgement(THRESHOLDS["silent_units"], quiet, self.since_step, advice)
+        dead = judge_share("dead_units", self.dead / self.units, self.dead_since, advice)
+        silent = judge_share("silent_units", quiet, self.quiet_since, advice)
         stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
         if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
             return conclude(layer, self._words(), [dead, silent, stuck])
@@ -161,8 +180,8 @@ class _Census:
         rare = "".join(f"; {count} {what}" for what, count in others.items() if count)
         if not self.dead + self.silent:
             return f"none of {plural(self.units, 'unit')} silent{rare}"
-        if self.since_step is not None and self.last_step > self.since_step:
-            rare = f"; the last fell silent at step {self.last_step:,}{rare}"
+        if self.dead and self.quiet_since.last_step > self.dead_since.last_step:
+            rare = f"; the last fell silent at step {self.quiet_since.last_step}{rare}"
         units, examples = plural(self.units, "unit"), plural(self.examples, "example")
         if self.exact:
             return f"{self.dead} of {units} dead: silent on all {examples} of the evaluation pass{rare}"

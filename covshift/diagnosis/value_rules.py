@@ -56,11 +56,14 @@ def _of_numbers(layer: str, steps: Steps, values: Counts, gradients: Counts) -> 
     broken_values, broken_gradients = values > 0, gradients > 0
     first = int(steps[broken_values.argmax()]) if broken_values.any() else None
     begun = onset(steps, broken_gradients, late)
-    run = float(_longest_run(broken_gradients[late]))
+    share, run = float(broken_gradients[late].mean()), float(_longest_run(broken_gradients[late]))
+    most = "in most records since step"
     judged = [
-        Judgement(THRESHOLDS["non_finite_values"], float(broken_values.mean()), first, _OVERFLOW),
-        Judgement(THRESHOLDS["non_finite_gradients"], float(broken_gradients[late].mean()), begun, _OVERFLOW),
-        Judgement(THRESHOLDS["non_finite_run"], run, begun, _OVERFLOW),
+        Judgement(
+            THRESHOLDS["non_finite_values"], float(broken_values.mean()), first, _OVERFLOW, crossed="first at step"
+        ),
+        Judgement(THRESHOLDS["non_finite_gradients"], share, begun, _OVERFLOW, crossed=most),
+        Judgement(THRESHOLDS["non_finite_run"], run, begun, _OVERFLOW, crossed=most),
     ]
     kinds = {"activations": values, "gradients": gradients}
     found = [

@@ -74,17 +74,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def since(step: int | None) -> str:
-    """When it began, with a leading blank; nothing where unknown.
-
-    Examples
-    --------
-    >>> since(140), since(None)
-    (' since step 140', '')
-    """
-    return "" if step is None else f" since step {step}"
-
-
 def between(interval: tuple[float, float]) -> str:
     """A 90 % interval in brackets.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,9 +31,7 @@ from covshift.analysis import (
 )
 from covshift.analysis.differences import group_differences
 from covshift.diagnosis import Diagnosis, Finding, diagnose
-from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.diagnosis import WHOLE_RUN
-from covshift.diagnosis.rules import RULES
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.plots.selection import chosen
 
@@ -53,7 +52,11 @@ MOST_CURVES = 3
 
 @dataclass(frozen=True)
 class Subject:
-    """What a figure is of: one recording or several by name, and the diagnosis where it is known."""
+    """What a figure is of: one recording or several by name, and the diagnosis where it is known.
+
+    Findings are always those of the whole diagnosis: a figure's own checks alone could not tell cause from consequence,
+    and the same figure would name another layer elsewhere.
+    """
 
     runs: Mapping[str, xr.DataTree]
     diagnosis: Diagnosis | None = None
@@ -90,19 +93,20 @@ class Subject:
         """``name``, which must be a layer."""
         return None if name is None else chosen(name, self.layers)
 
+    @cached_property
+    def judged(self) -> Diagnosis:
+        """The diagnosis of the only recording: the one given, else made once."""
+        return self.diagnosis or diagnose(self.recording)
+
     def findings(self, *checks: str, layers: Collection[str | None] = (None,)) -> list[Finding]:
-        """Findings of some checks, of some layers or (None) all: those of the diagnosis, else their rules' own."""
-        if self.diagnosis is not None:
-            found = [finding for finding in self.diagnosis.findings if finding.check in checks]
-        else:
-            asked = (_known(lambda check=check: RULES[check](self.recording)) for check in checks)  # type: ignore[misc]
-            found = explained([finding for one in asked for finding in one or []], Order.of(self.recording))
+        """Findings of some checks, of some layers or (None) all."""
+        found = [finding for finding in self.judged.findings if finding.check in checks]
         return [finding for finding in found if None in layers or finding.layer in layers]
 
 
 def verdicts(subject: Subject, layer: str | None) -> Answers:
     """The diagnosis, of one layer or all."""
-    diagnosis = subject.diagnosis or diagnose(subject.recording)
+    diagnosis = subject.judged
     if layer is None:
         return (diagnosis,), {}
     kept = tuple(finding for finding in diagnosis.findings if finding.layer in (layer, WHOLE_RUN))
@@ -239,7 +243,7 @@ def _drawn_layer(subject: Subject, layer: str | None) -> tuple[str, str]:
     names, nonlinear = rows.names(layers).tolist(), rows.nonlinear(layers).tolist()
     if not names:
         raise SignalNotRecorded("recording: holds no layer; run a forward pass inside covshift.record")
-    flagged = [finding.layer for finding in subject.diagnosis.causes] if subject.diagnosis is not None else []
+    flagged = [finding.layer for finding in subject.judged.causes] if layer is None else []
     inside = [name for name, is_one in zip(names, nonlinear, strict=True) if is_one] or names
     wanted = [layer] if layer is not None else [name for name in flagged if name in names]
     name = wanted[0] if wanted else inside[len(inside) // 2]
@@ -251,7 +255,7 @@ def _drawn_nonlinearity(subject: Subject) -> str:
     layers = rows.group(subject.recording, "layers")
     names, inside = rows.names(layers), rows.nonlinearities(layers)
     made_by = dict(zip(rows.names(layers, "preactivation_of")[inside], names[inside], strict=True))
-    flagged = [finding.layer for finding in subject.diagnosis.causes] if subject.diagnosis is not None else []
+    flagged = [finding.layer for finding in subject.judged.causes]
     wanted = [made_by.get(name, name) for name in flagged]
     return next((str(name) for name in wanted if name in names[inside]), str(names[inside][len(inside) // 2]))
 

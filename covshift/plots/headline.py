@@ -33,17 +33,28 @@ def _begun(finding: Finding) -> float:
 
 
 def headline(findings: Iterable[Finding], words: Callable[[Finding], str]) -> str:
-    """The loudest finding in ``words``, and how many more layers are flagged; nothing where none is."""
+    """The loudest finding in ``words``, what it follows from, and how many more layers are flagged.
+
+    Empty where none is flagged.
+    """
     loud = flagged(findings)
     if not loud:
         return ""
     others = {finding.layer for finding in loud} - {loud[0].layer, WHOLE_RUN}
-    return words(loud[0]) + (f" (and {plural(len(others), 'more layer')})" if others else "")
+    cause = f"; follows from {loud[0].explained_by}" if loud[0].explained_by else ""
+    return words(loud[0]) + cause + (f" (and {plural(len(others), 'more layer')})" if others else "")
 
 
 def named(finding: Finding) -> str:
     """The layer of a finding as the subject of a sentence."""
     return "The run" if finding.layer == WHOLE_RUN else f"Layer '{elide(finding.layer, NAME_WIDTH)}'"
+
+
+def over_time(finding: Finding) -> str:
+    """What a finding says of the steps, to be put after its value: ``" since step 60"``, or what was crossed when."""
+    if not finding.history or finding.history.startswith("since"):
+        return f" {finding.history}".rstrip()
+    return f"; {finding.history}"
 
 
 def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray) -> Line2D | None:

@@ -16,7 +16,7 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
 from covshift.plots.axes import key_below, label_amounts, label_steps, mark_edge, title
-from covshift.plots.headline import flagged, headline, named
+from covshift.plots.headline import flagged, headline, named, over_time
 from covshift.plots.labels import amount, short_names
 
 FloatArray = NDArray[np.float64]
@@ -165,7 +165,8 @@ def _summary(values: xr.DataArray) -> str:
 
 
 def _words(finding: Finding) -> str:
-    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+    if finding.value == 0 and finding.reached_step is None:
+        return f"{named(finding)}: most updates move no weight{over_time(finding)}"
     if finding.value == 0:
-        return f"{named(finding)}: updates no longer move a weight{begun}"
-    return f"{named(finding)}: an update moves a weight by {amount(finding.value)} of its length{begun}"
+        return f"{named(finding)}: updates no longer move a weight{over_time(finding)}"
+    return f"{named(finding)}: an update moves a weight by {amount(finding.value)} of its length{over_time(finding)}"

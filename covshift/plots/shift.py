@@ -23,7 +23,7 @@ from covshift.plots.axes import (
     title,
     unmeasured_key,
 )
-from covshift.plots.headline import headline, mark_since, named
+from covshift.plots.headline import headline, mark_since, named, over_time
 from covshift.plots.labels import amount, count, short_names
 
 BULK = 0.03
@@ -100,5 +100,4 @@ def _title(w1: xr.DataArray, moved: xr.DataArray, findings: list[Finding]) -> st
 
 
 def _words(finding: Finding) -> str:
-    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
-    return f"{named(finding)} shifts by {amount(finding.value)} sd from one histogram to the next{begun}"
+    return f"{named(finding)} shifts by {amount(finding.value)} sd from one histogram to the next{over_time(finding)}"

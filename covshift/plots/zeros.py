@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -31,7 +32,7 @@ from covshift.plots.axes import (
     unmeasured_key,
     wrapped,
 )
-from covshift.plots.headline import headline, mark_since, named
+from covshift.plots.headline import headline, mark_since, named, over_time
 from covshift.plots.labels import share, short_names
 
 NAMED_CURVES = 4
@@ -83,7 +84,10 @@ def plot_gradient_zeros(
             keys.extend(_survival_curves(axes[-1], survival))
         if keys:
             key_of_figure(figure, keys)
-        text = wrapped(headline(found, _words) or _zero_finding(zero_rate), width=50 * columns)
+        text = wrapped(
+            headline(found, partial(_words, first_step=_first_step(zero_rate))) or _zero_finding(zero_rate),
+            width=50 * columns,
+        )
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     return figure
 
@@ -205,11 +209,22 @@ def _zero_finding(zero_rate: xr.DataArray) -> str:
     return f"Gradient zeros at step {int(last['step'])}: {where}"
 
 
-def _words(finding: Finding) -> str:
+def _first_step(zero_rate: xr.DataArray) -> int:
+    return int(zero_rate["step"].values[0]) if zero_rate.sizes["step"] else 0
+
+
+def _words(finding: Finding, *, first_step: int) -> str:
     if finding.check == "gradient arrives":
-        if finding.since_step:
-            return f"{named(finding)} stops receiving gradient at step {finding.since_step}"
-        return f"{named(finding)} receives no gradient"
-    begun = "" if finding.since_step is None else f" since step {finding.since_step}"
+        if finding.reached_step is None:
+            return f"{named(finding)} hardly receives a gradient{over_time(finding)}"
+        if finding.reached_step <= first_step:
+            return f"{named(finding)} receives no gradient"
+        earlier = f" ({_before(finding)})" if finding.since_step != finding.reached_step else ""
+        return f"{named(finding)} stops receiving gradient at step {finding.reached_step}{earlier}"
     quantity = finding.threshold.quantity if finding.threshold is not None else "share of zeros"
-    return f"{named(finding)}: {quantity} is {share(finding.value)}{begun}"
+    return f"{named(finding)}: {quantity} is {share(finding.value)}{over_time(finding)}"
+
+
+def _before(finding: Finding) -> str:
+    """What a finding tells of the time before its value held."""
+    return finding.history.rpartition(", ")[0]

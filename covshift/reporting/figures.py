@@ -102,20 +102,21 @@ def pictures_of_runs(
 
 def _of_run(result: Results, *, prefix: str, most: int) -> dict[str, list[Picture]]:
     sections: dict[str, list[Picture]] = {section: [] for section, _ in SECTIONS.values()}
-    drawn = 0
+    count = 0
     for name, (section, caption) in SECTIONS.items():
-        if drawn == most:
+        if count == most:
             break
         try:
-            picture = _picture(lambda name=name: _draw(name, result), prefix=f"{prefix}-{name}", caption=caption)  # type: ignore[misc]
+            picture = _picture(lambda name=name: drawn(name, result), prefix=f"{prefix}-{name}", caption=caption)  # type: ignore[misc]
         except SignalNotRecorded:
             continue
         sections[section].append(picture)
-        drawn += 1
+        count += 1
     return sections
 
 
-def _draw(name: str, result: Results) -> Drawn:
+def drawn(name: str, result: Results) -> Drawn:
+    """A figure of one run by name, from answers that are there already where it is long in asking."""
     if name == "stability" and result.stability is not None:
         return FIGURES[name].plot(result.stability)
     if name != "shift" or result.shift is None:

@@ -17,7 +17,9 @@ from covshift.exceptions import InvalidArgumentError, RecordingDamaged
 
 
 def finding(check, layer, verdict, *, since_step=None, value=0.0, threshold=None, interval=None):
-    return Finding(check, layer, verdict, since_step, value, interval, threshold, f"{layer}: {check} & so on", "try")
+    history = "" if since_step is None else f"crossed at step {since_step}"
+    reason = f"{layer}: {check} & so on"
+    return Finding(check, layer, verdict, since_step, value, interval, threshold, reason, "try", history=history)
 
 
 FINDINGS = (
@@ -67,9 +69,9 @@ def test_the_grid_shows_the_worst_verdict_of_every_layer_and_check():
 
 def test_the_sentence_goes_from_gradient_to_units_to_the_rest_to_the_unknown():
     assert DIAGNOSIS.sentence == (
-        "Unhealthy: gradient does not reach 1 of 2 layers ('b' since step 40); "
+        "Unhealthy: gradient does not reach 1 of 2 layers ('b' crossed at step 40); "
         "units are dead or silent in 1 of 1 layer (most in 'b': 25 %); scale over depth watch; "
-        "update ratio watch in 1 layer ('extra' since step 20); not measured: shift in 1 of 2."
+        "update ratio watch in 1 layer ('extra' crossed at step 20); not measured: shift in 1 of 2."
     )
     assert DIAGNOSIS.worst == "bad"
 
@@ -78,8 +80,8 @@ def test_the_sentence_names_what_cut_the_gradient_and_counts_each_verdict():
     cut = replace(FINDINGS[0], explained_by="units in c")
     zeros = [finding("gradient zeros", name, verdict, since_step=5) for name, verdict in (("a", "bad"), ("b", "watch"))]
     assert Diagnosis((cut, *zeros), ("a", "b")).sentence == (
-        "Unhealthy: gradient does not reach 1 of 1 layer ('b' since step 40; follows from units in c); "
-        "gradient zeros bad in 1 layer ('a' since step 5), watch in 1."
+        "Unhealthy: gradient does not reach 1 of 1 layer ('b' crossed at step 40; follows from units in c); "
+        "gradient zeros bad in 1 layer ('a' crossed at step 5), watch in 1."
     )
 
 
@@ -106,7 +108,7 @@ def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
     )
     assert (
         Diagnosis((broken, after, *well), ("a", "b")).sentence
-        == "Unhealthy: non-finite bad in 1 layer ('a' since step 7)."
+        == "Unhealthy: non-finite bad in 1 layer ('a' crossed at step 7)."
     )
 
 
@@ -165,7 +167,6 @@ def test_html_of_a_finding_tells_evidence_and_advice_and_obeys_no_name():
         assert "<script" not in shown
         assert "<b>try" not in shown
         assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in shown
-        assert "since step 3" in shown
         assert "To try: &lt;b&gt;try" in shown
     assert "Explained by units in &lt;script&gt;" in one._repr_html_()
     assert "Consequences: 1 other finding" in shown

@@ -87,7 +87,9 @@ def judgement(value):
 
 def test_the_worst_judgement_makes_the_finding():
     finding = conclude("fc", "what was seen", [judgement(0.1), judgement(0.95), judgement(0.6), judgement(np.nan)])
-    expected = Finding("check", "fc", "bad", 7, 0.95, None, SHARE, "'fc': what was seen; since step 7", "advice 0.95")
+    history = "mostly above 50 % since step 7"
+    reason = f"'fc': what was seen; {history}"
+    expected = Finding("check", "fc", "bad", 7, 0.95, None, SHARE, reason, "advice 0.95", history=history)
     assert finding == expected
 
 

@@ -31,7 +31,7 @@ def test_finite_numbers_are_ok(make_recording):
 def test_one_activation_is_bad_from_the_first_on(make_recording, spoil):
     finding = judged(make_recording, values=[50], spoil=spoil)
     assert (finding.verdict, finding.since_step) == ("bad", 50)
-    assert finding.reason == "'fc': 2 NaN or infinite activations in 1 of 40 records; since step 50"
+    assert finding.reason == "'fc': 2 NaN or infinite activations in 1 of 40 records; first at step 50"
     assert "at the price of" in finding.advice
 
 

@@ -37,7 +37,9 @@ def rows(ax) -> list[str]:
 
 
 def finding(check: str, threshold: str, layer: str, *, since: int | None = 10, value: float = 1.0) -> Finding:
-    return Finding(check, layer, "bad", since, value, None, THRESHOLDS[threshold], "", "")
+    history = "" if since is None else f"since step {since}"
+    steps = {"reached_step": since, "history": history}
+    return Finding(check, layer, "bad", since, value, None, THRESHOLDS[threshold], "", "", **steps)
 
 
 class TestRidgeline:

@@ -129,6 +129,7 @@ def test_what_is_no_recording_is_refused(subject):
 )
 def test_a_group_that_was_not_recorded_is_named(name, group, recording):
     lacking = xr.DataTree.from_dict({path: recording[path].to_dataset() for path in ("layers", "scalars")})
+    lacking.attrs |= recording.attrs
     with pytest.raises(SignalNotRecorded, match=f"no group '{group}'"):
         FIGURES[name](lacking)
 

@@ -13,6 +13,7 @@ from covshift.diagnosis import diagnose
 from covshift.diagnosis.streams import has_same_examples
 from covshift.plots import style
 from covshift.plots.registry import FIGURES
+from covshift.reporting.figures import SECTIONS, drawn
 from covshift.reporting.results import gather
 from covshift.reporting.svg import RASTER_DPI, inline_svg
 
@@ -48,6 +49,21 @@ def test_a_report_of_full_batch_training_takes_no_sampling_noise_off_its_shifts(
     own = gather("run", full_batch_run).diagnosis
     assert own.to_dict() == diagnose(full_batch_run).to_dict()
     assert any("on the same 64 examples" in finding.reason for finding in own.findings if finding.check == "shift")
+
+
+@pytest.fixture(scope="module")
+def gathered(run):
+    return gather("run", run)
+
+
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name != "ics"])
+def test_a_figure_of_the_page_has_the_title_that_covshift_plot_gives_it(run, gathered, name):
+    with style.detached():
+        page, alone = style.root(drawn(name, gathered)), style.root(FIGURES[name](run))
+    titles = [
+        [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.get_axes())] for figure in (page, alone)
+    ]
+    assert titles[0] == titles[1]
 
 
 @pytest.mark.parametrize("name", ["shift", "norm", "ridgeline"])
