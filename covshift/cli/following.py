@@ -10,13 +10,16 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from covshift.store.growth import growth
+from covshift.exceptions import RecordingDamaged
+from covshift.store.growth import Growth, growth
 
 LOOPBACK = "127.0.0.1"
 
 
 def follow(paths: Sequence[Path], *, seconds: float, pause: Callable[[float], None] = time.sleep) -> Iterator[bool]:
     """Yield whenever one of the recordings has grown, first at once, until none of them is written any more.
+
+    A recording that is damaged grows no more; what follows from that is for whoever opens it to say.
 
     Parameters
     ----------
@@ -34,7 +37,7 @@ def follow(paths: Sequence[Path], *, seconds: float, pause: Callable[[float], No
     """
     seen = None
     while True:
-        now = [growth(path) for path in paths]
+        now = [_growth(path) for path in paths]
         goes_on = any(one.goes_on for one in now)
         if now != seen:
             yield goes_on
@@ -42,6 +45,13 @@ def follow(paths: Sequence[Path], *, seconds: float, pause: Callable[[float], No
             return
         seen = now
         pause(seconds)
+
+
+def _growth(path: Path) -> Growth:
+    try:
+        return growth(path)
+    except RecordingDamaged:
+        return Growth(records=0, goes_on=False)
 
 
 @contextmanager

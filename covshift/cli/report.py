@@ -8,9 +8,12 @@ from threading import Event
 from typing import Annotated
 
 import typer
+import xarray as xr
 
 from covshift.cli.common import CANNOT, Debug, Overwrite, Quiet, console, one_line_errors, open_readable_runs
 from covshift.exceptions import InvalidArgumentError, RecordingDamaged
+
+Runs = dict[str, xr.DataTree | RecordingDamaged]
 
 
 def report(
@@ -37,12 +40,12 @@ def report(
         if serve and not watch:
             raise InvalidArgumentError("serve: expected together with --watch; a finished page opens from its file")
         if watch:
-            _follow(runs, out, json, seconds=seconds, port=port if serve else None, overwrite=overwrite)
-            return
-        with console(quiet=quiet).status("Reading recordings"):
-            opened = open_readable_runs(runs)
-            written = write_report(opened, out, json=json, overwrite=overwrite)
-    typer.echo(str(written))
+            opened = _follow(runs, out, json, seconds=seconds, port=port if serve else None, overwrite=overwrite)
+        else:
+            with console(quiet=quiet).status("Reading recordings"):
+                opened = open_readable_runs(runs)
+                write_report(opened, out, json=json, overwrite=overwrite)
+            typer.echo(str(out))
     damaged = [run for run in opened.values() if isinstance(run, RecordingDamaged)]
     for reason in damaged:
         typer.echo(f"error: {reason}", err=True)
@@ -52,25 +55,33 @@ def report(
 
 def _follow(
     runs: list[Path], out: Path, json: Path | None, *, seconds: float, port: int | None, overwrite: bool
-) -> None:
+) -> Runs:
     """Write the page whenever a run has grown; after the last record, or when interrupted, it stands finished.
 
-    A page that is served stays so until interrupted, for the browser has yet to fetch its last state.
+    A page that is served stays so until interrupted, for the browser has yet to fetch its last state. An interrupt
+    before the first page writes none: nothing that stands at ``out`` is ours to replace.
     """
     from covshift.cli.following import follow, served
     from covshift.reporting import write_report
 
-    def write(*, goes_on: bool, overwrite: bool) -> None:
+    def write(*, goes_on: bool, overwrite: bool) -> Runs:
         refresh = max(round(seconds), 1) if goes_on else None
-        write_report(open_readable_runs(runs), out, json=json, overwrite=overwrite, refresh_seconds=refresh)
+        opened = open_readable_runs(runs)
+        write_report(opened, out, json=json, overwrite=overwrite, refresh_seconds=refresh)
+        return opened
 
+    written: Runs = {}
     try:
         with nullcontext(str(out)) if port is None else served(out, port=port) as place:
-            for turn, goes_on in enumerate(follow(runs, seconds=seconds)):
-                write(goes_on=goes_on, overwrite=overwrite or turn > 0)
-                if turn == 0:
+            for goes_on in follow(runs, seconds=seconds):
+                first = not written
+                written = write(goes_on=goes_on, overwrite=overwrite or not first)
+                if first:
                     typer.echo(place)
             if port is not None:
                 Event().wait()
     except KeyboardInterrupt:
-        write(goes_on=False, overwrite=True)
+        if not written:
+            raise
+        written = write(goes_on=False, overwrite=True)
+    return written

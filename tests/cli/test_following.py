@@ -102,6 +102,64 @@ def test_a_watched_report_refreshes_itself_until_the_run_has_ended(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".live")] == []
 
 
+def torn(path):
+    """A recording that cannot be read."""
+    training = Training(path)
+    training.train(2)
+    training.end()
+    (path / "layers" / "zarr.json").unlink()
+    return path
+
+
+def watched(*paths, out):
+    return runner.invoke(app, ["report", *map(str, paths), "--watch", "--seconds", "3", "-o", str(out)])
+
+
+def test_a_damaged_recording_is_watched_to_the_page_and_the_error_it_has_without_watching(tmp_path):
+    run, out = torn(tmp_path / "torn.zarr"), tmp_path / "live.html"
+    once = runner.invoke(app, ["report", str(run), "-o", str(tmp_path / "once.html")])
+    live = watched(run, out=out)
+    assert live.exit_code == once.exit_code == 1
+    assert live.stderr == once.stderr
+    assert out.read_text() == (tmp_path / "once.html").read_text()
+    assert "Cannot be read" in out.read_text()
+
+
+def test_a_damaged_recording_does_not_end_the_watching_of_the_one_beside_it(training, tmp_path):
+    training.train(2)
+    paths, pauses = [torn(tmp_path / "torn.zarr"), training.recorder.path], []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        training.end()
+
+    assert list(follow(paths, seconds=1.0, pause=pause)) == [True, False]
+
+
+class TestInterrupted:
+    @pytest.fixture
+    def out(self, tmp_path):
+        return tmp_path / "live.html"
+
+    def interrupt(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    def test_before_the_first_page_nothing_is_written(self, training, out, monkeypatch):
+        training.train(2)
+        out.write_text("mine")
+        monkeypatch.setattr("covshift.cli.following.growth", self.interrupt)
+        result = watched(training.recorder.path, out=out)
+        assert result.exit_code not in (0, 1)
+        assert out.read_text() == "mine"
+
+    def test_after_it_the_page_stands_finished(self, training, out, monkeypatch):
+        training.train(2)
+        monkeypatch.setattr(follow, "__kwdefaults__", {"pause": self.interrupt})
+        result = watched(training.recorder.path, out=out)
+        assert result.exit_code == 0, result.stderr
+        assert "refresh" not in re.sub("(?s)<script.*", "", out.read_text())
+
+
 def test_serving_needs_watching(tmp_path):
     result = runner.invoke(app, ["report", str(tmp_path), "--serve"])
     assert result.exit_code == 1

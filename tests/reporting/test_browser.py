@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 from covshift.analysis import distributions, gradient_health, linkage, rows, shift
+from covshift.exceptions import RecordingDamaged
 from covshift.reporting import write_report
 
 NAMES = [
@@ -250,6 +251,130 @@ class TestFilterAndSort:
         browser.click("#runs-0-layers > summary")
         browser.click("#runs-0-layers tbody tr:nth-child(3) a")
         opened(browser, NAMES[2])
+
+
+def order(browser, table: str, column: int = 0) -> list[str]:
+    cells = "[...document.querySelectorAll(`${arguments[0]} tbody tr`)].map((row) => row.cells[arguments[1]])"
+    return browser.js(f"return {cells}.map((cell) => cell.title || cell.textContent.trim())", table, column)
+
+
+NUMBERED = ["2.0", "2.1", "2.10", "2.11", "2.2", "2.a.1", "2", "10"]
+LONG = [f"encoder.blocks.{block}.attention.projection.{part}" for block in (0, 1) for part in ("linear", "activation")]
+
+
+@pytest.fixture(scope="module")
+def named(make_run, tmp_path_factory) -> Path:
+    names = [*NUMBERED, *LONG]
+    run = make_run(pairs=len(names) // 2, names=names, steps=STEPS, dying=True, name="named")
+    for group in ("units", "histograms"):
+        del run[group]
+    return write_report(run, tmp_path_factory.mktemp("named") / "report.html", figures_at_most=0)
+
+
+class TestNames:
+    """Names that read as numbers, and names too long for the grid."""
+
+    def test_they_sort_by_their_segments_each_part_by_its_number(self, browser, named):
+        browser.visit(named)
+        right = ["2", "2.0", "2.1", "2.2", "2.10", "2.11", "2.a.1", "10", *sorted(LONG)]
+        for table in ("#runs-0-grid", "#runs-0-layers-table"):
+            for expected in (right, right[::-1]):
+                browser.js(f"document.querySelector('{table} thead button').click()")
+                assert order(browser, table) == expected
+
+    def test_a_layer_is_found_by_the_name_it_has_not_by_the_part_of_it_that_is_shown(self, browser, named):
+        browser.visit(named)
+        assert LONG[0] not in browser.texts(".grid tbody th")
+        browser.js(FILTER, "layer", "blocks.0.attention.projection.linear")
+        assert browser.texts(".filter output") == ["1 layers"]
+        assert len(browser.texts(".grid tbody th")) == 1
+
+    def test_findings_that_fit_the_filter_are_seen_also_what_was_not_measured(self, browser, named):
+        browser.visit(named)
+        assert not browser.js("return document.querySelector('.unknown').open")
+        browser.js(FILTER, "verdict", "not measured")
+        fitting = browser.js("return document.querySelectorAll('.told:not([hidden])').length")
+        assert fitting == len(browser.texts(".told")) > 0
+        browser.js(FILTER, "verdict", "ok")
+        assert not browser.texts(".finding, .unknown")
+
+
+FILTER = """
+const field = document.querySelector(`.filter [name=${arguments[0]}]`);
+field.value = arguments[1];
+field.dispatchEvent(new Event('input', { bubbles: true }));
+"""
+
+
+class TestWithoutRecords:
+    @pytest.mark.parametrize("which", ["empty", "damaged", "mixed"])
+    def test_a_page_says_so_and_what_is_whole_beside_it_can_be_filtered(self, browser, make_run, tmp_path, which):
+        empty = make_run(steps=(), name="empty")
+        damaged = RecordingDamaged("recording 'x' is damaged: group 'layers' has no variable 'count'")
+        runs = {"empty": {"empty": empty}, "damaged": {"damaged": damaged}}
+        mixed = {"empty": empty, "damaged": damaged, "whole": make_run(pairs=1, steps=(0, 10))}
+        page = write_report(runs.get(which, mixed), tmp_path / "report.html", figures_at_most=0)
+        browser.visit(page)
+        shown = " ".join(browser.texts("main"))
+        assert ("Nothing was recorded" in shown) == (which != "damaged")
+        assert ("Cannot be read" in shown) == (which != "empty")
+        assert browser.js("return document.querySelectorAll('.filter').length") == (which == "mixed")
+        if which == "mixed":
+            browser.click("#run-2-details > summary")
+            browser.js(FILTER, "layer", "conv0")
+            assert browser.texts(".grid tbody th") == ["conv0"]
+
+
+CLOCK = "window.setInterval = (turn, every) => { window.turn = turn; window.every = every; };"
+"""The page's clock, turned by hand."""
+
+
+def test_a_page_that_reads_itself_again_stands_as_it_was_left(browser, run, tmp_path):
+    page = write_report(run, tmp_path / "live.html", figures_at_most=1, refresh_seconds=3)
+    script = browser.command("Page.addScriptToEvaluateOnNewDocument", source=CLOCK)
+    browser.visit(page, fragment="#r0-l1")
+    opened(browser, "act0")
+    assert browser.js("return window.every") == 3000
+    browser.click("#runs-0-shift > summary")
+    browser.click("#runs-0-shift-table thead th:nth-child(2) button")
+    browser.click("#runs-0-shift-table thead th:nth-child(2) button")
+    browser.js(FILTER, "layer", "act")
+    browser.click(".others[open] > summary")
+    browser.js("document.querySelector('.grid').parentElement.scrollTo(40, 0); window.scrollTo(0, 700)")
+    browser.js("document.querySelector('.filter [name=check]').focus({ preventScroll: true })")
+    left = browser.js(STANDS)
+    assert left["layer"] == "act0"
+    assert "runs-0-shift" in left["open"]
+    assert left["seen"] == 700
+    assert left["focused"] == "check"
+    assert left["sorted"] == ["descending"]
+
+    browser.js("document.querySelector('#hold').click(); window.turn()")
+    browser.js("window.stale = true; document.querySelector('#hold').click()")
+    write_report(run, page, figures_at_most=1, overwrite=True)
+    browser.js("document.querySelector('.filter [name=check]').focus({ preventScroll: true }); window.turn()")
+    browser.until("return !window.stale && document.readyState === 'complete'")
+    opened(browser, "act0")
+    browser.until("return window.scrollY === 700")
+    assert browser.js(STANDS) == left
+    assert browser.js("return window.every") is None
+    assert not browser.texts(".eyebrow label")
+    browser.command("Page.removeScriptToEvaluateOnNewDocument", identifier=script["identifier"])
+
+
+STANDS = """
+return {
+  layer: document.querySelector('#layer-name').textContent,
+  open: [...document.querySelectorAll('details[open]')].map((details) => details.id),
+  filter: [...document.querySelector('.filter').elements].map(({ value }) => value),
+  rows: [...document.querySelectorAll('.grid tbody tr')].filter((row) => !row.hidden).map((row) => row.id),
+  sorted: [...document.querySelectorAll('[aria-sort]')].map((heading) => heading.ariaSort),
+  order: [...document.querySelectorAll('#runs-0-shift-table tbody tr')].map((row) => row.textContent),
+  across: document.querySelector('.grid').parentElement.scrollLeft,
+  seen: window.scrollY,
+  focused: document.activeElement.name,
+};
+"""
 
 
 class TestKeyboard:

@@ -128,8 +128,9 @@
     return { destroy: () => { fit.disconnect(); for (const plot of plots) plot.destroy(); } };
   };
 
+  const drawing = [];
   if (find("#curves") && window.DecompressionStream) {
-    unpacked("#curve-data").then((told) => drawAll(told.curves.charts, told.curves.steps, told, find("#curves"), ""));
+    drawing.push(unpacked("#curve-data").then((told) => drawAll(told.curves.charts, told.curves.steps, told, find("#curves"), "")));
   }
 
   const panel = find("#layer");
@@ -145,7 +146,7 @@
     anchor.href = `#r${run}-l${layer}`;
   };
 
-  const show = async (run, layer) => {
+  const show = async (run, layer, { quietly } = {}) => {
     panel.hidden = false;
     if (!window.DecompressionStream) {
       find("#layer-state").textContent = "This browser cannot unpack the data of the layers. The tables below hold their numbers; Chrome 80, Firefox 113, Safari 16.4 and later draw them.";
@@ -168,43 +169,53 @@
       return item;
     }));
     shown = drawAll(here.charts, told.runs[run].steps, told, find("#layer-charts"), `${here.name}: `);
+    if (quietly) return;
     panel.scrollIntoView();
     find("#layer-heading").focus({ preventScroll: true });
   };
 
-  const follow = () => {
+  const follow = (how) => {
     const match = /^#r(\d+)-l(\d+)$/.exec(location.hash);
-    if (match) show(Number(match[1]), Number(match[2]));
+    return match && show(Number(match[1]), Number(match[2]), how);
   };
 
   if (panel) {
-    window.addEventListener("hashchange", follow);
+    window.addEventListener("hashchange", () => follow());
     const jump = () => { location.hash = `r${find("#layer-run").value}-l${find("#layer-of").value}`; };
     find("#layer-of").addEventListener("change", jump);
     find("#layer-run").addEventListener("change", jump);
-    follow();
+    drawing.push(follow({ quietly: history.state }));
   }
 
   // Tables that sort by a click on a heading
 
   const ranks = ["bad", "watch", "not measured", "ok", "does not apply"];
+  const { compare } = new Intl.Collator(undefined, { numeric: true });
+  const bySegments = (a, b) => {
+    const at = a.findIndex((segment, i) => segment !== b[i]);
+    return at < 0 ? a.length - b.length : at === b.length ? 1 : compare(a[at], b[at]);
+  };
+  const named = (cell) => (cell.title || cell.textContent).trim();
+  // text is never taken for a number: 2.1 and 2.10 are two layers
   const key = (cell) => {
-    const text = cell.textContent.trim();
+    const text = named(cell);
+    if (cell.tagName === "TH" || cell.classList.contains("text")) return text.split(".");
     if (ranks.includes(text)) return ranks.indexOf(text);
     const value = parseFloat(text.replace(/^[<>] /, "").replaceAll(",", "").replace("\u2212", "-"));
-    return Number.isNaN(value) ? (text === "\u2013" ? Infinity : text) : value;
+    return Number.isNaN(value) ? Infinity : value;
   };
-  const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b || 0 : String(a).localeCompare(String(b), undefined, { numeric: true }));
+  const order = (a, b) => (Array.isArray(a) ? bySegments(a, b) : a - b || 0);
 
+  const direction = (heading) => heading.getAttribute("aria-sort");
   const directions = { ascending: 1, descending: -1 };
   const following = { ascending: "descending", descending: "none" };
 
   const sort = (table, rows, column, heading) => {
-    const direction = following[heading.getAttribute("aria-sort")] ?? "ascending";
+    const turned = following[direction(heading)] ?? "ascending";
     for (const other of all("th[aria-sort]", table)) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", direction);
+    heading.setAttribute("aria-sort", turned);
     const keys = new Map(rows.map((row) => [row, key(row.cells[column])]));
-    const sign = directions[direction] ?? 0;
+    const sign = directions[turned] ?? 0;
     table.tBodies[0].append(...[...rows].sort((a, b) => sign * order(keys.get(a), keys.get(b))));
   };
 
@@ -221,7 +232,7 @@
 
   for (const table of all(".numbers[data-base^='/runs/']")) {
     const run = table.dataset.base.split("/")[2];
-    const links = new Map(all(`tr[id^="r${run}-l"] > th`).map((cell) => [cell.title || cell.textContent, `#${cell.parentElement.id}`]));
+    const links = new Map(all(`tr[id^="r${run}-l"] > th`).map((cell) => [named(cell), `#${cell.parentElement.id}`]));
     for (const cell of all("tbody th", table)) {
       const href = links.get(cell.textContent);
       if (href) cell.replaceChildren(element("a", cell.textContent, { href }));
@@ -238,24 +249,20 @@
     let count = 0;
     for (const row of all(".grid tbody tr", place)) {
       const words = [...row.cells].slice(1).map((cell, at) => [checks[at + 1], cell.textContent.trim()]);
-      row.hidden = !fits(row.cells[0].textContent, words);
+      row.hidden = !fits(named(row.cells[0]), words);
       count += !row.hidden;
     }
     for (const item of all(".told", place)) {
       const [name, told] = all("b", item).map((word) => word.textContent);
       item.hidden = !fits(name, [[told, item.classList[1].slice(2).replace("-", " ")]]);
     }
-    for (const group of all(".finding", place)) {
-      group.hidden = all(".told", group).every((item) => item.hidden);
-      for (const details of all("details", group)) {
-        details.hidden = all("li", details).every((item) => item.hidden);
-        details.open = Boolean(layer || check || verdict);
-      }
-    }
+    for (const group of all(".finding, details", place)) group.hidden = all(".told", group).every((item) => item.hidden);
+    for (const details of all("details", place)) details.open = Boolean(layer || check || verdict);
     find("output", form).textContent = `${count} layers`;
   };
 
-  for (const place of all(".verdicts")) {
+  for (const slot of all(".filter-place")) {
+    const place = slot.closest(".verdicts");
     const form = find("#filter").content.firstElementChild.cloneNode(true);
     for (const heading of all(".grid thead th", place).slice(1)) {
       form.elements.check.append(element("option", heading.textContent.trim()));
@@ -263,6 +270,57 @@
     form.addEventListener("input", () => filter(place, form));
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(() => filter(place, form)));
-    find(".filter-place", place).append(form);
+    slot.append(form);
+  }
+
+  // The page of a run that goes on reads itself again, and stands as it was left: its history entry keeps how
+
+  const places = (selector, told) => Object.fromEntries(all(selector).map(told));
+  const focusable = "a, button, input, select, summary, [tabindex]";
+
+  const state = () => {
+    const owner = document.activeElement.closest("[id]");
+    return {
+      filters: places(".filter-place", ({ id, firstChild }) => [id, Object.fromEntries(new FormData(firstChild))]),
+      open: all("details[open]").map(({ id }) => id),
+      sorted: places("th[aria-sort]", (heading) => [heading.closest("table").id, [heading.textContent, direction(heading)]]),
+      scrolled: places(".scroll > table[id]", ({ id, parentElement: { scrollLeft, scrollTop } }) => [id, [scrollLeft, scrollTop]]),
+      seen: [window.scrollX, window.scrollY],
+      focus: owner && [owner.id, all(focusable, owner).indexOf(document.activeElement)],
+    };
+  };
+
+  const restore = async (left) => {
+    for (const { id, firstChild: form } of all(".filter-place")) {
+      const entries = Object.entries(left.filters[id] ?? {}).filter(([, value]) => value);
+      for (const [name, value] of entries) form.elements[name].value = value;
+      if (entries.length) form.dispatchEvent(new Event("input"));
+    }
+    for (const details of all("details")) details.open = left.open.includes(details.id);
+    for (const table of all("table.sortable")) {
+      const [text, sorted] = left.sorted[table.id] ?? [];
+      const heading = all("thead th", table).find(({ textContent }) => textContent === text);
+      while (heading && direction(heading) !== sorted) heading.firstChild.click();
+    }
+    await Promise.all(drawing);
+    for (const table of all(".scroll > table[id]")) table.parentElement.scrollTo(...(left.scrolled[table.id] ?? [0, 0]));
+    window.scrollTo(...left.seen);
+    const owner = left.focus && document.getElementById(left.focus[0]);
+    if (owner) (all(focusable, owner)[left.focus[1]] ?? owner).focus({ preventScroll: true });
+    history.scrollRestoration = "auto";
+  };
+
+  if (history.state) restore(history.state);
+  history.replaceState(null, "");
+
+  const hold = find("#hold");
+  if (hold) {
+    hold.parentElement.hidden = false;
+    setInterval(() => {
+      if (hold.checked) return;
+      history.replaceState(state(), "");
+      history.scrollRestoration = "manual";
+      location.reload();
+    }, 1000 * hold.dataset.seconds);
   }
 })();
