@@ -200,7 +200,7 @@ class LeafHook:
     def __init__(self, tensor: torch.Tensor, receiver: Receiver) -> None:
         hooks = tensor._backward_hooks
         ours = [hook for hook in (hooks or {}).values() if isinstance(hook, LeafHook)]
-        self.was_bare = hooks is None or any(hook.was_bare for hook in ours)
+        self.was_bare: bool = hooks is None or any(hook.was_bare for hook in ours)
         self._tensor, self._receiver = weakref.ref(tensor), receiver
         self._handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
 
