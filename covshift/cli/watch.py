@@ -18,7 +18,7 @@ from rich.text import Text
 from covshift.analysis import rows
 from covshift.cli.common import Debug, console, one_line_errors
 from covshift.diagnosis import Diagnosis, diagnose
-from covshift.diagnosis.finding import WHOLE_RUN, worst
+from covshift.diagnosis.finding import of_layers, worst
 from covshift.diagnosis.terminal import STYLES, by_severity
 from covshift.exceptions import SignalNotRecorded
 from covshift.store import reader
@@ -84,7 +84,7 @@ def sparkline(values: NDArray[np.float64], *, width: int = SPARK_WIDTH) -> str:
 def _counts(diagnosis: Diagnosis) -> Text:
     verdicts: dict[str, list[str]] = {}
     for finding in diagnosis.findings:
-        if finding.layer != WHOLE_RUN:
+        if of_layers([finding.layer]):
             verdicts.setdefault(finding.layer, []).append(finding.verdict)
     counts = Counter(worst(found) for found in verdicts.values())  # type: ignore[arg-type]
     text = Text("layers: ")

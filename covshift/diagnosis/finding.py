@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from covshift.diagnosis.thresholds import Threshold, Verdict
+from covshift.schema import is_model_input
 
 SEVERITY: tuple[Verdict, ...] = ("bad", "watch", "not measured", "ok")
 """Verdicts, worst first. What was not measured ranks above what is known to be well."""
@@ -84,6 +85,17 @@ class Finding:
 def not_measured(check: str, layer: str, reason: str, advice: str, *, threshold: Threshold | None = None) -> Finding:
     """A finding that states why there is none, and in ``advice`` what would be needed."""
     return Finding(check, layer, "not measured", None, math.nan, None, threshold, reason, advice)
+
+
+def of_layers(places: Sequence[str]) -> list[int]:
+    """Positions in ``places``, which findings concern, of layers: not of the whole run, nor of the model's input.
+
+    Examples
+    --------
+    >>> of_layers(["whole run", "(input)", "conv0", "act0"])
+    [2, 3]
+    """
+    return [at for at, place in enumerate(places) if place != WHOLE_RUN and not is_model_input(str(place))]
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import gradient_health, gradient_scale, rows
-from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, of_layers
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import between, number, percent, plural
@@ -111,7 +111,7 @@ def scale_over_time(recording: xr.DataTree) -> list[Finding]:
         f"{gradient_scale.TRAILING} records before and stayed there for {SUSTAINED}, most in '{layers[most]}'"
     )
     if over:
-        reason += f"; too much in {over} of {plural(len(layers), 'layer')}"
+        reason += f"; too much in {over} of {plural(len(of_layers(layers.tolist())), 'layer')}"
     first = int(steps[warm + begun[0]]) if len(begun) else None
     crossed = f"first {threshold.beyond} at step"
     return [conclude(WHOLE_RUN, reason, [Judgement(threshold, float(largest[most]), first, _GROWS, crossed=crossed)])]

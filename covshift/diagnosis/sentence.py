@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from covshift.diagnosis.finding import WHOLE_RUN, Finding, worst
+from covshift.diagnosis.finding import WHOLE_RUN, Finding, of_layers, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
+from covshift.schema import is_model_input
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
 
@@ -49,11 +50,16 @@ def _gradient(findings: Sequence[Finding], *, praise: bool) -> str:
         return ""
     missing = _flagged(findings)
     if not missing:
-        return f"gradient reaches {_all(len(findings))}" if praise else ""
+        return f"gradient reaches {_all(_count(findings))}" if praise else ""
     first = missing[0]
-    share = f"{len(missing)} of {plural(len(findings), 'layer')}"
+    share = f"{_count(missing)} of {plural(_count(findings), 'layer')}"
     cause = f"; follows from {first.explained_by}" if first.explained_by else ""
     return f"gradient does not reach {share} ({quoted(first.layer)}{_begun(first)}{cause})"
+
+
+def _count(findings: Sequence[Finding]) -> int:
+    """Findings of layers."""
+    return len(of_layers([finding.layer for finding in findings]))
 
 
 def _begun(finding: Finding) -> str:
@@ -73,7 +79,7 @@ def _units(findings: Sequence[Finding], *, praise: bool) -> str:
     kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
     crossed = [finding.threshold for finding in flagged]
     states = [state for state, names in kinds.items() if any(THRESHOLDS[name] in crossed for name in names)]
-    share = f"{len(flagged)} of {plural(len(findings), 'layer')}"
+    share = f"{_count(flagged)} of {plural(_count(findings), 'layer')}"
     return f"units are {' or '.join(states)} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
 
 
@@ -81,27 +87,35 @@ def _other(check: str, findings: Sequence[Finding]) -> str:
     flagged = _flagged(findings)
     if not flagged:
         return ""
-    of_layers = [finding for finding in flagged if finding.layer != WHOLE_RUN]
-    if not of_layers:
+    placed = [finding for finding in flagged if finding.layer != WHOLE_RUN]
+    if not placed:
         return f"{check} {worst([finding.verdict for finding in flagged])}"
-    first = of_layers[0]
-    worst_layers = {finding.layer for finding in of_layers if finding.verdict == first.verdict}
-    others = len({finding.layer for finding in of_layers} - worst_layers)
-    layers = plural(len(worst_layers), "layer")
-    more = f", watch in {others}" if others else ""
-    return f"{check} {first.verdict} in {layers} ({quoted(first.layer)}{_begun(first)}){more}"
+    first = placed[0]
+    worst_places = {finding.layer for finding in placed if finding.verdict == first.verdict}
+    others = {finding.layer for finding in placed} - worst_places
+    more = f", watch in {_places(others, noun='')}" if others else ""
+    return f"{check} {first.verdict} in {_places(worst_places)} ({quoted(first.layer)}{_begun(first)}){more}"
+
+
+def _places(names: Collection[str], *, noun: str = "layer") -> str:
+    """How many layers, and the model's input by its name: it is none."""
+    layers = len(of_layers(list(names)))
+    inputs = sorted(name for name in names if is_model_input(name))
+    counted = plural(layers, noun) if noun else f"{layers:,}"
+    return " and ".join([counted] * bool(layers) + inputs)
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:
     parts = []
     for check, findings in checks.items():
         unknown = [finding.layer for finding in findings if finding.verdict == "not measured"]
-        layers = [finding.layer for finding in findings if finding.layer != WHOLE_RUN]
+        layers = len(of_layers([finding.layer for finding in findings]))
         if unknown == [WHOLE_RUN] and layers:
             parts.append(f"{check} of the {WHOLE_RUN}")
         elif unknown:
-            missing = len([layer for layer in unknown if layer != WHOLE_RUN])
-            parts.append(check if missing == len(layers) else f"{check} in {missing} of {len(layers)}")
+            missing = len(of_layers(unknown))
+            where = f"in {missing} of {layers}" if missing else f"of {', '.join(unknown)}"
+            parts.append(check if missing == layers else f"{check} {where}")
     return f"not measured: {', '.join(parts)}" if parts else ""
 
 

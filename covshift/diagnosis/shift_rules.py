@@ -104,7 +104,7 @@ def _words(layer: str, compared: Comparison, value: float, interval: tuple[float
     if compared.off_centre[place]:
         reason += ", by moments: its mean lies beyond 8 sd from 0, where bins are too wide"
     if math.isfinite(compared.p[place]):
-        tests = plural(int(np.isfinite(compared.p).sum()), "layer")
+        tests = plural(int(np.isfinite(compared.p).sum()), "test")
         reason += (
             f"; p = {number(float(compared.p[place]))} over {compared.pairs_tested} disjoint pairs, "
             f"{number(float(compared.q[place]))} after Benjamini-Hochberg over {tests}"

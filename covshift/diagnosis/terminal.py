@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
+from covshift.diagnosis.finding import SEVERITY, Finding, of_layers, worst
 from covshift.diagnosis.thresholds import Verdict
 from covshift.diagnosis.wording import plural, quoted
 
@@ -83,6 +83,7 @@ def _not_measured(check: str, unknown: Sequence[Finding], findings: Sequence[Fin
     """One line a check: in how many layers, why in the first of them, and what would be needed."""
     from rich.text import Text
 
-    of = sum(finding.check == check for finding in findings)
-    where = "" if unknown[0].layer == WHOLE_RUN else f" in {len(unknown)} of {plural(of, 'layer')}"
+    of = len(of_layers([finding.layer for finding in findings if finding.check == check]))
+    missing = len(of_layers([finding.layer for finding in unknown]))
+    where = f" in {missing} of {plural(of, 'layer')}" if missing else ""
     return Text(f"{check}{where}. {unknown[0].reason}. Needed: {unknown[0].advice}", style="dim")

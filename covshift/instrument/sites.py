@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from covshift import schema
 from covshift.exceptions import InvalidArgumentError
 
 ROOT = "(root)"
-INPUT = "(input)"
+INPUT = schema.MODEL_INPUT
 """Names of the model itself, and of what it is given, among the layers; modules so named are refused."""
 
 Selection = str | re.Pattern[str] | type[nn.Module] | Callable[[str, nn.Module], bool]

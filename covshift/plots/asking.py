@@ -172,10 +172,11 @@ def zeros(subject: Subject, layer: str | None) -> Answers:
 
 
 def units(subject: Subject, layer: str | None) -> Answers:
-    """Fates of units at every record."""
+    """Fates of units at every record of training, and what evaluation passes say of them."""
     dead = dead_units.dead_units(subject.recording)
     chosen_layers = None if layer is None else [chosen(layer, rows.names(dead).tolist(), what="layer with units")]
-    return (unit_history.unit_history(dead, layers=chosen_layers),), {"layer": layer}
+    evaluated = _known(lambda: dead_units.dead_units(subject.recording, layers=chosen_layers, stream="evaluation"))
+    return (unit_history.unit_history(dead, layers=chosen_layers), evaluated), {"layer": layer}
 
 
 def update_ratio(subject: Subject, layer: str | None) -> Answers:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from covshift.diagnosis import Finding
-from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, of_layers
 from covshift.diagnosis.wording import plural
 from covshift.plots import style
 from covshift.plots.labels import elide
@@ -40,9 +40,10 @@ def headline(findings: Iterable[Finding], words: Callable[[Finding], str]) -> st
     loud = flagged(findings)
     if not loud:
         return ""
-    others = {finding.layer for finding in loud} - {loud[0].layer, WHOLE_RUN}
+    others = {finding.layer for finding in loud} - {loud[0].layer}
+    more = len(of_layers(sorted(others)))
     cause = f"; follows from {loud[0].explained_by}" if loud[0].explained_by else ""
-    return words(loud[0]) + cause + (f" (and {plural(len(others), 'more layer')})" if others else "")
+    return words(loud[0]) + cause + (f" (and {plural(more, 'more layer')})" if more else "")
 
 
 def named(finding: Finding) -> str:

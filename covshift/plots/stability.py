@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from covshift.diagnosis.finding import of_layers
 from covshift.diagnosis.wording import between, plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
@@ -167,6 +168,9 @@ def _settled(ax: Axes, stability: xr.Dataset) -> None:
 
 
 def _finding(stability: xr.Dataset) -> str:
+    layers = of_layers(stability["layer"].values.tolist())
+    given = {str(at["layer"].values): str(at["state"].values).lower() for at in _inputs(stability, layers)}
+    stability = stability.isel(layer=layers)
     counts = Counter(str(state) for state in stability["state"].values)
     total = plural(stability.sizes["layer"], "layer")
     settled = stability["settled_step"].values[stability["state"].values == "STABLE"]
@@ -174,8 +178,14 @@ def _finding(stability: xr.Dataset) -> str:
     if (settled >= 0).any():
         words[0] += f", the last since step {int(settled.max())}"
     words += [f"{counts[state]} {state.lower()}" for state in STATES if state != "STABLE" and counts[state]]
+    words += [f"{name} {state}" for name, state in given.items()]
     window = f"window: steps {stability.attrs['window_start']}-{stability.attrs['window_end']}"
     return f"{'; '.join(words)} ({window})"
+
+
+def _inputs(stability: xr.Dataset, layers: list[int]) -> list[xr.Dataset]:
+    """What belongs to the model's input, which is no layer."""
+    return [stability.isel(layer=at) for at in range(stability.sizes["layer"]) if at not in layers]
 
 
 def _of_one(stability: xr.Dataset, history: xr.Dataset | None, layer: str, ax: style.Target) -> Figure | SubFigure:

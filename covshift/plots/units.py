@@ -31,13 +31,20 @@ WORDS = {
 }
 
 
-def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.Target = None) -> Axes:
+def plot_dead_units(
+    history: xr.Dataset, evaluated: xr.Dataset | None = None, *, layer: str | None = None, ax: style.Target = None
+) -> Axes:
     """Draw how many units were alive, silent or dead at every step.
+
+    The bands are of the training batches; an evaluation pass, which is an exact statement about its examples and may
+    well say otherwise, is a mark of its own, and the title says of either what it counts.
 
     Parameters
     ----------
     history : Dataset
-        From :func:`covshift.analysis.unit_history.unit_history`.
+        From :func:`covshift.analysis.unit_history.unit_history` of the training batches.
+    evaluated : Dataset, optional
+        From :func:`covshift.analysis.dead_units.dead_units` of the evaluation passes, units as in ``history``.
     layer : str, optional
         Name of the only layer that was counted: the title says it, and the limits of the rule about dead units, which
         judges layer by layer, are drawn.
@@ -48,7 +55,8 @@ def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.
     -------
     Axes
         One stacked band for each fate, labelled by it, worst at the bottom; hatched where the examples are too few to
-        call silence death. Where no unit was recorded, the Axes says so instead.
+        call silence death; one diamond for each evaluation pass, at the number of units silent on all its examples.
+        Where no unit was recorded, the Axes says so instead.
     """
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=3.6)
@@ -57,22 +65,52 @@ def plot_dead_units(history: xr.Dataset, *, layer: str | None = None, ax: style.
             return style.message(ax, "units: not measured (units_every= records them)")
         _bands(ax, history)
         label_steps(ax, history["step"].values)
-        top = _top(history, units)
+        passes = None if evaluated is None else _passes(evaluated)
+        top = _top(history, units, 0 if passes is None else int(passes.max()))
         ax.set_ylim(0, top)
         ax.set_ylabel(f"units (n = {count(units)})" + ("" if top == units else f", axis cut at {count(top)}"))
         ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if layer is not None:
             _limits(ax, units)
-        title(ax, _finding(history, units, layer))
+        if passes is not None:
+            _evaluated(ax, passes)
+        title(ax, _finding(history, units, layer) + ("" if passes is None else _evaluation(passes)))
         handles = {handle.get_label(): handle for handle in ax.get_legend_handles_labels()[0]}
         key_below(ax, list(handles.values()), columns=3)
     return ax
 
 
-def _top(history: xr.Dataset, units: int) -> float:
+def _passes(evaluated: xr.Dataset) -> xr.DataArray | None:
+    """Units silent on every example of an evaluation pass, of how many, by step; None without a pass."""
+    seen = evaluated["examples"].transpose("step", "unit").values > 0
+    silent = evaluated["silent"].transpose("step", "unit").values & seen
+    kept = seen.any(axis=1)
+    if not kept.any():
+        return None
+    steps = {"step": evaluated["step"].values[kept], "units": ("step", seen.sum(axis=1)[kept])}
+    return xr.DataArray(silent.sum(axis=1)[kept], steps, ("step",))
+
+
+def _evaluated(ax: Axes, passes: xr.DataArray) -> None:
+    low, high = ax.get_xlim()
+    ax.plot(
+        np.clip(passes["step"].values, low, high),
+        passes.values,
+        linestyle="",
+        marker="D",
+        markersize=6.0,
+        color=style.look().ink,
+        markeredgecolor=style.look().paper,
+        clip_on=False,
+        zorder=5,
+        label="dead by an evaluation pass",
+    )
+
+
+def _top(history: xr.Dataset, units: int, evaluated: int) -> float:
     """End of the axis: all units, or twice those that are not simply alive where there are few."""
     rest = history["count"].sel(fate=[fate for fate in ORDER if fate != "alive"]).sum("fate")
-    most = int(rest.max())
+    most = max(int(rest.max()), evaluated)
     return float(min(np.ceil(max(2 * most, ROOM * units)), units)) if most else float(units)
 
 
@@ -114,12 +152,19 @@ def _finding(history: xr.Dataset, units: int, layer: str | None) -> str:
     last = {fate: int(history["count"].sel(fate=fate).values[-1]) for fate in ORDER}
     dead, step = last["born dead"] + last["died"], int(history["step"].values[-1])
     where = f"of '{elide(layer, 40)}' " if layer is not None else ""
-    words = f"{count(dead)} of {plural(units, 'unit')} {where}dead at step {step}"
-    if dead and last["born dead"]:
-        words += f" ({count(last['born dead'])} from the start)"
-    if last["silent"]:
-        needed = count(history.attrs["needed_examples"])
-        words += f"; {count(last['silent'])} silent on fewer than the {needed} examples it takes"
+    of_all, when = f"of {plural(units, 'unit')} {where}", f"at step {step}"
+    needed = f"fewer than the {count(history.attrs['needed_examples'])} examples it takes to call a unit dead"
+    if last["silent"] and not dead:
+        words = f"{count(last['silent'])} {of_all}silent {when}, on {needed}"
+    else:
+        words = f"{count(dead)} {of_all}dead {when}"
+        words += f" ({count(last['born dead'])} from the start)" if last["born dead"] else ""
+        words += f"; {count(last['silent'])} silent on {needed}" if last["silent"] else ""
     if last["revived"]:
         words += f"; {count(last['revived'])} revived"
-    return words
+    return f"Training batches: {words}"
+
+
+def _evaluation(passes: xr.DataArray) -> str:
+    last = passes.isel(step=-1)
+    return f". Evaluation pass: {count(int(last))} of {count(int(last['units']))} dead at step {int(last['step'])}"

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from covshift.diagnosis.diagnosis import WHOLE_RUN, Diagnosis
+from covshift.diagnosis.finding import of_layers
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
@@ -118,7 +119,7 @@ def _handle(verdict: str) -> Line2D:
 
 
 def _finding(grid: xr.DataArray, *, left_out: int) -> str:
-    layers = grid.isel(layer=np.flatnonzero(grid["layer"].values != WHOLE_RUN))
+    layers = grid.isel(layer=of_layers(grid["layer"].values.tolist()))
     worst = Counter(next((v for v in LOUDNESS if v in row), "not measured") for row in layers.values.tolist())
     parts = [f"{worst[verdict]} {verdict}" for verdict in LOUDNESS if worst[verdict]]
     found = f"{plural(layers.sizes['layer'], 'layer')} by their worst check: {', '.join(parts)}"

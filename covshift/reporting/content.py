@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis.diagnosis import WHOLE_RUN
+from covshift.diagnosis.finding import of_layers
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.exceptions import SignalNotRecorded
 from covshift.reporting import sections
 from covshift.reporting.results import Results
 from covshift.reporting.sections import number
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 VERDICTS = ("bad", "watch", "ok", "not measured")
 SEVERITY = ("bad", "watch", "not measured", "ok")
 
@@ -95,17 +96,17 @@ def run_content(result: Results) -> dict[str, Any]:
 
 def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
     """A run without a single record: facts, provenance, and a sentence that says so."""
-    sizes = recording["layers"].sizes
+    facts = _facts(recording)
     sentence = (
-        f"Nothing was recorded: the recording holds {sizes['step']} records of {sizes['layer']} layers. Run at least "
-        "one forward and backward pass and one optimizer step inside covshift.record."
+        f"Nothing was recorded: the recording holds {facts['records']} records of {facts['layers']} layers. Run at "
+        "least one forward and backward pass and one optimizer step inside covshift.record."
     )
     return {
         "name": name,
         "recorded": False,
         "verdict": "not measured",
         "sentence": sentence,
-        "facts": _facts(recording),
+        "facts": facts,
         "logged": _logged(recording),
         "provenance": _provenance(recording),
     }
@@ -130,7 +131,7 @@ def _facts(recording: xr.DataTree) -> dict[str, Any]:
     steps = layers["step"].values
     told = {name: _plain(recording.attrs[name]) for name in FACTS if recording.attrs.get(name) not in (None, "")}
     return told | {
-        "layers": layers.sizes["layer"],
+        "layers": sum(not schema.is_model_input(name) for name in rows.names(layers).tolist()),
         "records": layers.sizes["step"],
         "first_step": number(steps[0]) if steps.size else None,
         "last_step": number(steps[-1]) if steps.size else None,
@@ -163,8 +164,8 @@ def _wall_seconds(recording: xr.DataTree) -> float | None:
 
 
 def _layers_by_verdict(grid: xr.DataArray) -> dict[str, int]:
-    """Layers counted by their worst check; what concerns the whole run is no layer."""
-    rows_ = grid.isel(layer=np.flatnonzero(grid["layer"].values != WHOLE_RUN)).values.tolist()
+    """Layers counted by their worst check; what concerns the whole run or the model's input is no layer."""
+    rows_ = grid.isel(layer=of_layers(grid["layer"].values)).values.tolist()
     worst = [next((verdict for verdict in VERDICTS if verdict in row), "not measured") for row in rows_]
     return {verdict.replace(" ", "_"): worst.count(verdict) for verdict in VERDICTS}
 

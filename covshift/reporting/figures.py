@@ -27,7 +27,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     "zeros": (
         "gradient",
         "Share of gradient elements that are exactly zero, at the input z of nonlinearities where that is known, with "
-        "structural zeros (no derivative there) apart; beside it the share of units that fire.",
+        "structural zeros (no derivative there) apart; beside it the share of units that fire in the training batches.",
     ),
     "norm": (
         "gradient",
@@ -36,7 +36,9 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "dead-units": (
         "units",
-        "Units by what became of them, at every record; hatched where too few examples were seen to tell.",
+        "Units by what became of them in the training batches, at every record; hatched where too few examples were "
+        "seen to tell. Diamonds count the units that are silent on every example of an evaluation pass; findings and "
+        "table rest on the last pass where it is recent, else on the training batches.",
     ),
     "update-ratio": (
         "parameters",

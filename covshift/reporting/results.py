@@ -15,7 +15,7 @@ import xarray as xr
 
 from covshift.analysis import dead_units, gradient_health, linkage, operating_point, rows, shift
 from covshift.analysis.recording_cost import recording_cost
-from covshift.diagnosis import Diagnosis
+from covshift.diagnosis import Diagnosis, streams
 from covshift.diagnosis.diagnosis import judged
 from covshift.diagnosis.operating_rules import operating_points
 from covshift.diagnosis.rules import Rule
@@ -63,8 +63,8 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis | None = None
     Returns
     -------
     Results
-        Units and linkages are those of the last evaluation pass where there was one: an exact statement about its
-        examples. Survival over steps is that of the training batches.
+        Units and linkages are those of the last evaluation pass where there is one in the last window of training, as
+        in the findings: an exact statement about its examples. Survival over steps is that of the training batches.
     """
     missing: dict[str, str] = {}
 
@@ -76,7 +76,7 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis | None = None
             return None
 
     trained = ask("survival", lambda: dead_units.dead_units(recording))
-    stream = "evaluation" if "/evaluation/units" in recording.groups else "train"
+    stream = "evaluation" if streams.is_recent(recording, "evaluation", "units") else "train"
     evaluated = ask("units", lambda: dead_units.dead_units(recording, stream=stream))
     moved = ask("shift", lambda: shift.between_steps(recording))
     zero_rate = ask("gradient", lambda: gradient_health.zero_rate(recording))

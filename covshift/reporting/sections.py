@@ -33,7 +33,7 @@ COURSES = {
 }
 """Numbers of a layer at single records, by the signal they are of."""
 
-DEPTH_NUMBERS = ("slope", "slope_low", "slope_high", "total_decades", "n_layers", "vanished", "step")
+FIT_NUMBERS = ("step", "slope", "slope_low", "slope_high", "total_decades", "n_layers")
 
 
 def number(value: Any) -> float | int | None:
@@ -154,14 +154,21 @@ def cost(result: Results) -> dict[str, Any] | None:
 
 
 def depth(result: Results) -> dict[str, Any] | None:
-    """Slope of the gradient's norm over depth at the last step that has one."""
+    """Gradients over depth at the last record that has any: layers without one, and the slope.
+
+    ``fitted`` is the last slope there is, with the ``step`` at which it was fitted, which may be an earlier one; None
+    where there is none. ``slope`` and ``total_decades`` are those of the record itself.
+    """
     if result.profile is None:
         return None
-    known = np.flatnonzero(np.isfinite(result.profile["slope"].values))
+    known = np.flatnonzero(np.isfinite(result.profile["rms"].transpose("step", "layer").values).any(axis=1))
+    fits = np.flatnonzero(np.isfinite(result.profile["slope"].values))
     if not known.size:
         return None
     at = result.profile.isel(step=known[-1])
-    return {name: number(at[name]) for name in DEPTH_NUMBERS}
+    fitted = {name: number(result.profile[name][fits[-1]]) for name in FIT_NUMBERS} if fits.size else None
+    now = {name: number(at[name]) for name in ("step", "vanished", "slope", "total_decades")}
+    return {"layers": at.sizes["layer"], **now, "fitted": fitted}
 
 
 def units(result: Results) -> dict[str, Any] | None:

@@ -170,9 +170,9 @@ def _gradients(runs: Sequence[Run]) -> Iterator[Row]:
     for name, said in rates.items():
         yield f"{said} at z, median nonlinearity", "share", [_median(run["linkage"], name) for run in runs]
     for name, said, kind in (
-        ("slope", "gradient slope over layers of one kind, decades per layer", "amount"),
+        ("slope", "gradient slope over layers of one kind at the last record, decades per layer", "amount"),
         ("total_decades", "the same over the whole depth, all-zero layers left out", "amount"),
-        ("vanished", "layers of that kind with an all-zero gradient", "count"),
+        ("vanished", "layers of that kind with an all-zero gradient at the last record", "count"),
     ):
         yield said, kind, [None if run["depth"] is None else run["depth"][name] for run in runs]
 

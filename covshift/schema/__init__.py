@@ -30,7 +30,7 @@ from covshift.schema.groups import (
     group_of,
     paths,
 )
-from covshift.schema.rows import UNKNOWN_AXIS, Layer, Parameter, Row, SparseCounts
+from covshift.schema.rows import MODEL_INPUT, UNKNOWN_AXIS, Layer, Parameter, Row, SparseCounts, is_model_input
 
 __all__ = [
     "EVALUATION_GROUPS",
@@ -39,6 +39,7 @@ __all__ = [
     "GROUPS",
     "HISTOGRAMS",
     "LAYERS",
+    "MODEL_INPUT",
     "PARAMETERS",
     "SCALARS",
     "SIGNALS",
@@ -62,5 +63,6 @@ __all__ = [
     "check_version",
     "grid_of",
     "group_of",
+    "is_model_input",
     "paths",
 ]

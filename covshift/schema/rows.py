@@ -13,6 +13,20 @@ from covshift.schema.groups import Mode, Source
 
 UNKNOWN_AXIS = -128
 
+MODEL_INPUT = "(input)"
+"""Name among the layers of what the model is given, ``"(input):path"`` of a part; modules so named are refused."""
+
+
+def is_model_input(name: str) -> bool:
+    """Whether a name on the ``layer`` axis is that of the model's input, which is no layer and counts as none.
+
+    Examples
+    --------
+    >>> is_model_input("(input)"), is_model_input("(input):x.0"), is_model_input("conv0")
+    (True, True, False)
+    """
+    return name.partition(":")[0] == MODEL_INPUT
+
 
 @dataclass(frozen=True)
 class Layer:

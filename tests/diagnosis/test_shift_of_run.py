@@ -83,7 +83,7 @@ def test_a_run_of_which_one_layer_moves_is_flagged_and_explained_by_it(make_reco
     assert "'layer0' moved most" in found.reason
     whole = {f.layer: f for f in diagnose(recording).findings if f.check == "shift"}
     assert whole[WHOLE_RUN].explained_by == "shift in layer0"
-    assert "after Benjamini-Hochberg over 8 layers" in whole["layer0"].reason
+    assert "after Benjamini-Hochberg over 8 tests" in whole["layer0"].reason
     assert [f.layer for f in diagnose(recording).causes] == ["layer0"]
 
 

@@ -199,7 +199,24 @@ class TestDeadUnits:
         ax = plots.plot_dead_units(history)
         assert ax.get_ylim() == (0, 100)
         assert ax.get_ylabel() == "units (n = 400), axis cut at 100"
-        assert left_title(ax) == ("0 of 400 units dead at step 20; 2 silent on fewer than the 3,000 examples it takes")
+        assert left_title(ax) == (
+            "Training batches: 2 of 400 units silent at step 20, on fewer than the 3,000 examples it takes to call a "
+            "unit dead"
+        )
+
+    def test_an_evaluation_pass_is_a_mark_and_a_sentence_of_its_own(self, made):
+        silent = np.array([[True] * 3 + [False] * 37, [True] * 30 + [False] * 10])
+        evaluated = xr.Dataset(
+            {"silent": (("step", "unit"), silent), "examples": (("step", "unit"), np.full(silent.shape, 700))},
+            {"step": [10, 25]},
+        )
+        history = made().unit_history(3)
+        ax = plots.plot_dead_units(history, evaluated)
+        marks = line(ax, "dead by an evaluation pass")
+        np.testing.assert_array_equal(marks.get_xdata(), [10, 25])
+        np.testing.assert_array_equal(marks.get_ydata(), [3, 30])
+        assert left_title(ax).startswith("Training batches: ")
+        assert left_title(ax).endswith(". Evaluation pass: 30 of 40 dead at step 25")
 
     def test_limits_of_the_rule_are_drawn_for_one_layer(self, made):
         ax = plots.plot_dead_units(made().unit_history(3), layer="act3")

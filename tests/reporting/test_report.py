@@ -25,6 +25,7 @@ from covshift.exceptions import InvalidArgumentError, RecordingDamaged
 from covshift.plots.labels import amount
 from covshift.reporting import ReportExists, embedding, vendored, write_report
 from covshift.reporting import report as reporting
+from covshift.schema import Layer
 
 VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 """Elements that have no end tag; those of SVG end themselves."""
@@ -440,7 +441,7 @@ def test_hostile_names_stand_unchanged_in_the_figures(hostile):
 
 def test_the_json_twin_is_versioned_and_holds_the_findings(several, runs):
     assert several.told["format"] == "covshift-report"
-    assert several.told["version"] == 2
+    assert several.told["version"] == 3
     for run, (name, recording) in zip(several.told["runs"], runs.items(), strict=True):
         assert run["name"] == name
         assert run["findings"] == diagnose(recording).to_dict()["findings"]
@@ -457,6 +458,53 @@ def test_numbers_by_layer_are_those_of_the_analysis(several, runs):
                 assert row[measure] == (None if np.isnan(exact) else exact)
     profile = gradient_health.norm_profile(runs["linked"])
     assert several.told["runs"][1]["depth"]["slope"] == float(profile["slope"][-1])
+    assert several.told["runs"][1]["depth"]["fitted"]["step"] == several.told["runs"][1]["depth"]["step"]
+
+
+@pytest.fixture(scope="module")
+def starved(make_recording):
+    """Gradients of eight layers that shrink over depth until, halfway, all but the last get none."""
+    rng, names = np.random.default_rng(0), [f"fc{at}" for at in range(8)]
+    steps = {}
+    for step in range(10):
+        kept = [10.0 ** (at - 8) * (step < 5 or at == 7) for at in range(8)]
+        steps[step] = {
+            name: {"activation": rng.normal(size=(8, 4)), "activation_grad": kept[at] * rng.normal(size=(8, 4))}
+            for at, name in enumerate(names)
+        }
+    return make_recording(steps, layers=[Layer(name, "Linear", at, 1, 0, 4) for at, name in enumerate(names)])
+
+
+def test_a_slope_of_an_earlier_record_stands_with_its_step_and_never_for_the_last_one(starved, runs, tmp_path):
+    from covshift.analysis import gradient_health
+
+    report = written(tmp_path, {"starved": starved, "linked": runs["linked"]})
+    told, compared = report.told["runs"][0]["depth"], report.told["comparison"]["rows"]
+    profile = gradient_health.norm_profile(starved)
+    assert (told["step"], told["vanished"], told["layers"], told["slope"]) == (9, 7, 8, None)
+    assert told["fitted"]["step"] == 4
+    assert told["fitted"]["slope"] == float(profile["slope"][4])
+    words = report.page.find("details", id="runs-0-gradient")[0].words
+    assert "of 8 of one kind at step 9" in words
+    assert words.count("the last that could be fitted, at step 4") == 2
+    rows = {row["name"]: row["values"][0] for row in compared if "gradient slope" in row["name"]}
+    rows |= {row["name"]: row["values"][0] for row in compared if "all-zero gradient at" in row["name"]}
+    assert list(rows.values()) == [None, 7.0]
+
+
+def test_the_figure_of_units_says_of_which_examples_it_counts_and_agrees_with_the_table_on_those(single):
+    told = single.told["runs"][0]["units"]
+    assert told["stream"] == "evaluation"
+    section = single.page.find("details", id="runs-0-units")[0].words
+    said = [
+        figure.attributes["aria-label"]
+        for figure in single.page.find("svg")
+        if "Evaluation pass" in (figure.attributes.get("aria-label") or "")
+    ]
+    assert len(said) == 1
+    assert said[0].startswith("Training batches: ")
+    assert f"Evaluation pass: {told['dead']} of {told['units']} dead at step 50" in said[0]
+    assert "Counted over the last evaluation pass" in section
 
 
 def test_each_layers_course_is_what_was_recorded_at_the_first_middle_and_last_step(single, runs):
