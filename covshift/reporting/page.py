@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -19,7 +20,7 @@ from markupsafe import Markup, escape
 from covshift.plots import labels, style
 from covshift.reporting import vendored
 from covshift.reporting.figures import Picture
-from covshift.reporting.verdict_table import alike_findings, bare_reason, explained, verdict_table
+from covshift.reporting.verdict_table import alike_findings, bare_reason, explained, runs_by_checks, verdict_table
 
 Printer = Callable[[Any], str]
 
@@ -143,10 +144,18 @@ def render(
     scripts = [vendored.script(), _own("report.js")]
     numbers = [{row["layer"]: number for number, row in enumerate(run.get("layers", []))} for run in content["runs"]]
 
+    named = [_quoted_names(known) for known in numbers]
+
     def layer_link(run: int, layer: str, text: str | None = None) -> Markup:
+        """The name of a layer, or of a parameter of one, which leads to the layer's section."""
         shown = _breakable(layer) if text is None else escape(text)
-        number = numbers[run].get(layer)
+        number = numbers[run].get(layer, numbers[run].get(layer.rpartition(".")[0]))
         return shown if number is None else Markup('<a href="#r{}-l{}">{}</a>').format(run, number, shown)
+
+    def linked(run: int, text: str) -> Markup:
+        """``text`` with links where it names a layer in quotes."""
+        parts = enumerate(named[run].split(text))
+        return Markup("").join(layer_link(run, part) if at % 2 else _breakable(part) for at, part in parts)
 
     return (
         _environment()
@@ -158,6 +167,7 @@ def render(
             comparison_pictures=comparison,
             n=lambda pointer, kind: number_element(content, pointer, kind),
             layer_link=layer_link,
+            linked=linked,
             grid_of=verdict_table,
             style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
             scripts=[Markup(script) for script in scripts],
@@ -199,7 +209,7 @@ def _environment() -> jinja2.Environment:
         "printed": printed,
         "kind_of_ends": kind_of_ends,
         "explained": explained,
-        "listed": _listed,
+        "runs_by_checks": runs_by_checks,
         "bare": bare_reason,
         "alike_findings": alike_findings,
         "run_marks": RUN_MARKS,
@@ -213,16 +223,16 @@ def _breakable(name: str) -> Markup:
     return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace(" %", "&nbsp;%"))
 
 
-def _listed(names: Sequence[str], *, most: int = 6) -> str:
-    """Names in a row, the rest counted.
+def _quoted_names(layers: Collection[str]) -> re.Pattern[str]:
+    """Finds names of layers, and of parameters of theirs, between the quotes in which findings set them.
 
     Examples
     --------
-    >>> _listed(["a", "b", "c"], most=2), _listed([])
-    ('a, b and 1 more', '')
+    >>> _quoted_names(["conv1", "conv1.a"]).split("'conv1' and 'conv1.a.weight', not conv1 or 'conv2'")
+    ["'", 'conv1', "' and '", 'conv1.a.weight', "', not conv1 or 'conv2'"]
     """
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    names = "|".join(re.escape(name) for name in sorted(layers, key=len, reverse=True))
+    return re.compile(rf"(?<=')((?:{names})(?:\.\w+)?)(?=')" if names else r"(?!)")
 
 
 def _own(name: str) -> str:

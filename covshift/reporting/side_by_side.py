@@ -40,7 +40,8 @@ def comparison_content(
     Returns
     -------
     dict
-        ``groups``: ``name``, ``seeds`` and positions of the ``runs``; ``rows``: ``name``, ``kind`` (how to print it)
+        ``groups``: ``name``, ``seeds``, positions of the ``runs``, and whether the layers of the first of them were
+        matched ``by_depth``; ``rows``: ``name``, ``kind`` (how to print it)
         and per group the mean of its ``values``, the ``low``est and the ``high``est of them, None where unknown, rows
         without any value left out; ``sentence``: how many runs are well;
         ``findings``: a row a check and group, against the first group; ``matching``: how layers were paired, in words.
@@ -53,7 +54,12 @@ def comparison_content(
     kept = [row for row in found if any(value is not None for value in row[2])]
     return {
         "groups": [
-            {"name": name, "seeds": len(of_group), "runs": [places[run["name"]] for run in of_group]}
+            {
+                "name": name,
+                "seeds": len(of_group),
+                "runs": [places[run["name"]] for run in of_group],
+                "by_depth": of_group[0]["name"] in by_depth,
+            }
             for name, of_group in members.items()
         ],
         "rows": _rows(kept, {name: [at for at, run in enumerate(runs) if run in members[name]] for name in named}),

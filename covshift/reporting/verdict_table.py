@@ -44,6 +44,24 @@ def verdict_table(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def runs_by_checks(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The worst verdict of every check in every run, of the layers and of the run as a whole.
+
+    Returns
+    -------
+    dict
+        ``checks``: those some run has; ``words``: for each run the worst verdict of each, "" where it does not apply or
+        the run holds no record.
+    """
+    worsts = []
+    for run in runs:
+        grid = run["grid"] if run["recorded"] else {"check": [], "verdict": []}
+        columns = zip(grid["check"], zip(*grid["verdict"], strict=True), strict=True)
+        worsts.append({check: worst(known) for check, words in columns if (known := [word for word in words if word])})
+    checks = list(dict.fromkeys(check for found in worsts for check in found))
+    return {"checks": checks, "words": [[found.get(check, "") for check in checks] for found in worsts]}
+
+
 def explained(consequences: Sequence[Mapping[str, Any]]) -> str:
     """What follows from a cause, by check.
 

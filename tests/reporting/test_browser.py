@@ -291,12 +291,12 @@ class TestNames:
 
     def test_findings_that_fit_the_filter_are_seen_also_what_was_not_measured(self, browser, named):
         browser.visit(named)
-        assert not browser.js("return document.querySelector('.unknown').open")
+        assert not browser.js("return document.querySelector('#unknown-0').open")
         browser.js(FILTER, "verdict", "not measured")
         fitting = browser.js("return document.querySelectorAll('.told:not([hidden])').length")
         assert fitting == len(browser.texts(".told")) > 0
         browser.js(FILTER, "verdict", "ok")
-        assert not browser.texts(".finding, .unknown")
+        assert not browser.texts(".finding, .folded")
 
 
 FILTER = """
@@ -375,6 +375,25 @@ return {
   focused: document.activeElement.name,
 };
 """
+
+
+IN_VIEW = """
+return [...document.querySelectorAll(arguments[0])].filter((e) => {
+  const { top, bottom, height } = e.getBoundingClientRect();
+  return height && top >= 0 && bottom <= 900;
+}).length
+"""
+
+
+def test_the_first_screen_holds_findings_with_advice_and_the_grid(browser, page, several):
+    browser.visit(page)
+    assert browser.js(IN_VIEW, ".grid tbody tr") >= 3
+    assert browser.js(IN_VIEW, ".advice") >= 1
+    browser.visit(several)
+    assert browser.js(IN_VIEW, ".of-runs tbody tr") == 4
+    verdicts = browser.texts(".run-line > [class^=v-]")
+    assert browser.js(IN_VIEW, ".run-sentence .told b:first-of-type a") == verdicts.count("bad") > 0
+    assert browser.js(IN_VIEW, ".run-sentence .advice") == verdicts.count("bad")
 
 
 class TestKeyboard:

@@ -337,9 +337,63 @@ def test_a_layer_named_in_the_findings_or_the_grid_leads_to_its_section(single):
     assert len(links) > len(layers)
     for link in links:
         number = int(link.attributes["href"].removeprefix("#r0-l"))
-        assert link.words == layers[number] or link.attributes["href"] == "#layer"
+        assert link.words.removesuffix(".weight") == layers[number] or link.attributes["href"] == "#layer"
     rows = [e.attributes["id"] for e in single.page.find("tr") if "id" in e.attributes]
     assert set(rows) == {f"r0-l{number}" for number in range(len(layers))}
+
+
+def test_a_layer_or_parameter_named_in_the_sentence_or_a_reason_leads_to_its_section(single):
+    run = single.told["runs"][0]
+    numbers = {row["layer"]: number for number, row in enumerate(run["layers"])}
+    sentence = single.page.find("p", class_="sentence")[0]
+    quoted_there = re.findall(r"'([^']*)'", run["sentence"])
+    assert quoted_there
+    assert [(a.words, a.attributes["href"]) for a in sentence.find("a")] == [
+        (name, f"#r0-l{numbers[name]}") for name in quoted_there
+    ]
+    parameters = [a for a in single.page.find("a") if a.words.endswith(".weight")]
+    assert parameters
+    for link in parameters:
+        assert link.attributes["href"] == f"#r0-l{numbers[link.words.removesuffix('.weight')]}"
+
+
+def test_findings_that_come_or_go_name_every_layer_with_a_link_into_a_run_that_has_it(several):
+    (table,) = several.page.find("table", class_="changes")
+    changes = several.told["comparison"]["findings"]
+    assert max(len(change["gone"]) for change in changes) > 6
+    for change, row in zip(changes, table.find("tbody")[0].find("tr"), strict=True):
+        for key, cell, run in (("gone", row.find("td")[4], 0), ("new", row.find("td")[5], 1)):
+            numbers = {row["layer"]: number for number, row in enumerate(several.told["runs"][run]["layers"])}
+            names = [name for name in change[key] if name.removesuffix(".weight") in numbers]
+            links = [(a.words, a.attributes["href"]) for a in cell.find("a")]
+            assert links == [(name, f"#r{run}-l{numbers[name.removesuffix('.weight')]}") for name in names]
+            assert len(cell.find("details")) == (len(change[key]) > 6)
+
+
+def test_the_grid_of_runs_holds_the_worst_verdict_of_every_check(several, runs):
+    (table,) = several.page.find("table", class_="of-runs")
+    checks = [cell.words for cell in table.find("thead")[0].find("th")][1:]
+    order = ["bad", "watch", "ok", "not measured"]
+    for (name, recording), row in zip(runs.items(), table.find("tbody")[0].find("tr"), strict=True):
+        assert row.find("th")[0].words == name
+        grid = diagnose(recording).grid()
+        shown = dict(zip(checks, [cell.words for cell in row.find("td")], strict=True))
+        for check in grid["check"].values.tolist():
+            words = {word for word in grid.sel(check=check).values.tolist() if word}
+            assert shown.get(check, "") == min(words, key=order.index, default="")
+
+
+def test_of_many_kinds_of_findings_the_three_worst_stand_open(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("covshift.reporting.content._groups", lambda findings: [_lone(findings, n) for n in range(5)])
+    page = written(tmp_path, make_run(pairs=1, steps=(0, 10), dying=True)).page
+    (folded,) = page.find("details", class_="folded")
+    assert len(page.find("li", class_="finding")) == 5
+    assert len(folded.find("li", class_="finding")) == 2
+
+
+def _lone(findings, position):
+    check = {"check": f"check {position}", "verdict": "watch", "lead": position, "count": 1}
+    return check | {"others": [], "explains": [], "consequences": []}
 
 
 def test_the_header_says_whether_the_loss_fell_and_up_to_which_step_it_was_a_number(single, runs):
