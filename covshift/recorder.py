@@ -188,12 +188,21 @@ class Recorder:
 
     def _name_unseen_steps(self) -> None:
         """A loop of which no step was seen has recorded nothing, and should not end in silence."""
-        if self._clock.forwards_of_step > 1 and not self._clock.any_seen and not self._records:
+        if self._clock.any_seen or self._records:
+            return
+        if self._clock.forwards_of_step > 1:
             self._incidents.warn_once(
                 "no step",
                 "model",
                 f"{self._clock.forwards_of_step} forward passes, but no optimizer step of the model was seen, so "
                 "nothing was recorded: for hand-written updates call recorder.step() after each",
+            )
+        elif not self._clock.forwards_of_step and self._clock.has_moved:
+            self._incidents.warn_once(
+                "no step",
+                "model",
+                "parameters have changed, but no forward pass and no optimizer step of the model was seen, so nothing "
+                "was recorded: a training step compiled as a whole? Compile the model, or parts of it, instead",
             )
 
     def _name_never_called(self) -> None:

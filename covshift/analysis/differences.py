@@ -102,9 +102,9 @@ def group_differences(
         zeros = 0
         if units == "decades":
             zeros = sum(int((table == 0).sum()) for table in tables.values())
-            tables = {run: _log10(table) for run, table in tables.items()}
+            tables = {run: log10_or_lost(table) for run, table in tables.items()}
         stacks = {group: np.stack([tables[run] for run in runs]) for group, runs in members.items()}
-        found = [_welch(stacks[reference], stacks[group], level) for group in others]
+        found = [welch(stacks[reference], stacks[group], level) for group in others]
         for suffix, parts in zip(("", "_low", "_high"), zip(*found, strict=True), strict=True):
             values = np.where(shared[:, kept, None], np.stack(parts), np.nan)
             attrs = {"units": units, "exact_zeros": zeros}
@@ -210,16 +210,17 @@ def _table(
     return table
 
 
-def _log10(values: Floats) -> Floats:
+def log10_or_lost(values: Floats) -> Floats:
     """Logarithms; minus infinity of an exact zero, NaN of anything that has none."""
     sizes = np.log10(np.where(values > 0, values, 1.0))
     return np.where(values > 0, sizes, np.where(values == 0, -np.inf, np.nan))
 
 
-def _welch(before: Floats, here: Floats, level: float) -> tuple[Floats, Floats, Floats]:
-    """Difference of the means over the first axis, and the ends of its interval; NaN entries are left out.
+def welch(before: Floats, here: Floats, level: float) -> tuple[Floats, Floats, Floats]:
+    """Difference of the means over the first axis, ``here`` minus ``before``, and the ends of Welch's interval.
 
-    A mean with an entry of minus infinity is that, and leaves no interval.
+    NaN entries are left out; below two numbers on either side the ends are NaN. A mean with an entry of minus infinity
+    is that, and leaves no interval.
     """
     from scipy.special import stdtrit
 

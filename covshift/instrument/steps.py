@@ -63,6 +63,8 @@ class StepClock:
         """Start listening to optimizers."""
         # Now, not before: loading weights may have put others in place.
         self._know_parameters()
+        first = None if self._first is None else self._first()
+        self._version = 0 if first is None else first._version
         self._listener = Listener(before=self._on_before, after=self._on_after)
 
     def _know_parameters(self) -> None:
@@ -122,6 +124,12 @@ class StepClock:
     def any_seen(self) -> bool:
         """Whether any optimizer of the model has stepped."""
         return bool(self._held or self._stepped)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether parameters have changed since the last forward pass, or since listening began."""
+        first = None if self._first is None else self._first()
+        return first is not None and first._version != self._version
 
     @property
     def has_begun(self) -> bool:

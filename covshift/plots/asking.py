@@ -30,6 +30,7 @@ from covshift.analysis import (
     unit_history,
 )
 from covshift.analysis.differences import group_differences
+from covshift.analysis.effects import effect_sizes
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
@@ -218,7 +219,8 @@ def compared(subject: Subject, layer: str | None) -> Answers:
     if len(set(groups.values())) == len(groups):
         return (paired, curves), {}
     together = {name: seeds.over_seeds(curve.to_dataset(name=name), groups) for name, curve in curves.items()}
-    return (seeds.over_seeds(paired, groups), together), {}
+    apart = effect_sizes(paired, groups) if len(set(groups.values())) > 1 else None
+    return (seeds.over_seeds(paired, groups), together), {"effects": apart}
 
 
 def differences(subject: Subject, layer: str | None) -> Answers:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
-from covshift.plots import palette, style
+from covshift.plots import style
 from covshift.plots.axes import (
     as_plain_text,
     label_amounts,
@@ -25,6 +26,7 @@ from covshift.plots.axes import (
     title,
     unlabel_rows,
 )
+from covshift.plots.effects import draw_effects, look_of_run
 from covshift.plots.labels import amount, elide, share, short_names
 
 FloatArray = NDArray[np.float64]
@@ -50,6 +52,7 @@ def plot_comparison(
     paired: xr.Dataset,
     curves: Mapping[str, xr.DataArray | xr.Dataset] | None = None,
     *,
+    effects: xr.Dataset | None = None,
     measures: Sequence[str] | None = None,
     ax: style.Target = None,
 ) -> Figure | SubFigure:
@@ -64,6 +67,9 @@ def plot_comparison(
     curves : mapping of str to DataArray or Dataset, optional
         Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``; or a
         Dataset from :func:`~covshift.analysis.seeds.over_seeds` that holds it, then with a band.
+    effects : Dataset, optional
+        From :func:`covshift.analysis.effects.effect_sizes` of the runs of ``paired``: what sets the groups of seeds
+        apart, layer by layer.
     measures : sequence of str, optional
         Variables of ``paired`` to draw; all that have a number by default.
     ax : Axes, Figure or SubFigure, optional
@@ -73,8 +79,10 @@ def plot_comparison(
     -------
     Figure or SubFigure
         Above, one Axes for each curve; below, one for each measure, in which every layer is a row with one mark a run,
-        its interval over seeds where there is one, and a line between the marks; on logarithmic axes an exact zero is
-        an arrow on the left edge. A run keeps its colour and its marker throughout. A panel without a number says so.
+        its interval over seeds where there is one, and a line from the lowest mark to the highest; on logarithmic axes
+        an exact zero is an arrow on the left edge. Where ``effects`` are given, a row of panels below: each group minus
+        the first with its interval, filled where that leaves 0 out; arrows for those beyond the axis, as where one side
+        alone is exactly zero. A run keeps its colour and its marker throughout. A panel without a number says so.
 
     Raises
     ------
@@ -86,13 +94,15 @@ def plot_comparison(
     curves = curves or {}
     with style.context():
         rows_height = layer_height(paired.sizes["layer"], row=0.13, most=8.0)
-        figure = style.figure_on(
-            ax, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=rows_height + 2.9 * bool(curves)
-        )
-        upper, lower = _two_bands(figure, [2.9, rows_height] if curves else None)
+        heights = [*([2.9] if curves else []), rows_height, *([rows_height] if effects is not None else [])]
+        figure = style.figure_on(ax, width=max(3.1 * max(len(chosen), len(curves)), 6.4), height=sum(heights))
+        bands = _bands_of(figure, heights)
+        upper, lower = bands[0], bands[bool(curves)]
         if curves:
             for ax, (name, values) in zip(style.panels(upper, len(curves)), curves.items(), strict=True):
                 _curves(ax, values, name=name, runs=runs)
+        if effects is not None and chosen:
+            draw_effects(bands[-1], effects, {name: MEASURES.get(name, (name, "linear")) for name in chosen}, runs)
         axes = style.panels(lower, max(len(chosen), 1), sharey=True)
         if not chosen:
             style.message(axes[0], "paired layers: nothing was measured in both runs")
@@ -102,11 +112,11 @@ def plot_comparison(
     return figure
 
 
-def _two_bands(figure: Figure | SubFigure, heights: list[float] | None) -> Sequence[SubFigure | Figure]:
-    if heights is None:
-        return figure, figure
-    grid = figure.add_gridspec(2, 1, height_ratios=heights)
-    return figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+def _bands_of(figure: Figure | SubFigure, heights: list[float]) -> Sequence[SubFigure | Figure]:
+    if len(heights) == 1:
+        return [figure]
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    return [figure.add_subfigure(grid[at]) for at in range(len(heights))]
 
 
 def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list[str]:
@@ -118,12 +128,6 @@ def _chosen_measures(paired: xr.Dataset, measures: Sequence[str] | None) -> list
     if measures is not None:
         return list(measures)
     return [name for name in there if np.isfinite(paired[name].values.astype(float)).any()]
-
-
-def _look(run: int) -> tuple[str, str]:
-    """Colour and marker of a run; together they tell 56 runs apart."""
-    colors, markers = len(style.look().runs), len(palette.RUN_MARKERS)
-    return style.look().runs[run % colors], palette.RUN_MARKERS[(run + run // colors) % markers]
 
 
 def _curves(ax: Axes, values: xr.DataArray | xr.Dataset, *, name: str, runs: Sequence[str]) -> None:
@@ -150,7 +154,7 @@ def _curves(ax: Axes, values: xr.DataArray | xr.Dataset, *, name: str, runs: Seq
 
 
 def _curve(ax: Axes, curve: xr.DataArray, *, run: int) -> None:
-    color, marker = _look(run)
+    color, marker = look_of_run(run)
     ax.plot(
         curve["step"],
         curve,
@@ -175,7 +179,7 @@ def _band(ax: Axes, values: xr.Dataset, *, name: str, run: int) -> None:
     """Interval of a mean curve over seeds, where there are several."""
     low, high = (values[f"{name}_{end}"].values.astype(np.float64) for end in ("low", "high"))
     if np.isfinite(low).any():
-        ax.fill_between(values["step"].values, low, high, color=_look(run)[0], alpha=0.18, linewidth=0)
+        ax.fill_between(values["step"].values, low, high, color=look_of_run(run)[0], alpha=0.18, linewidth=0)
 
 
 def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
@@ -206,16 +210,17 @@ def _pairs(ax: Axes, paired: xr.Dataset, measure: str, *, first: bool) -> None:
 def _dumbbells(ax: Axes, numbers: FloatArray, *, spread: float) -> None:
     """One mark for each run and layer of ``numbers`` (run, layer).
 
-    A line goes from the lowest to the highest; where marks have intervals, they lie at most ``spread`` rows apart
-    instead, so that intervals do not cover one another.
+    A line goes from the lowest to the highest. Where marks have intervals, they lie at most ``spread`` rows apart, so
+    that intervals do not cover one another, and the line leans.
     """
     rows = np.arange(numbers.shape[1])
     known = np.flatnonzero(np.isfinite(numbers).any(axis=0))
-    low, high = np.nanmin(numbers[:, known], axis=0), np.nanmax(numbers[:, known], axis=0)
-    if not spread:
-        ax.hlines(known, low, high, color=style.look().line, zorder=1)
+    ends = (np.nanargmin(numbers[:, known], axis=0), np.nanargmax(numbers[:, known], axis=0))
+    heights = np.array([_offset(run, len(numbers), spread) for run in range(len(numbers))])
+    points = [np.column_stack([numbers[end, known], known + heights[end]]) for end in ends]
+    ax.add_collection(LineCollection(list(np.stack(points, axis=1)), color=style.look().line, zorder=1))
     for run, along in enumerate(numbers):
-        color, marker = _look(run)
+        color, marker = look_of_run(run)
         ax.plot(
             along,
             rows + _offset(run, len(numbers), spread),
@@ -237,7 +242,7 @@ def _intervals(ax: Axes, low: FloatArray, high: FloatArray) -> None:
     lower, rows = ax.get_xlim()[0], np.arange(low.shape[1])
     for run in range(len(low)):
         known = np.isfinite(low[run]) & np.isfinite(high[run]) & (high[run] > lower)
-        color = _look(run)[0]
+        color = look_of_run(run)[0]
         ends = np.maximum(low[run][known], lower), high[run][known]
         ax.hlines(
             rows[known] + _offset(run, len(low), SPREAD), *ends, color=color, linewidth=0.9, alpha=0.7, zorder=1.5
@@ -247,7 +252,7 @@ def _intervals(ax: Axes, low: FloatArray, high: FloatArray) -> None:
 def _mark_zeros(ax: Axes, numbers: FloatArray) -> None:
     """Arrows on the left edge for exact zeros, which a logarithmic axis cannot hold."""
     for run, along in enumerate(numbers):
-        look = {"color": _look(run)[0], "markersize": _mark_size(along.size)}
+        look = {"color": look_of_run(run)[0], "markersize": _mark_size(along.size)}
         mark_edge(ax, np.flatnonzero(along == 0), edge=0.0, marker="<", along="y", label="_zero", **look)
 
 
@@ -275,7 +280,7 @@ def _run_key(figure: Figure | SubFigure, runs: Sequence[str], paired: xr.Dataset
     handles = []
     seeds = paired["seeds"].values if "seeds" in paired.coords else [1] * len(runs)
     for run, name in enumerate(runs):
-        color, marker = _look(run)
+        color, marker = look_of_run(run)
         label = elide(name, 28) + (f" ({plural(int(seeds[run]), 'seed')})" if seeds[run] > 1 else "")
         handles.append(Line2D([], [], color=color, marker=marker, label=label))
     if max(seeds, default=1) > 1:

@@ -19,6 +19,7 @@ from covshift.plots.axes import (
     key_below,
     layer_cells,
     layer_height,
+    mark_edge,
     mark_limit,
     title,
     unmeasured_key,
@@ -27,7 +28,19 @@ from covshift.plots.headline import headline, mark_since, named, over_time
 from covshift.plots.labels import amount, count, short_names
 
 BULK = 0.03
-"""Share of the distances left beyond either end of the colour scale: training moves far in its first few steps."""
+"""Share of a step's layers, and below of all distances, left beyond the ends of the colour scale."""
+
+EARLY = 0.25
+"""Share of the steps that may lie beyond the colour scale as a whole: training moves far in its first few."""
+
+ABOVE, BELOW = (10.0, 100.0), 1000.0
+"""The colour scale ends within so many times the limit of the rule, and begins at most so far below it.
+
+Where distances go beyond the limit there is room to tell by how much, but not so much that all else would be pale.
+"""
+
+
+BEYOND = "beyond the colours"
 
 
 def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: style.Target = None) -> Axes:
@@ -52,7 +65,8 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
     -------
     Axes
         With the distances as its first collection and the cells within the noise floor as its second. The threshold of
-        the rule is a line on the colour bar. Where no cell has a number, the Axes says so instead.
+        the rule is a line on the colour bar; arrows on the upper edge mark steps with a distance beyond its
+        colours. Where no cell has a number, the Axes says so instead.
     """
     found = list(findings)
     with style.context():
@@ -66,22 +80,34 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         flat_cells(ax, measured & ~moved, color=style.look().within_floor)
         bar = colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
         limits = mark_limit(bar, THRESHOLDS["shift"])
+        far = (w1.where(moved) > float(mesh.norm.vmax or np.inf)).any("layer").values
+        mark_edge(ax, w1["step"].values[far], edge=0.99, marker="^", along="x", label=BEYOND)
+        beyond = [line for line in ax.get_lines() if line.get_label() == BEYOND]
         keys: list[object] = [Patch(facecolor=style.look().within_floor, label="within the noise floor")]
         marks = mark_since(ax, found, w1)
-        key_below(ax, [*keys, unmeasured_key(), *limits, *([marks] if marks else [])])
+        key_below(ax, [*keys, unmeasured_key(), *limits, *([marks] if marks else []), *beyond])
         title(ax, _title(w1, moved, found))
     return ax
 
 
 def _norm(moved: xr.DataArray) -> LogNorm:
-    """Colour scale over the bulk of the distances and the limit of the rule; its ends stand for what lies beyond."""
-    values = moved.values[np.isfinite(moved.values) & (moved.values > 0)]
-    if not values.size:
+    """Colour scale over the bulk of the layers at most steps, and the limit of the rule; its ends hold the rest.
+
+    The upper end is a quantile over time of a quantile over layers: one column of extreme cells may be more than any
+    share of all cells that one would cut off, and must not make the rest pale.
+    """
+    table = moved.transpose("step", "layer").values
+    steps = [row[np.isfinite(row) & (row > 0)] for row in table]
+    known = [row for row in steps if row.size]
+    if not known:
         return LogNorm(0.1, 1.0)
-    least, most = np.quantile(values, [BULK, 1.0 - BULK]).tolist()
+    values = np.concatenate(known)
+    least = float(np.quantile(values, BULK))
+    most = float(np.quantile([np.quantile(row, 1.0 - BULK) for row in known], 1.0 - EARLY))
     limit = THRESHOLDS["shift"].watch
     if isinstance(limit, float):
-        least, most = min(least, 0.9 * limit), max(most, 1.1 * limit)
+        least = min(max(least, limit / BELOW), 0.9 * limit)
+        most = float(np.clip(most, min(max(values.max(), 1.1 * limit), ABOVE[0] * limit), ABOVE[1] * limit))
     return LogNorm(least, max(most, 2.0 * least))
 
 

@@ -7,11 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
+from covshift.analysis.differences import welch
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 
 Run = Mapping[str, Any]
 Row = tuple[str, str, list[Any]]
+
+LEVEL = 0.9
+"""Of the intervals of differences between groups."""
 
 CHECKS = tuple(dict.fromkeys(threshold.check for threshold in THRESHOLDS.values()))
 
@@ -41,10 +47,11 @@ def comparison_content(
     -------
     dict
         ``groups``: ``name``, ``seeds``, positions of the ``runs``, and whether the layers of the first of them were
-        matched ``by_depth``; ``rows``: ``name``, ``kind`` (how to print it)
-        and per group the mean of its ``values``, the ``low``est and the ``high``est of them, None where unknown, rows
-        without any value left out; ``sentence``: how many runs are well;
-        ``findings``: a row a check and group, against the first group; ``matching``: how layers were paired, in words.
+        matched ``by_depth``; ``rows``: ``name``, ``kind`` (how to print it) and per group the mean of its ``values``,
+        the ``low``est and the ``high``est of them, None where unknown, and under ``effects`` its ``difference`` to the
+        first group with the ``low`` and ``high`` end of Welch's 90 % interval, None where either side has fewer than
+        two values; rows without any value left out; ``sentence``: how many runs are well; ``findings``: a row a check
+        and group, against the first group; ``matching``: how layers were paired, in words.
     """
     named = list(dict.fromkeys(groups[run["name"]] for run in runs))
     members = {name: [run for run in runs if groups[run["name"]] == name] for name in named}
@@ -96,8 +103,18 @@ def _rows(found: Sequence[Row], members: Mapping[str, Sequence[int]]) -> list[di
             part: [summary(group) if group else None for group in known]
             for part, summary in (("values", fmean), ("low", min), ("high", max))
         }
-        rows.append({"name": name, "kind": kind} | ends)
+        effects = [None, *(_effect(known[0], group) for group in known[1:])]
+        rows.append({"name": name, "kind": kind} | ends | {"effects": effects})
     return rows
+
+
+def _effect(before: Sequence[float], here: Sequence[float]) -> dict[str, float] | None:
+    """Difference of two groups' means with its interval."""
+    if min(len(before), len(here)) < 2:
+        return None
+    sides = (np.array(side, dtype=np.float64) for side in (before, here))
+    difference, low, high = (float(part) for part in welch(*sides, LEVEL))
+    return {"difference": difference, "low": low, "high": high}
 
 
 def _changes(

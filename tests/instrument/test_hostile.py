@@ -103,6 +103,21 @@ def test_a_loop_of_which_no_step_was_seen_does_not_end_in_silence():
             model(torch.randn(5, 4)).sum().backward()
 
 
+def test_training_of_which_nothing_at_all_was_seen_does_not_end_in_silence():
+    model = perceptron()
+    with (
+        pytest.warns(CovshiftWarning, match="parameters have changed, but no forward pass and no optimizer step"),
+        covshift.record(model, every=1),
+        torch.no_grad(),
+    ):
+        for parameter in model.parameters():
+            parameter -= 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with covshift.record(model, every=1):
+            pass
+
+
 @pytest.mark.parametrize("how", ["function", "in place", "replaced"])
 def test_compiled_parts_run_as_before_while_functions_are_recorded(how):
     class Mixed(nn.Module):

@@ -131,6 +131,19 @@ class TestShiftMap:
         np.testing.assert_array_equal(moved, np.where(resolved & (w1 > 0.1), w1, np.nan))
         np.testing.assert_array_equal(np.isfinite(within), resolved & ~(w1 > 0.1))
 
+    @pytest.mark.parametrize("steps", [6, 50])
+    def test_one_extreme_early_column_neither_fades_the_rest_nor_goes_unmarked(self, made, steps):
+        shift = made().shift(steps, 40)
+        shift["w1"][0], shift["noise_floor"][:] = np.logspace(3, 15, 40), 1e-3
+        figure = plots.plot_shift_map(shift).get_figure()
+        norm = figure.axes[0].collections[0].norm
+        assert norm.vmax <= 20.0
+        limit, usual = norm(0.2), norm(np.median(shift["w1"].values[1:]))
+        assert 0.25 < limit < 0.95
+        assert usual > 0.25
+        marks = line(figure.axes[0], "beyond the colours")
+        assert list(marks.get_xdata()) == [0]
+
     def test_grey_cells_have_the_colour_the_key_names(self, made):
         ax = plots.plot_shift_map(made().shift(5, 4))
         legend = ax.get_legend()

@@ -20,7 +20,7 @@ import pytest
 import xarray as xr
 
 from covshift.diagnosis import diagnose
-from covshift.diagnosis.wording import quoted
+from covshift.diagnosis.wording import percent, quoted
 from covshift.exceptions import InvalidArgumentError, RecordingDamaged
 from covshift.plots.labels import amount
 from covshift.reporting import ReportExists, embedding, vendored, write_report
@@ -425,7 +425,7 @@ def test_several_runs_are_compared_before_each_is_told(several):
     assert rows["loss, last logged"] == ["2.30", "1.79"]
     assert rows["dead units"] == ["8", "0"]
     assert rows["linked units with a silent member"] == ["\N{EN DASH}", "0"]
-    assert rows["layers of that kind with an all-zero gradient"][1] == "0"
+    assert rows["layers of that kind with an all-zero gradient at the last record"][1] == "0"
 
 
 def test_each_run_keeps_its_mark_and_colour_throughout(several):
@@ -617,6 +617,26 @@ def test_the_range_over_seeds_is_left_out_where_it_reads_as_one_number(make_run,
     table = report.page.find("table", class_="side-by-side")[0]
     ranges = [note.words.split(" to ") for note in table.find("span", class_="note") if " to " in note.words]
     assert all(low != high for low, high in ranges)
+
+
+def test_numbers_of_seeds_stand_with_their_difference_and_welchs_interval(make_run, tmp_path):
+    from scipy import stats
+
+    runs = {
+        f"{name} seed {seed}": make_run(pairs=2, steps=(0, 10), linked=linked, dying=seed == 0, seed=seed)
+        for name, linked in (("plain", False), ("linked", True))
+        for seed in range(3)
+    }
+    report = written(tmp_path, runs)
+    (row,) = [one for one in report.told["comparison"]["rows"] if one["name"].startswith("structural zeros")]
+    values = [np.median([entry["structural_rate"] for entry in run["linkage"]]) for run in report.told["runs"]]
+    expected = stats.ttest_ind(values[3:], values[:3], equal_var=False).confidence_interval(0.9)
+    assert row["effects"][0] is None
+    effect = row["effects"][1]
+    assert effect["difference"] == pytest.approx(np.mean(values[3:]) - np.mean(values[:3]))
+    assert (effect["low"], effect["high"]) == pytest.approx(tuple(expected))
+    table = report.page.find("table", class_="side-by-side")[0].words
+    assert f"difference {percent(effect['difference'])}" in table
 
 
 def test_the_same_recordings_give_the_same_bytes(make_run, tmp_path):
