@@ -69,9 +69,16 @@ def _panel(ax: Axes, effects: xr.Dataset, name: str, *, kind: str, runs: Sequenc
         sure = known & ((low[at] > 0) | (high[at] < 0))
         size = 4.0 if rows.size <= 60 else 2.2
         for chosen, face in ((sure, color), (~sure & np.isfinite(values[at]), "none")):
-            place, heights = values[at][chosen], rows[chosen] + offset
-            look = {"color": color, "marker": marker, "markersize": size, "markerfacecolor": face}
-            ax.plot(place, heights, linestyle="", label=f"_{group}", **look)
+            ax.plot(
+                values[at][chosen],
+                rows[chosen] + offset,
+                linestyle="",
+                color=color,
+                marker=marker,
+                markersize=size,
+                markerfacecolor=face,
+                label=f"_{group}",
+            )
     left, right = _limits(np.concatenate([values.ravel(), low.ravel(), high.ravel()]))
     ax.set_xlim(left, right)
     for beyond, edge, arrow in ((values < left, 0.0, "<"), (values > right, 1.0, ">")):

@@ -32,12 +32,14 @@ def _begun(finding: Finding) -> float:
     return float("inf") if finding.since_step is None else finding.since_step
 
 
-def headline(findings: Iterable[Finding], words: Callable[[Finding], str]) -> str:
+def headline(findings: Iterable[Finding], words: Callable[[Finding], str], *, foremost: str = "") -> str:
     """The loudest finding in ``words``, what it follows from, and how many more layers are flagged.
 
-    Empty where none is flagged.
+    Of consequences equally loud, those of the check ``foremost`` come first. Empty where none is flagged.
     """
     loud = flagged(findings)
+    if loud and loud[0].explained_by:
+        loud.sort(key=lambda one: (SEVERITY.index(one.verdict), one.check != foremost))
     if not loud:
         return ""
     others = {finding.layer for finding in loud} - {loud[0].layer}

@@ -76,11 +76,12 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         if not bool(measured.any()):
             return style.message(ax, "shift: not measured (a shift needs histograms at two steps)")
         moved = measured & (w1 > shift["noise_floor"].fillna(0.0))
-        mesh = layer_cells(ax, w1.where(moved), norm=_norm(w1.where(moved)))
+        colors = _norm(w1.where(moved))
+        mesh = layer_cells(ax, w1.where(moved), norm=colors)
         flat_cells(ax, measured & ~moved, color=style.look().within_floor)
         bar = colorbar(mesh, ax, label="W1, sd of the reference", extend="both")
         limits = mark_limit(bar, THRESHOLDS["shift"])
-        far = (w1.where(moved) > float(mesh.norm.vmax or np.inf)).any("layer").values
+        far = (w1.where(moved) > (colors.vmax or np.inf)).any("layer").values
         mark_edge(ax, w1["step"].values[far], edge=0.99, marker="^", along="x", label=BEYOND)
         beyond = [line for line in ax.get_lines() if line.get_label() == BEYOND]
         keys: list[object] = [Patch(facecolor=style.look().within_floor, label="within the noise floor")]

@@ -85,7 +85,8 @@ def plot_gradient_zeros(
         if keys:
             key_of_figure(figure, keys)
         text = wrapped(
-            headline(found, partial(_words, first_step=_first_step(zero_rate))) or _zero_finding(zero_rate),
+            headline(found, partial(_words, first_step=_first_step(zero_rate)), foremost="gradient arrives")
+            or _zero_finding(zero_rate),
             width=50 * columns,
         )
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)

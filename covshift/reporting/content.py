@@ -165,7 +165,7 @@ def _wall_seconds(recording: xr.DataTree) -> float | None:
 
 def _layers_by_verdict(grid: xr.DataArray) -> dict[str, int]:
     """Layers counted by their worst check; what concerns the whole run or the model's input is no layer."""
-    rows_ = grid.isel(layer=of_layers(grid["layer"].values)).values.tolist()
+    rows_ = grid.isel(layer=of_layers(grid["layer"].values.tolist())).values.tolist()
     worst = [next((verdict for verdict in VERDICTS if verdict in row), "not measured") for row in rows_]
     return {verdict.replace(" ", "_"): worst.count(verdict) for verdict in VERDICTS}
 

@@ -112,8 +112,8 @@ def _effect(before: Sequence[float], here: Sequence[float]) -> dict[str, float] 
     """Difference of two groups' means with its interval."""
     if min(len(before), len(here)) < 2:
         return None
-    sides = (np.array(side, dtype=np.float64) for side in (before, here))
-    difference, low, high = (float(part) for part in welch(*sides, LEVEL))
+    sides = [np.array(side, dtype=np.float64) for side in (before, here)]
+    difference, low, high = (float(part) for part in welch(sides[0], sides[1], LEVEL))
     return {"difference": difference, "low": low, "high": high}
 
 

@@ -188,11 +188,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Subject:
-    """One figure function, fed with made-up results of a given size."""
+    """One figure function, fed with made-up results of a given size.
+
+    ``numbers`` are those of the first results drawn that must be found among what the artists hold; None where these
+    hold others made of them, such as levels and shapes.
+    """
 
     name: str
     draw: Callable[..., Any]
     several: bool = False
+    numbers: Callable[[Made, int, int], Any] | None = None
 
     @property
     def names_layers(self) -> bool:
@@ -209,35 +214,94 @@ class Subject:
         return self.draw(made, steps, layers, **where)
 
 
+def positive(values: xr.DataArray) -> np.ndarray:
+    """What a logarithmic axis can hold."""
+    return np.where(values.values > 0, values.values, np.nan)
+
+
+def surely_apart(differences: xr.Dataset) -> xr.DataArray:
+    """Differences whose interval leaves 0 out: the others are grey."""
+    low, high = differences["structural_rate_low"], differences["structural_rate_high"]
+    return differences["structural_rate"].where((low > 0) | (high < 0))
+
+
 SUBJECTS = [
-    Subject("verdict grid", lambda m, s, n, **w: plots.plot_verdict_grid(m.diagnosis(n), **w)),
+    Subject(
+        "verdict grid",
+        lambda m, s, n, **w: plots.plot_verdict_grid(m.diagnosis(n), **w),
+    ),
     Subject("activation river", lambda m, s, n, **w: plots.plot_activation_river(m.river(s), **w)),
-    Subject("shift map", lambda m, s, n, **w: plots.plot_shift_map(m.shift(s, n), **w)),
+    Subject(
+        "shift map",
+        lambda m, s, n, **w: plots.plot_shift_map(m.shift(s, n), **w),
+        numbers=lambda m, s, n: (d := m.shift(s, n))["w1"].where(d["w1"] > d["noise_floor"]),
+    ),
     Subject(
         "norm profile",
         lambda m, s, n, **w: plots.plot_norm_profile(m.profile(s, n), m.parameter_norms(s, n), **w),
         several=True,
+        numbers=lambda m, s, n: positive(m.profile(s, n)["rms"])[-1:],
     ),
-    Subject("ridgeline", lambda m, s, n, **w: plots.plot_ridgeline(m.ridges(s, n), **w)),
-    Subject("operating point", lambda m, s, n, **w: plots.plot_operating_track(m.track(s), **w), several=True),
-    Subject("stability", lambda m, s, n, **w: plots.plot_stability(m.stability(n), **w), several=True),
+    Subject(
+        "ridgeline",
+        lambda m, s, n, **w: plots.plot_ridgeline(m.ridges(s, n), **w),
+    ),
+    Subject(
+        "operating point",
+        lambda m, s, n, **w: plots.plot_operating_track(m.track(s), **w),
+        several=True,
+        numbers=lambda m, s, n: m.track(s)["mean"],
+    ),
+    Subject(
+        "stability",
+        lambda m, s, n, **w: plots.plot_stability(m.stability(n), **w),
+        several=True,
+        numbers=lambda m, s, n: (d := m.stability(n))["settled_step"].where(d["settled_step"] >= 0),
+    ),
     Subject(
         "stability of one",
         lambda m, s, n, **w: plots.plot_stability(
             m.stability(n), m.stability_history(s, n), layer=str(m.stability(n)["layer"].values[0]), **w
         ),
         several=True,
+        numbers=lambda m, s, n: (m.stability(n), m.stability_history(s, n))[1]["location_drift"][:, 0].where(
+            lambda d: abs(d) <= 1
+        ),
     ),
-    Subject("dead units", lambda m, s, n, **w: plots.plot_dead_units(m.unit_history(s), **w)),
-    Subject("update ratio", lambda m, s, n, **w: plots.plot_update_ratio(m.update_ratio(s, n), **w)),
-    Subject("ics", lambda m, s, n, **w: plots.plot_gradient_ics(m.ics(n), m.attribution(n), **w), several=True),
+    Subject(
+        "dead units",
+        lambda m, s, n, **w: plots.plot_dead_units(m.unit_history(s), **w),
+        numbers=lambda m, s, n: (d := m.unit_history(s))["count"].sel(fate="born dead").where(d.attrs["units"] > 0),
+    ),
+    Subject(
+        "update ratio",
+        lambda m, s, n, **w: plots.plot_update_ratio(m.update_ratio(s, n), **w),
+        numbers=lambda m, s, n: positive(m.update_ratio(s, n)),
+    ),
+    Subject(
+        "ics",
+        lambda m, s, n, **w: plots.plot_gradient_ics(m.ics(n), m.attribution(n), **w),
+        several=True,
+        numbers=lambda m, s, n: positive(m.ics(n)["ics"]),
+    ),
     Subject(
         "gradient zeros",
         lambda m, s, n, **w: plots.plot_gradient_zeros(m.share(s, n), m.share(s, n), structural=m.share(s, n), **w),
         several=True,
+        numbers=lambda m, s, n: m.share(s, n),
     ),
-    Subject("differences", lambda m, s, n, **w: plots.plot_differences(m.differences(s, n), **w), several=True),
-    Subject("comparison", lambda m, s, n, **w: plots.plot_comparison(m.paired(n), m.curves(s), **w), several=True),
+    Subject(
+        "differences",
+        lambda m, s, n, **w: plots.plot_differences(m.differences(s, n), **w),
+        several=True,
+        numbers=lambda m, s, n: surely_apart(m.differences(s, n)),
+    ),
+    Subject(
+        "comparison",
+        lambda m, s, n, **w: plots.plot_comparison(m.paired(n), m.curves(s), **w),
+        several=True,
+        numbers=lambda m, s, n: m.paired(n)["gradient_zero_rate"],
+    ),
 ]
 
 
