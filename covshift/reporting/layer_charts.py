@@ -11,17 +11,25 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from covshift.analysis import rows
+from covshift.analysis.derivatives import derivative
 from covshift.analysis.flat_regions import flat_regions
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots.labels import amount, share
-from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
+from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels, side_curve
 from covshift.reporting.drawn_records import CELLS, Columns, DrawnRecords, Series, drawn_records
 from covshift.reporting.results import Results
 
 SHARE = Axis("share of elements", low=0.0, high=1.0)
+
+CURVE = 120
+"""Points of a derivative."""
+
+ROOM = 0.15
+"""Share of what was reached by which an axis goes to either side of zero."""
 
 Spec = dict[str, Any]
 
@@ -83,12 +91,12 @@ def _facts(read: DrawnRecords, position: int) -> str:
 def _charts(read: DrawnRecords, position: int, name: str) -> Iterator[Spec | None]:
     river = read.rivers.get(name)
     nonlinear = bool(rows.nonlinear(read.described)[position])
-    flat = flat_regions(str(read.described["activation"].values[position])) if nonlinear else ()
+    activation = str(read.described["activation"].values[position]) if nonlinear else ""
     if river is not None:
         steps = read.steps["histograms"]
         yield _river(river if river.sizes["step"] == len(steps) else river.reindex(step=steps), river)
         yield _ridges(river)
-    yield _track((read.z if nonlinear else read.output).get(name), flat, "z" if nonlinear else "output", river)
+    yield _track((read.z if nonlinear else read.output).get(name), activation, river)
     yield _zeros(read, name)
     yield _units(read, name)
     yield _shift(read.shift.get(name))
@@ -111,8 +119,10 @@ def _river(aligned: xr.Dataset, river: xr.Dataset) -> Spec | None:
     first, last = (river["quantile"].values[at, 2] for at in (0, -1))
     broken = aligned["nan"].values + aligned["infinite"].values > 0
     top = float(river["upper"].values[-1])
+    middle = len(river["probability"]) // 2
+    looks: tuple[dict[str, Any], ...] = ({"width": 1.8}, {"width": 1.0}, {"width": 1.0, "dash": True})
     quantiles = [
-        line(f"{probability:.0%}", aligned["quantile"].values[:, at], "ink", width=1.5 if probability == 0.5 else 0.75)
+        line(f"{probability:.0%}", aligned["quantile"].values[:, at], "accent", **looks[min(abs(at - middle), 2)])
         for at, probability in enumerate(river["probability"].values)
     ]
     if broken.any():
@@ -149,25 +159,22 @@ def _zero_and_all(river: xr.Dataset, at: list[int]) -> tuple[list[float], list[f
     return river["zero"].values[at].tolist(), river["finite"].values[at].tolist()
 
 
-def _track(
-    moments: Series | None,
-    flat: tuple[tuple[float, float], ...],
-    what: str,
-    river: xr.Dataset | None,
-) -> Spec | None:
-    """Mean and standard deviation over the steps; what is shaded has next to no derivative."""
+def _track(moments: Series | None, activation: str, river: xr.Dataset | None) -> Spec | None:
+    """Mean and standard deviation over the steps, at a nonlinearity beside its derivative; its flat part is shaded."""
     if moments is None:
         return None
+    what = "z" if activation else "output"
     mean, sd = moments["mean"], moments["sd"]
-    within = np.inf if river is None else float(river.attrs["linear_within"])
-    symlog = np.isfinite(within)
     known = np.flatnonzero(np.isfinite(mean))
     ends = [f"{amount(float(mean[at]))} ± {amount(float(sd[at]))}" for at in known[[0, -1]]] if known.size else []
-    reach = np.concatenate([mean - sd, mean + sd])[np.isfinite(np.concatenate([mean, sd]))]
-    axis = Axis(what, "symlog", float(reach.min()), float(reach.max()), within) if symlog and reach.size else Axis(what)
+    axis = _reached(what, np.concatenate([mean - sd, mean + sd]), river)
+    flat = _within(axis, flat_regions(activation)) if activation else []
+    curve = _derivative(activation, axis, mean[known[[0, -1]]]) if activation and known.size else None
+    notes = ["shaded: derivative below a tenth of its largest"] * bool(flat)
+    notes += [f"right: |derivative| of {activation}, at start (ring) and end (dot)"] * bool(curve)
     return chart(
         "track",
-        f"Mean ± sd of {what}: {' to '.join(ends)}" + "; shaded: derivative below a tenth of its largest" * bool(flat),
+        "; ".join([f"Mean ± sd of {what}: {' to '.join(ends)}", *notes]),
         x="layers",
         y=axis,
         lines=[
@@ -176,9 +183,35 @@ def _track(
             line("mean - sd", mean - sd, "second", width=0.75),
         ],
         ribbons=[(0, 2)],
-        shades=[tuple(None if np.isinf(end) else end for end in region) for region in flat],  # type: ignore[misc]
+        shades=flat,
         guides=[(0.0, "zero")],
+        curve=curve,
     )
+
+
+def _reached(label: str, values: NDArray[np.float64], river: xr.Dataset | None) -> Axis:
+    """An axis as far as ``values`` go and beyond zero, where most nonlinearities bend, on the scale of the river."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Axis(label)
+    low, high = float(finite.min()), float(finite.max())
+    room = ROOM * (high - low) or 1.0
+    low, high = min(low - room / 3, -room), max(high + room / 3, room)
+    within = np.inf if river is None else float(river.attrs["linear_within"])
+    return Axis(label, "symlog", low, high, within) if np.isfinite(within) else Axis(label, low=low, high=high)
+
+
+def _within(axis: Axis, regions: Sequence[tuple[float, float]]) -> list[tuple[float | None, float | None]]:
+    """Those of ``regions`` that ``axis`` shows, None in place of an infinite end."""
+    if axis.low is None or axis.high is None:
+        return []
+    seen = [(low, high) for low, high in regions if low < axis.high and high > axis.low]
+    return [(None if np.isinf(low) else low, None if np.isinf(high) else high) for low, high in seen]
+
+
+def _derivative(activation: str, axis: Axis, ends: NDArray[np.float64]) -> dict[str, Any] | None:
+    marks = [(float(f"{at:.3g}"), float(derivative(activation, at))) for at in ends]
+    return side_curve("|derivative|", derivative(activation, axis.centres(CURVE)), marks)
 
 
 def _zeros(read: DrawnRecords, name: str) -> Spec | None:

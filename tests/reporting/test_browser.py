@@ -125,6 +125,27 @@ class TestLayerSections:
             counts = river["count"].values[at]
             np.testing.assert_allclose(read, counts / counts.sum(), atol=6e-5)
 
+    def test_the_derivative_is_drawn_beside_the_track_and_each_swatch_is_like_its_line(self, browser, page):
+        inked = (
+            "const plot = document.querySelector('#chart-track').plot;"
+            "const { left, width, top, height } = plot.bbox;"
+            "const pixels = plot.ctx.getImageData(left + width + 2, top, plot.ctx.canvas.width, height).data;"
+            "return pixels.filter((value, at) => at % 4 === 3 && value > 200).length"
+        )
+        browser.visit(page, fragment="#r0-l1")
+        opened(browser, "act0")
+        assert browser.js(inked) > 150
+        swatches = browser.js(
+            "const marks = [...document.querySelectorAll('#chart-river .u-legend .u-marker')].slice(1);"
+            "return marks.map((mark) => getComputedStyle(mark).borderTop)"
+        )
+        assert swatches == swatches[::-1]
+        assert len(swatches) == 5
+        assert len(set(swatches)) == 3
+        browser.visit(page, fragment="#r0-l0")
+        opened(browser, "conv0")
+        assert browser.js(inked) == 0
+
     def test_gradients_and_updates_are_those_of_the_analysis_and_zeros_are_not_drawn(self, browser, page, run):
         browser.visit(page, fragment="#r0-l6")
         opened(browser, "block.3.conv")
@@ -322,7 +343,7 @@ class TestWithoutRecords:
         if which == "mixed":
             browser.click("#run-2-details > summary")
             browser.js(FILTER, "layer", "conv0")
-            assert browser.texts(".grid tbody th") == ["conv0"]
+            assert browser.texts(".verdicts .grid tbody th") == ["conv0"]
 
 
 CLOCK = "window.setInterval = (turn, every) => { window.turn = turn; window.every = every; };"
