@@ -327,6 +327,19 @@ field.dispatchEvent(new Event('input', { bubbles: true }));
 """
 
 
+def test_headings_of_the_grid_stay_on_top_of_what_is_scrolled_under_them(browser, page):
+    browser.visit(page)
+    covered = browser.js(
+        "const grid = document.querySelector('.grid'); grid.parentElement.style.maxHeight = '6rem';"
+        "grid.parentElement.scrollTo(0, 40); grid.scrollIntoView({ block: 'center' });"
+        "return [...grid.tHead.rows[0].cells].filter((cell) => {"
+        "  const { left, top, width, height } = cell.getBoundingClientRect();"
+        "  return !cell.contains(document.elementFromPoint(left + 12, top + height - 6));"
+        "}).map((cell) => cell.textContent)"
+    )
+    assert covered == []
+
+
 class TestWithoutRecords:
     @pytest.mark.parametrize("which", ["empty", "damaged", "mixed"])
     def test_a_page_says_so_and_what_is_whole_beside_it_can_be_filtered(self, browser, make_run, tmp_path, which):
