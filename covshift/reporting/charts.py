@@ -85,6 +85,32 @@ class Axis:
             told |= {"within": self.within, "ticks": self._ticks()}
         return told
 
+    def centres(self, count: int) -> Floats:
+        """Middles of ``count`` equal parts of an axis whose ends are fixed, as it is scaled.
+
+        Examples
+        --------
+        >>> Axis("z", low=0.0, high=4.0).centres(2)
+        array([1., 3.])
+        >>> Axis("z", "symlog", -100.0, 100.0, within=1.0).centres(6).round(2)
+        array([-31.62,  -3.16,  -0.5 ,   0.5 ,   3.16,  31.62])
+        """
+        assert self.low is not None
+        assert self.high is not None
+        low, high = (self._place(end) for end in (self.low, self.high))
+        places = low + (np.arange(count) + 0.5) * (high - low) / count
+        if self.within is None:
+            return places
+        beyond = 10.0 ** np.maximum(np.abs(places) - 1, 0)
+        return np.asarray(np.sign(places) * self.within * np.where(np.abs(places) <= 1, np.abs(places), beyond))
+
+    def _place(self, value: float) -> float:
+        """Where ``value`` lies: linear within ``within``, a unit a decade beyond; the script has the same."""
+        if self.within is None:
+            return value
+        size = abs(value) / self.within
+        return float(np.sign(value) * (size if size <= 1 else 1 + np.log10(size)))
+
     def _ticks(self) -> list[float]:
         assert self.low is not None
         assert self.high is not None
@@ -93,6 +119,18 @@ class Axis:
         decades = max(int(np.floor(np.log10(reach / self.within))), 0)
         sizes = [float(f"{self.within * 10.0**power:.1g}") for power in range(0, decades + 1, decades // 4 + 1)]
         return [tick for tick in [*(-size for size in reversed(sizes)), 0.0, *sizes] if self.low <= tick <= self.high]
+
+
+def side_curve(label: str, values: Any, marks: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
+    """A curve >= 0 over the centres of the axis of values; ``marks`` are its first and its last point of interest.
+
+    A mark is a place on the axis and the curve's value there. None where a value is unknown, or all are 0.
+    """
+    known = np.asarray(values)
+    if not np.isfinite(known).all() or not known.max() > 0:
+        return None
+    most = float(known.max())
+    return {"label": label, "most": most, "values": rounded(known), "marks": [list(mark) for mark in marks]}
 
 
 def chart(
@@ -106,6 +144,7 @@ def chart(
     guides: Sequence[tuple[float, str]] = (),
     shades: Sequence[tuple[float | None, float | None]] = (),
     cells: str | None = None,
+    curve: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """A chart, or None where no line and no cell holds a number.
 
@@ -129,10 +168,14 @@ def chart(
         Intervals of values to shade; None is the end of the axis.
     cells : str, optional
         Levels of a heat map from :func:`packed_levels`: for each x, the cells from low to high.
+    curve : dict, optional
+        From :func:`side_curve`: what belongs to the values of ``y`` whatever x is, drawn in the margin.
     """
     if cells is None and all(value is None for one in lines for value in one["values"]):
         return None
     told: dict[str, Any] = {"key": key, "title": title, "cells": cells, "x": x, "y": y.told(), "lines": list(lines)}
+    if curve:
+        told["curve"] = curve
     for name, marks in (("ribbons", ribbons), ("guides", guides), ("shades", shades)):
         if marks:
             told[name] = [list(mark) for mark in marks]

@@ -28,10 +28,13 @@ COLORS = {
     "second": style.SECOND,
     "zero": style.ZERO,
     "bad": style.VERDICTS["bad"].color,
-    "shade": style.LINE,
+    "shade": f"{style.INK}29",
     **{f"run-{run}": color for run, color in enumerate(style.RUN_COLORS)},
 }
-"""Colours by role, as on a light page; a dark page turns the finished picture round."""
+"""Colours by role, as on a light page; a dark page turns the finished picture round.
+
+A shade is thin ink: a sixth of it is told from paper on either page, where a grey of its own would vanish on one.
+"""
 
 
 def block(told: Mapping[str, Any]) -> str:

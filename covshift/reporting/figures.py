@@ -22,8 +22,8 @@ MOST_FIGURES = 15
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "shift": (
         "shift",
-        "Distance (W1) of every layer's activations from the previous histogram, in standard deviations: the darker, "
-        "the further it moved; grey is what sampling alone shows.",
+        "Distance (W1) of every layer's activations from the previous histogram, in standard deviations: the further "
+        "a colour is from the page's, the further it moved; grey is what sampling alone shows.",
     ),
     "zeros": (
         "gradient",
@@ -57,8 +57,8 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "river": (
         "shift",
-        "Distribution of one layer over the steps, the darker the more elements; lines at the 1, 25, 50, 75 and 99 % "
-        "quantiles and at zero.",
+        "Distribution of one layer over the steps: the further a colour is from the page's, the more elements; lines "
+        "at the 1, 25, 50, 75 and 99 % quantiles and at zero.",
     ),
     "ridgeline": (
         "shift",

@@ -10,18 +10,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covshift.analysis import rows
+from covshift.analysis.derivatives import derivative
 from covshift.analysis.distributions import PROBABILITIES
 from covshift.analysis.flat_regions import flat_regions
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots.labels import amount, share
-from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels
+from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels, side_curve
 from covshift.reporting.drawn_records import CELLS, Columns, DrawnRecords, Series, drawn_records
 from covshift.reporting.results import Results
 
 SHARE = Axis("share of elements", low=0.0, high=1.0)
+
+CURVE = 120
+"""Points of a derivative."""
+
+ROOM = 0.15
+"""Share of what was reached by which an axis goes to either side of zero."""
 
 Spec = dict[str, Any]
 
@@ -81,11 +89,10 @@ def _facts(read: DrawnRecords, name: str) -> str:
 
 def _charts(read: DrawnRecords, name: str) -> Iterator[Spec | None]:
     river, activation = read.rivers.get(name), str(read.described[name]["activation"])
-    flat = flat_regions(activation) if activation else ()
     if river is not None:
         yield _river(river)
         yield _ridges(river, read.steps["histograms"])
-    yield _track((read.z if activation else read.output).get(name), flat, "z" if activation else "output", river)
+    yield _track((read.z if activation else read.output).get(name), activation, river)
     yield _zeros(read, name)
     yield _units(read, name)
     yield _shift(read.shift.get(name))
@@ -105,10 +112,12 @@ def _words(river: Series) -> str:
 
 def _river(river: Series) -> Spec | None:
     what = _words(river)
-    first, last = river["quantile"][river["held"]][[0, -1], PROBABILITIES.index(0.5)].tolist()
+    middle = PROBABILITIES.index(0.5)
+    first, last = river["quantile"][river["held"]][[0, -1], middle].tolist()
     broken = river["nan"] + river["infinite"] > 0
+    looks: tuple[dict[str, Any], ...] = ({"width": 1.8}, {"width": 1.0}, {"width": 1.0, "dash": True})
     quantiles = [
-        line(f"{probability:.0%}", river["quantile"][:, at], "ink", width=1.5 if probability == 0.5 else 0.75)
+        line(f"{probability:.0%}", river["quantile"][:, at], "accent", **looks[min(abs(at - middle), 2)])
         for at, probability in enumerate(PROBABILITIES)
     ]
     if broken.any():
@@ -145,25 +154,22 @@ def _zero_and_all(river: Series, at: list[int]) -> tuple[list[float], list[float
     return river["zero"][at].tolist(), river["finite"][at].tolist()
 
 
-def _track(
-    moments: Series | None,
-    flat: tuple[tuple[float, float], ...],
-    what: str,
-    river: Series | None,
-) -> Spec | None:
-    """Mean and standard deviation over the steps; what is shaded has next to no derivative."""
+def _track(moments: Series | None, activation: str, river: Series | None) -> Spec | None:
+    """Mean and standard deviation over the steps, at a nonlinearity beside its derivative; its flat part is shaded."""
     if moments is None:
         return None
+    what = "z" if activation else "output"
     mean, sd = moments["mean"], moments["sd"]
-    within = np.inf if river is None else float(river["linear_within"])
-    symlog = np.isfinite(within)
     known = np.flatnonzero(np.isfinite(mean))
     ends = [f"{amount(float(mean[at]))} ± {amount(float(sd[at]))}" for at in known[[0, -1]]] if known.size else []
-    reach = np.concatenate([mean - sd, mean + sd])[np.isfinite(np.concatenate([mean, sd]))]
-    axis = Axis(what, "symlog", float(reach.min()), float(reach.max()), within) if symlog and reach.size else Axis(what)
+    axis = _reached(what, np.concatenate([mean - sd, mean + sd]), river)
+    flat = _within(axis, flat_regions(activation)) if activation else []
+    curve = _derivative(activation, axis, mean[known[[0, -1]]]) if activation and known.size else None
+    notes = ["shaded: derivative below a tenth of its largest"] * bool(flat)
+    notes += [f"right: |derivative| of {activation}, at start (ring) and end (dot)"] * bool(curve)
     return chart(
         "track",
-        f"Mean ± sd of {what}: {' to '.join(ends)}" + "; shaded: derivative below a tenth of its largest" * bool(flat),
+        "; ".join([f"Mean ± sd of {what}: {' to '.join(ends)}", *notes]),
         x="layers",
         y=axis,
         lines=[
@@ -172,9 +178,35 @@ def _track(
             line("mean - sd", mean - sd, "second", width=0.75),
         ],
         ribbons=[(0, 2)],
-        shades=[tuple(None if np.isinf(end) else end for end in region) for region in flat],  # type: ignore[misc]
+        shades=flat,
         guides=[(0.0, "zero")],
+        curve=curve,
     )
+
+
+def _reached(label: str, values: NDArray[np.float64], river: Series | None) -> Axis:
+    """An axis as far as ``values`` go and beyond zero, where most nonlinearities bend, on the scale of the river."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Axis(label)
+    low, high = float(finite.min()), float(finite.max())
+    room = ROOM * (high - low) or 1.0
+    low, high = min(low - room / 3, -room), max(high + room / 3, room)
+    within = np.inf if river is None else float(river["linear_within"])
+    return Axis(label, "symlog", low, high, within) if np.isfinite(within) else Axis(label, low=low, high=high)
+
+
+def _within(axis: Axis, regions: Sequence[tuple[float, float]]) -> list[tuple[float | None, float | None]]:
+    """Those of ``regions`` that ``axis`` shows, None in place of an infinite end."""
+    if axis.low is None or axis.high is None:
+        return []
+    seen = [(low, high) for low, high in regions if low < axis.high and high > axis.low]
+    return [(None if np.isinf(low) else low, None if np.isinf(high) else high) for low, high in seen]
+
+
+def _derivative(activation: str, axis: Axis, ends: NDArray[np.float64]) -> dict[str, Any] | None:
+    marks = [(float(f"{at:.3g}"), float(derivative(activation, at))) for at in ends]
+    return side_curve("|derivative|", derivative(activation, axis.centres(CURVE)), marks)
 
 
 def _zeros(read: DrawnRecords, name: str) -> Spec | None:

@@ -35,7 +35,7 @@ def chain_layers(pairs: int, *, linked: bool, names: Sequence[str] | None) -> li
                 unit_axis=1,
                 example_axis=0,
                 unit_count=kind[1],
-                activation="relu",
+                activation=kind[0],
                 linkage_members=kind[2],
                 preactivation_of=producer,
                 structural_measured=True,

@@ -125,6 +125,27 @@ class TestLayerSections:
             counts = river["count"].values[at]
             np.testing.assert_allclose(read, counts / counts.sum(), atol=6e-5)
 
+    def test_the_derivative_is_drawn_beside_the_track_and_each_swatch_is_like_its_line(self, browser, page):
+        inked = (
+            "const plot = document.querySelector('#chart-track').plot;"
+            "const { left, width, top, height } = plot.bbox;"
+            "const pixels = plot.ctx.getImageData(left + width + 2, top, plot.ctx.canvas.width, height).data;"
+            "return pixels.filter((value, at) => at % 4 === 3 && value > 200).length"
+        )
+        browser.visit(page, fragment="#r0-l1")
+        opened(browser, "act0")
+        assert browser.js(inked) > 150
+        swatches = browser.js(
+            "const marks = [...document.querySelectorAll('#chart-river .u-legend .u-marker')].slice(1);"
+            "return marks.map((mark) => getComputedStyle(mark).borderTop)"
+        )
+        assert swatches == swatches[::-1]
+        assert len(swatches) == 5
+        assert len(set(swatches)) == 3
+        browser.visit(page, fragment="#r0-l0")
+        opened(browser, "conv0")
+        assert browser.js(inked) == 0
+
     def test_gradients_and_updates_are_those_of_the_analysis_and_zeros_are_not_drawn(self, browser, page, run):
         browser.visit(page, fragment="#r0-l6")
         opened(browser, "block.3.conv")
@@ -306,6 +327,19 @@ field.dispatchEvent(new Event('input', { bubbles: true }));
 """
 
 
+def test_headings_of_the_grid_stay_on_top_of_what_is_scrolled_under_them(browser, page):
+    browser.visit(page)
+    covered = browser.js(
+        "const grid = document.querySelector('.grid'); grid.parentElement.style.maxHeight = '6rem';"
+        "grid.parentElement.scrollTo(0, 40); grid.scrollIntoView({ block: 'center' });"
+        "return [...grid.tHead.rows[0].cells].filter((cell) => {"
+        "  const { left, top, width, height } = cell.getBoundingClientRect();"
+        "  return !cell.contains(document.elementFromPoint(left + 12, top + height - 6));"
+        "}).map((cell) => cell.textContent)"
+    )
+    assert covered == []
+
+
 class TestWithoutRecords:
     @pytest.mark.parametrize("which", ["empty", "damaged", "mixed"])
     def test_a_page_says_so_and_what_is_whole_beside_it_can_be_filtered(self, browser, make_run, tmp_path, which):
@@ -322,7 +356,7 @@ class TestWithoutRecords:
         if which == "mixed":
             browser.click("#run-2-details > summary")
             browser.js(FILTER, "layer", "conv0")
-            assert browser.texts(".grid tbody th") == ["conv0"]
+            assert browser.texts(".verdicts .grid tbody th") == ["conv0"]
 
 
 CLOCK = "window.setInterval = (turn, every) => { window.turn = turn; window.every = every; };"

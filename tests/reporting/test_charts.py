@@ -7,10 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb, to_rgba
 
 from covshift.diagnosis import diagnose
-from covshift.reporting import embedding
-from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels, rounded
+from covshift.reporting import embedding, page
+from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels, rounded, side_curve
 from covshift.reporting.drawn_records import drawn_records, thinned
 from covshift.reporting.layer_charts import layer_sections
 from covshift.reporting.results import gather
@@ -63,6 +64,108 @@ def test_ticks_of_a_symlog_axis_rise_inside_it_and_stay_few(low, high, within):
     assert 0.0 in ticks
     assert all(low <= tick <= high for tick in ticks)
     assert len(ticks) <= 11
+
+
+def turned_round(color):
+    """What a dark page makes of a colour: CSS filters invert(1) hue-rotate(180deg), Filter Effects Module 1, 8.8.2."""
+    rotation = [[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]]
+    return np.clip(rotation @ (1 - np.asarray(color)), 0, 1)
+
+
+def luminance(color):
+    """Relative luminance, WCAG 2."""
+    color = np.asarray(color)
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def lab(color):
+    """CIE L*a*b* of an sRGB colour, D65."""
+    color = np.asarray(color)
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ linear / [0.9505, 1.0, 1.089], 0.008856))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.fixture(params=["light", "dark"])
+def on_page(request):
+    """A colour as it is shown, laid over the card of the page if it is not opaque, and the card."""
+    dark = request.param == "dark"
+    card = np.array(to_rgb((page.DARK if dark else page.LIGHT)["card"]))
+
+    def shown(color):
+        *rgb, alpha = to_rgba(color)
+        return alpha * (turned_round(rgb) if dark else np.array(rgb)) + (1 - alpha) * card
+
+    return shown, card
+
+
+def test_lines_of_a_chart_stand_out_from_the_page_and_shades_are_seen(on_page):
+    shown, card = on_page
+    for role in ("ink", "muted", "accent", "second", "zero", "bad"):
+        assert contrast(shown(embedding.COLORS[role]), card) >= 3, role
+    assert contrast(shown(embedding.COLORS["shade"]), card) >= 1.3
+
+
+def test_the_lines_of_a_river_are_told_from_every_shade_of_its_cells(on_page, sections):
+    shown, card = on_page
+    palette = embedding.unpacked(embedding.block({}))["palette"]
+    (river,) = [one for one in sections["layers"][1]["charts"] if one["key"] == "river"]
+    quantiles = [one for one in river["lines"] if one["label"].endswith("%")]
+    for role in {one["role"] for one in quantiles}:
+        line = lab(shown(embedding.COLORS[role]))
+        for cell in [card, *map(shown, palette[1:])]:
+            assert np.linalg.norm(line - lab(cell)) > 40  # a just noticeable difference is 2.3
+    looks = {one["label"]: (one["width"], one.get("dash", False)) for one in quantiles}
+    assert looks["50%"][0] > looks["25%"][0]
+    assert looks["1%"] == looks["99%"] != looks["25%"] == looks["75%"]
+
+
+def test_beside_the_track_stands_the_derivative_on_the_same_axis(sections):
+    tracks = [one for layer in sections["layers"] for one in layer["charts"] if one["key"] == "track"]
+    assert ["curve" in one for one in tracks] == [False, True, False, True]
+    for track in tracks[1::2]:
+        axis, curve = track["y"], track["curve"]
+        low, high = axis["range"]
+        assert low < 0 < high
+        reached = [value for part in track["lines"] for value in part["values"] if value is not None]
+        assert low <= min(reached) <= max(reached) <= high
+        places = Axis("z", axis["scale"], low, high, axis.get("within")).centres(len(curve["values"]))
+        assert curve["values"] == (places > 0).tolist()
+        assert curve["most"] == 1
+        mean = [value for value in track["lines"][1]["values"] if value is not None]
+        assert [at for at, _ in curve["marks"]] == pytest.approx([mean[0], mean[-1]])
+        assert [value for _, value in curve["marks"]] == [float(at > 0) for at, _ in curve["marks"]]
+        assert "right: |derivative| of ReLU" in track["title"]
+
+
+def test_a_flat_region_is_shaded_and_told_where_the_axis_shows_it(make_run):
+    run = make_run(pairs=1, steps=(0, 10, 20))
+    layers = run["layers"].to_dataset()
+    run["layers"] = layers.assign(activation=layers["activation"].where(layers["activation"] == "", "SELU"))
+    for depth in (1.0, 3.0):
+        layers = run["layers"].to_dataset()
+        run["layers"] = layers.assign(m2=layers["m2"] * depth**2)
+        (track,) = [one for one in sections_of(run)["layers"][1]["charts"] if one["key"] == "track"]
+        below = bool(track["y"]["range"][0] < -np.log(10))  # SELU's derivative falls as exp(z) from its largest at 0
+        assert below == (depth == 3)
+        assert [[low, round(high, 2)] for low, high in track.get("shades", [])] == ([[None, -2.3]] if below else [])
+        assert ("shaded" in track["title"]) == below
+
+
+def sections_of(run):
+    return layer_sections(gather("run", run, diagnose(run)), steps=200)
+
+
+def test_a_curve_that_is_not_known_is_none():
+    assert side_curve("g", [np.nan, 1.0], []) is None
+    assert side_curve("g", [0.0, 0.0], []) is None
 
 
 def test_a_chart_without_a_number_is_none():

@@ -456,6 +456,7 @@ def test_every_figure_says_in_words_what_it_shows(report):
         (canvas,) = [svg for svg in figure.find("svg") if svg.attributes.get("role") == "img"]
         caption = figure.find("figcaption")[0].words
         assert len(caption) > 40
+        assert not re.search(r"\b(dark|light)(er)?\b", caption), "a dark page turns heat maps round"
         assert caption in " ".join(canvas.attributes["aria-label"].split())
 
 

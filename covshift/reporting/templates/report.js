@@ -86,6 +86,53 @@
     ctx.restore();
   };
 
+  const marginWidth = 96;
+
+  // what belongs to a value at every step, turned on its side: the derivative of a nonlinearity at z
+  const margin = ({ curve, y }, colors) => (plot) => {
+    const { ctx, bbox } = plot;
+    const size = uPlot.pxRatio;
+    const left = bbox.left + bbox.width + 14 * size;
+    const across = (value) => left + (value / curve.most) * (marginWidth - 30) * size;
+    const along = (value) => plot.valToPos(value, "y", true);
+    const inside = (value) => value >= plot.scales.y.min && value <= plot.scales.y.max;
+    const path = (points) => {
+      ctx.beginPath();
+      for (const [value, at] of points) ctx.lineTo(across(value), along(at));
+      ctx.stroke();
+    };
+    ctx.save();
+    ctx.font = `${12 * size}px system-ui, sans-serif`;
+    ctx.lineWidth = size;
+    ctx.strokeStyle = colors.line;
+    path([[0, plot.scales.y.min], [0, plot.scales.y.max]]);
+    ctx.fillStyle = colors.muted;
+    ctx.textAlign = "center";
+    for (const [text, at, line] of [["0", 0, 18], [number(curve.most), curve.most, 18], [curve.label, curve.most / 2, 36]]) {
+      ctx.fillText(text, across(at), bbox.top + bbox.height + line * size);
+    }
+    ctx.strokeStyle = colors.accent;
+    ctx.lineWidth = 1.75 * size;
+    const places = centres({ ...y, centres: curve.values.length });
+    path(places.map((at, i) => [curve.values[i], at]).filter(([, at]) => inside(at)));
+    ctx.fillStyle = ctx.strokeStyle = colors.ink;
+    curve.marks.forEach(([at, value], end) => {
+      if (!inside(at)) return;
+      ctx.beginPath();
+      ctx.arc(across(value), along(at), 4 * size, 0, 7);
+      if (end) ctx.fill();
+      else ctx.stroke();
+    });
+    ctx.restore();
+  };
+
+  // a swatch is a piece of the line: as strong as it is, and dashed where it is
+  const marked = (lines, colors) => ({
+    width: (plot, at) => (lines[at - 1]?.points ? 6 : Math.ceil(2 * (lines[at - 1]?.width ?? 1.25))),
+    dash: (plot, at) => (lines[at - 1]?.points ? "dotted" : lines[at - 1]?.dash ? "dashed" : "solid"),
+    stroke: (plot, at) => colors[lines[at - 1]?.role],
+  });
+
   const drawn = (chart, steps, { colors, palette }, place) => {
     const along = typeof chart.x === "string" ? { label: "step", scale: "linear" } : chart.x;
     const x = steps[chart.x] ?? centres(along);
@@ -106,7 +153,9 @@
       series: [{ label: along.label, value: (plot, value) => number(value) }, ...series],
       bands: (chart.ribbons ?? []).map((pair) => ({ series: pair.map((at) => at + 1), fill: `${colors[chart.lines[pair[0]].role]}33` })),
       cursor: { drag: { x: true, y: false } },
-      hooks: { drawClear: [backdrop(chart, palette, colors)] },
+      legend: { markers: marked(chart.lines, colors) },
+      hooks: { drawClear: [backdrop(chart, palette, colors), ...(chart.curve ? [margin(chart, colors)] : [])] },
+      ...(chart.curve && { padding: [null, marginWidth, null, null] }),
     };
     return new uPlot(options, [x, ...chart.lines.map((line) => line.values)], place);
   };
