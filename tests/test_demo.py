@@ -53,7 +53,7 @@ def test_facts_are_those_of_the_store(run):
     steps = layers["step"][:].tolist()
     facts = entry["facts"]
     assert (facts["records"], facts["first_step"], facts["last_step"]) == (len(steps), steps[0], steps[-1])
-    assert facts["layers"] == layers["layer"].shape[0]
+    assert facts["layers"] == len([name for name in labels(layers["layer"]) if name != "(input)"])
     assert facts["histograms"] == store["histograms/step"].shape[0]
     assert facts["wall_seconds"] == pytest.approx(np.ptp(store["scalars/wall_time"][:]), abs=1e-5)
 

@@ -356,7 +356,7 @@ class TestWithoutRecords:
         if which == "mixed":
             browser.click("#run-2-details > summary")
             browser.js(FILTER, "layer", "conv0")
-            assert browser.texts(".verdicts .grid tbody th") == ["conv0"]
+            assert browser.texts("#runs-2-grid tbody th") == ["conv0"]
 
 
 CLOCK = "window.setInterval = (turn, every) => { window.turn = turn; window.every = every; };"
