@@ -73,7 +73,7 @@ def bare_losses(train, backend):
     return train(model, 4, forward=compiled), model.state_dict(), counter.frame_count
 
 
-def demand_the_bits_of_the_compiled_run(train, record, backend, *, when):
+def demand_the_bits_of_the_compiled_run(train, record, backend, *, when, every=1):
     losses, state, frames = bare_losses(train, backend)
     torch._dynamo.reset()
     compiled, counter = counted(model := net(), backend)
@@ -82,7 +82,7 @@ def demand_the_bits_of_the_compiled_run(train, record, backend, *, when):
         model.zero_grad()
     recorded, texts = (model, [UNSEEN]) if when == "after record" else (compiled, [OPAQUE])
     torch.manual_seed(4)
-    with record(recorded, warned=texts, may_warn=[OPAQUE, UNSEEN]) as recorder:
+    with record(recorded, every=every, warned=texts, may_warn=[OPAQUE, UNSEEN]) as recorder:
         assert train(model, 4, forward=compiled) == losses
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert counter.frame_count == frames == 1
@@ -92,9 +92,10 @@ def demand_the_bits_of_the_compiled_run(train, record, backend, *, when):
 WHEN = ["after record", "before record", "before record, after its first run"]
 
 
+@pytest.mark.parametrize("every", [1, 10])
 @pytest.mark.parametrize("when", WHEN)
-def test_case_31_a_compiled_model_keeps_its_bits_and_its_one_graph(train, record, when):
-    demand_the_bits_of_the_compiled_run(train, record, "aot_eager", when=when)
+def test_case_31_a_compiled_model_keeps_its_bits_and_its_one_graph(train, record, when, every):
+    demand_the_bits_of_the_compiled_run(train, record, "aot_eager", when=when, every=every)
 
 
 @pytest.mark.parametrize("when", [but_slow(when, unless=when == "before record") for when in WHEN])
