@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import covshift
-from common.peak_memory import resident
+from common.process_memory import resident
 from common.soak_verdict import LEAST_SAMPLES, Check, Series, verdict
 
 SAMPLE_SECONDS = 10.0

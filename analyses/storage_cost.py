@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from common import store_workload as workload
+from common.process_memory import resident
 from common.store_rivals import AppendingNetCDF, AppendingZarr, Blocks, stacked
 from covshift import store
 from covshift.schema import Row
@@ -185,7 +185,7 @@ def read_one(name: str, path: Path) -> dict[str, float]:
         "dense_bytes": dense,
         "dask_seconds": time.process_time() - began,
         "dask_wall_seconds": time.perf_counter() - wall,
-        "dask_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "dask_peak_mb": resident("VmHWM") / 2**20,
     }
 
 

@@ -18,13 +18,8 @@ from typing import Any
 import torch
 
 import covshift
+from common.process_memory import resident
 from common.workloads import MEMORY_WORKLOADS
-
-
-def resident(entry: str) -> int:
-    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (most since the last reset)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
 def peak_above_level(workload: str, *, recorded: bool, steps: int) -> dict[str, int]:
