@@ -11,10 +11,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import xarray as xr
 
-from covshift.analysis import rows
 from covshift.analysis.differences import log10_or_lost, welch
-from covshift.analysis.seeds import LOGARITHMIC
-from covshift.exceptions import InvalidArgumentError
+from covshift.analysis.seeds import LOGARITHMIC, members_of
 
 
 def effect_sizes(
@@ -54,14 +52,8 @@ def effect_sizes(
     ----------
     B. L. Welch (1947), see :func:`covshift.analysis.differences.group_differences`.
     """
-    runs = rows.names(values, "run").tolist()
-    missing = [run for run in runs if run not in groups]
-    if missing or not 0 < level < 1:
-        raise InvalidArgumentError(
-            f"groups lack {missing or 'no run'}, level={level}: expected all runs, 0 < level < 1"
-        )
-    reference, *others = dict.fromkeys(groups[run] for run in runs)
-    members = {name: [at for at, run in enumerate(runs) if groups[run] == name] for name in (reference, *others)}
+    members = members_of(values, groups, level=level)
+    reference, *others = members
     data: dict[str, xr.DataArray] = {}
     for name, variable in values.data_vars.items():
         table = variable.transpose("run", ...)

@@ -71,22 +71,39 @@ def over_seeds(
     InvalidArgumentError
         If a run has no group, or ``level`` is out of range.
     """
+    members = members_of(values, groups, level=level)
+    names = list(members)
+    data: dict[str, xr.DataArray] = {}
+    for name, variable in values.data_vars.items():
+        table = variable.transpose("run", ...)
+        parts = [
+            _interval(table.values[chosen].astype(np.float64), name in logarithmic, level)
+            for chosen in members.values()
+        ]
+        for suffix, columns in zip(("", "_low", "_high"), zip(*parts, strict=True), strict=True):
+            coords = {dim: table[dim].values for dim in table.dims[1:]} | {"run": names}
+            data[f"{name}{suffix}"] = xr.DataArray(np.stack(columns), coords, table.dims, attrs=variable.attrs)
+    return xr.Dataset(data).assign_coords(seeds=("run", [len(chosen) for chosen in members.values()]))
+
+
+def members_of(values: xr.Dataset, groups: Mapping[str, str], *, level: float) -> dict[str, list[int]]:
+    """Positions of the runs of every group, in the order in which groups first appear along the dim ``run``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a run has no group, or ``level``, of the intervals wanted, is not in (0, 1).
+    """
     runs = rows.names(values, "run").tolist()
     missing = [run for run in runs if run not in groups]
     if missing or not 0 < level < 1:
         raise InvalidArgumentError(
             f"groups lack {missing or 'no run'}, level={level}: expected all runs, 0 < level < 1"
         )
-    names = list(dict.fromkeys(groups[run] for run in runs))
-    members = [[index for index, run in enumerate(runs) if groups[run] == name] for name in names]
-    data: dict[str, xr.DataArray] = {}
-    for name, variable in values.data_vars.items():
-        table = variable.transpose("run", ...)
-        parts = [_interval(table.values[chosen].astype(np.float64), name in logarithmic, level) for chosen in members]
-        for suffix, columns in zip(("", "_low", "_high"), zip(*parts, strict=True), strict=True):
-            coords = {dim: table[dim].values for dim in table.dims[1:]} | {"run": names}
-            data[f"{name}{suffix}"] = xr.DataArray(np.stack(columns), coords, table.dims, attrs=variable.attrs)
-    return xr.Dataset(data).assign_coords(seeds=("run", [len(chosen) for chosen in members]))
+    members: dict[str, list[int]] = {}
+    for position, run in enumerate(runs):
+        members.setdefault(groups[run], []).append(position)
+    return members
 
 
 def _interval(values: Floats, logarithmic: bool, level: float) -> tuple[Floats, Floats, Floats]:
