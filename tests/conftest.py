@@ -5,11 +5,13 @@ units are recounted from the arrays, so that a test can compare an estimate with
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.overrides
 import xarray as xr
 from hypothesis import settings
 
@@ -23,6 +25,26 @@ Tensors = Mapping[str, Mapping[str, np.ndarray]]
 # A deadline would assert a time, which depends on the machine.
 settings.register_profile("covshift", deadline=None)
 settings.load_profile("covshift")
+
+
+def _settings_of_torch() -> dict[str, Any]:
+    return {
+        "function modes": torch.overrides._get_current_function_mode_stack(),  # type: ignore[no-untyped-call]
+        "fused transformer layers": torch.backends.mha.get_fastpath_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "global hooks": list(torch.nn.modules.module._global_forward_hooks),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_as_it_was_found() -> Iterator[None]:
+    """What a test leaves behind would fail another one, which one depending on the order."""
+    found = _settings_of_torch()
+    yield
+    assert _settings_of_torch() == found
 
 
 def bin_counts(values: np.ndarray, grid: Grid) -> np.ndarray:

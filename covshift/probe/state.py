@@ -6,11 +6,15 @@ gradients are not copied back but set aside: the visit works on others, so the o
 
 What is not: state that a model keeps elsewhere than in parameters and buffers, and whatever the model's own code does
 to the outside world. Parameters are not written by a visit itself.
+
+Random numbers and the compiler's stance belong to the whole process: visits of several threads take turns, lest one
+puts back what another has set. Everything else a visit changes is the model's own, or its thread's.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -18,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode
 
 from covshift.exceptions import InvalidArgumentError, ProbeUnsupported
 from covshift.instrument import sites
@@ -29,6 +34,8 @@ SEED = 0
 
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 _WITHOUT_RANDOM_NUMBERS = ("cpu", "meta")
+
+_turn = threading.RLock()
 
 
 class Visit:
@@ -107,13 +114,16 @@ def visiting(
     held = [*model.parameters(), *model.buffers(), *tensors]
     visit = Visit(model, sorted({t.device for t in held if t.device.type not in _WITHOUT_RANDOM_NUMBERS}, key=str))
     with ExitStack() as stack:
+        stack.enter_context(_turn)
         stack.enter_context(shown_only_to(seen_by if seen_by is not None else visit))
         stack.enter_context(_random_numbers(visit._devices))
         stack.enter_context(_flags(model, mode))
         stack.enter_context(_gradients(model))
         stack.enter_context(_autocast({tensor.device.type for tensor in held}))
         stack.enter_context(_uncompiled(model))
-        stack.enter_context(_unfused())
+        # Stock transformer layers call their parts, which their fused inference path hides, where a mode is in force.
+        # Unlike torch.backends.mha.set_fastpath_enabled that holds for this thread alone.
+        stack.enter_context(BaseTorchFunctionMode())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(graph))
         stack.callback(visit.leave)
@@ -242,14 +252,3 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Stock transformer layers call their parts, which their fused inference path would hide."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)

@@ -1,6 +1,7 @@
 """A visit leaves a model, its gradients and the random numbers exactly as they were."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -260,3 +261,63 @@ def test_a_sharded_model_of_torch_is_refused(tmp_path):
 def test_bad_arguments_are_named(model, mode, message):
     with pytest.raises(InvalidArgumentError, match=message), visiting(model, mode=mode):
         pass
+
+
+def in_another_thread(run):
+    failures = []
+
+    def guarded():
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread below
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    return thread, failures
+
+
+def test_visits_of_two_threads_that_overlap_put_everything_back(build, batch, photograph, assert_same):
+    models, before = [build("transformer"), build("convolutional")], []
+    before.extend(photograph(model) for model in models)
+    begun, over = threading.Event(), threading.Event()
+
+    def visit_until_the_first_is_over():
+        with visiting(models[1], mode="train") as visit:
+            begun.set()
+            visit.model(batch(visit.model)[0])
+            assert over.wait(timeout=60)
+
+    with visiting(models[0], mode="eval") as visit:
+        thread, failures = in_another_thread(visit_until_the_first_is_over)
+        # The second begins in here, or only after the first: that is for visiting to say.
+        begun.wait(timeout=0.3)
+        visit.model(batch(visit.model)[0])
+    over.set()
+    thread.join()
+    assert failures == []
+    for model, found in zip(models, before, strict=True):
+        assert_same(found, photograph(model))
+
+
+def test_a_visit_leaves_the_fused_path_of_another_threads_model_alone(build, batch):
+    mine, other = build("transformer"), build("transformer").eval()
+    x, _ = batch(other)
+    outputs = []
+
+    def infer():
+        with torch.no_grad():
+            outputs.append(other(x))
+
+    infer()
+    with visiting(mine, mode="eval"):
+        thread, failures = in_another_thread(infer)
+        thread.join()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        infer()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert failures == []
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2]), "this model's fused path has the same bits, and shows nothing"
