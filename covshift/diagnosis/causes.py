@@ -43,7 +43,12 @@ class Order:
         return layer in (nonlinearity, self.producer.get(nonlinearity))
 
 
-Follows = Callable[[Finding, Finding, Order], bool]
+@dataclass(frozen=True)
+class Rule:
+    """A way in which one finding accounts for another: which can be a cause, and what follows from such a one."""
+
+    may_cause: Callable[[Finding], bool]
+    follows: Callable[[Finding, Finding, Order], bool]
 
 
 def explained(findings: Sequence[Finding], order: Order) -> list[Finding]:
@@ -52,7 +57,8 @@ def explained(findings: Sequence[Finding], order: Order) -> list[Finding]:
     A chain of causes ends at its root: what a follower would explain is put under the root.
     """
     flagged = [finding for finding in findings if finding.verdict in ("watch", "bad")]
-    cause = {id(finding): _cause(finding, flagged, order) for finding in flagged}
+    causes = [(rule, [finding for finding in flagged if rule.may_cause(finding)]) for rule in _RULES]
+    cause = {id(finding): _cause(finding, causes, order) for finding in flagged}
 
     def root(finding: Finding) -> Finding:
         seen = {id(finding)}
@@ -67,9 +73,9 @@ def explained(findings: Sequence[Finding], order: Order) -> list[Finding]:
     ]
 
 
-def _cause(finding: Finding, flagged: Sequence[Finding], order: Order) -> Finding | None:
-    for follows in _RULES:
-        found = [one for one in flagged if one is not finding and follows(one, finding, order)]
+def _cause(finding: Finding, causes: Sequence[tuple[Rule, list[Finding]]], order: Order) -> Finding | None:
+    for rule, candidates in causes:
+        found = [one for one in candidates if one is not finding and rule.follows(one, finding, order)]
         if found:
             return min(found, key=lambda one: (_began(one), order.depth.get(one.layer, -1)))
     return None
@@ -83,9 +89,13 @@ def _began(finding: Finding) -> int:
     return finding.since_step if finding.since_step is not None else 0
 
 
-def _broken_numbers(cause: Finding, effect: Finding, order: Order) -> bool:
+def _is_broken(cause: Finding) -> bool:
+    return cause.threshold == THRESHOLDS["non_finite_values"]
+
+
+def _breaks(cause: Finding, effect: Finding, order: Order) -> bool:
     """NaN and infinities spread to whatever is computed from them."""
-    if cause.threshold != THRESHOLDS["non_finite_values"] or _began(effect) < _began(cause):
+    if _began(effect) < _began(cause):
         return False
     if effect.check != "non-finite":
         return True
@@ -93,20 +103,24 @@ def _broken_numbers(cause: Finding, effect: Finding, order: Order) -> bool:
     return later or order.before(cause.layer, effect.layer) or effect.threshold != cause.threshold
 
 
-def _dead_layer(cause: Finding, effect: Finding, order: Order) -> bool:
-    """No gradient passes a layer of which every unit is dead."""
+def _is_dead(cause: Finding) -> bool:
     silent = (THRESHOLDS["dead_units"], THRESHOLDS["silent_units"], THRESHOLDS["stuck_units"])
-    if cause.threshold not in silent or cause.value < _ALL_DEAD:
-        return False
+    return cause.threshold in silent and cause.value >= _ALL_DEAD
+
+
+def _kills(cause: Finding, effect: Finding, order: Order) -> bool:
+    """No gradient passes a layer of which every unit is dead."""
     # A constant input makes constant outputs behind it, and no gradient of the weights it meets.
     behind = effect.check == "units" and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
     return behind or _is_low(effect) or _starved(cause, effect, order)
 
 
-def _cut_path(cause: Finding, effect: Finding, order: Order) -> bool:
+def _is_cut(cause: Finding) -> bool:
+    return cause.check == "gradient arrives" and cause.verdict == "bad"
+
+
+def _cuts(cause: Finding, effect: Finding, order: Order) -> bool:
     """What lies before a layer that no gradient reaches gets none either."""
-    if cause.check != "gradient arrives" or cause.verdict != "bad":
-        return False
     own = effect.check == "gradient zeros" and effect.layer == cause.layer
     return own or _starved(cause, effect, order)
 
@@ -132,27 +146,33 @@ def _first_below(owner: str, order: Order) -> str:
     return min(inside, key=lambda name: order.depth[name]) if inside else owner
 
 
-def _flat_activation(cause: Finding, effect: Finding, order: Order) -> bool:
+def _is_flat(cause: Finding) -> bool:
+    return cause.check in ("units", "saturation", "linkage")
+
+
+def _flattens(cause: Finding, effect: Finding, order: Order) -> bool:
     """Units without a derivative pass no gradient to the layer that feeds them."""
-    causes = cause.check in ("units", "saturation", "linkage")
     if effect.check == "units" and cause.check == "saturation":
         return cause.layer == effect.layer
-    return causes and effect.check == "gradient zeros" and order.feeds(effect.layer, cause.layer)
+    return effect.check == "gradient zeros" and order.feeds(effect.layer, cause.layer)
 
 
-def _handed_on(cause: Finding, effect: Finding, order: Order) -> bool:
+def _hands_on(cause: Finding, effect: Finding, order: Order) -> bool:
     """Movement that began earlier and further up arrives further down."""
-    if not _moves(cause) or not _moves(effect):
+    if not _moves(effect):
         return False
     if cause.layer == effect.layer:
         return cause.check == "shift"
     return cause.check == effect.check and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
 
 
-def _summed_up(cause: Finding, effect: Finding, order: Order) -> bool:
+def _shifts(cause: Finding) -> bool:
+    return cause.check == "shift" and cause.layer != WHOLE_RUN
+
+
+def _is_said_again(cause: Finding, effect: Finding, order: Order) -> bool:
     """That anything shifts is said again by the layers that do."""
-    shifts = cause.check == effect.check == "shift"
-    return shifts and effect.layer == WHOLE_RUN and cause.layer != WHOLE_RUN
+    return effect.check == "shift" and effect.layer == WHOLE_RUN
 
 
 def _moves(finding: Finding) -> bool:
@@ -160,24 +180,28 @@ def _moves(finding: Finding) -> bool:
     return finding.check in ("shift", "operating point") and finding.value > 0 and finding.layer != WHOLE_RUN
 
 
-def _stuck_parameters(cause: Finding, effect: Finding, order: Order) -> bool:
+def _holds_still(cause: Finding, effect: Finding, order: Order) -> bool:
     """Parameters that do not move leave their layer where it is."""
-    return _is_low(cause) and effect.check == "operating point" and not _moves(effect)
+    return effect.check == "operating point" and not _moves(effect)
 
 
-def _steep(cause: Finding, effect: Finding, order: Order) -> bool:
+def _is_steep(cause: Finding) -> bool:
+    return cause.check == "scale over depth"
+
+
+def _tilts(cause: Finding, effect: Finding, order: Order) -> bool:
     """Gradients that differ by decades over depth make ratios to the weights that do."""
-    return cause.check == "scale over depth" and effect.check == "trust ratio"
+    return effect.check == "trust ratio"
 
 
-_RULES: tuple[Follows, ...] = (
-    _broken_numbers,
-    _dead_layer,
-    _cut_path,
-    _flat_activation,
-    _steep,
-    _stuck_parameters,
-    _summed_up,
-    _handed_on,
+_RULES = (
+    Rule(_is_broken, _breaks),
+    Rule(_is_dead, _kills),
+    Rule(_is_cut, _cuts),
+    Rule(_is_flat, _flattens),
+    Rule(_is_steep, _tilts),
+    Rule(_is_low, _holds_still),
+    Rule(_shifts, _is_said_again),
+    Rule(_moves, _hands_on),
 )
 """In the order in which a cause is looked for."""

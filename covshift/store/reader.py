@@ -187,7 +187,12 @@ def _opened(target: Any, place: object) -> xr.DataTree:
 
 def _with_text_as_objects(dataset: xr.Dataset) -> xr.Dataset:
     """Text labels as Python strings: xarray cannot join recordings along labels of numpy's StringDType."""
-    text = {name: dataset[name].astype(object) for name in dataset.coords if dataset[name].dtype.kind == "T"}
+    coordinates = dataset.coords.variables  # a DataArray of each would carry all the others, and cost as much again
+    text = {
+        name: (variable.dims, variable.values.astype(object), variable.attrs)
+        for name, variable in coordinates.items()
+        if variable.dtype.kind == "T"
+    }
     return dataset.assign_coords(text)
 
 
