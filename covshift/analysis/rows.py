@@ -8,6 +8,7 @@ was not recorded is counted 0 and reads NaN once divided.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,9 @@ WINDOW_SHARE, WINDOW_RECORDS = 0.2, 5
 
 HELD_BYTES = 2**27
 """Largest group that is read as a whole: a thousand records of a hundred layers take half of it."""
+
+_HELD: dict[int, dict[str, dict[str, xr.Dataset]]] = {}
+"""Rows asked for so far, by stream and signal, of each tree of :func:`in_memory`: a page asks sixty times a run."""
 
 _MOMENTS = ("count", "nan_count", "posinf_count", "neginf_count", "sum", "m2", "m3", "m4")
 
@@ -75,13 +79,17 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
 def in_memory(recording: xr.DataTree) -> xr.DataTree:
     """A copy whose small groups are read once; what is too large to hold is read by whoever needs it, as far as needed.
 
-    Histograms, which are read step by step, stay where they are; superseded rows are nobody's business.
+    Histograms, which are read step by step, stay where they are; superseded rows are nobody's business. Nobody may
+    change the copy: :func:`layer_rows` remembers what it has answered of it.
     """
     copy = recording.copy()
+    _HELD[id(copy)] = {}
+    weakref.finalize(copy, _HELD.pop, id(copy), None)
     for path in schema.paths():
         node = copy[path] if f"/{path}" in copy.groups else None
         if isinstance(node, xr.DataTree) and not path.endswith("histograms") and node.nbytes <= HELD_BYTES:
             node.load()
+            _HELD[id(copy)][path] = {}
     return copy
 
 
@@ -119,6 +127,14 @@ def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") ->
         If no row of the signal has any status but ``absent``; the message lists the signals that are there.
     """
     layers = group(recording, "layers", stream=stream)
+    known = _HELD.get(id(recording), {}).get(f"{STREAM_PATHS[stream]}layers", {})
+    if signal in known:
+        return known[signal].copy()
+    known[signal] = _rows_of_signal(layers, signal, stream)
+    return known[signal].copy()
+
+
+def _rows_of_signal(layers: xr.Dataset, signal: str, stream: str) -> xr.Dataset:
     status = layers["status"].transpose("signal", ...).values
     recorded = [name for name, of_signal in zip(names(layers, "signal"), status, strict=True) if of_signal.any()]
     if signal not in recorded:
