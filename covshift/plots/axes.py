@@ -8,7 +8,6 @@ wide cell, not a shift of all that follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +18,13 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
     FuncFormatter,
-    Locator,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -41,11 +37,9 @@ from covshift.diagnosis.thresholds import Threshold
 from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount
+from covshift.plots.row_labels import RowFormatter, RowLocator, size_in_points
 
 FloatArray = NDArray[np.float64]
-
-LABEL_HEIGHT = 9.6
-"""Points of height that one tick label needs."""
 
 CHARACTER_WIDTH = 0.66
 """Width of a bold character on average, in its own size."""
@@ -68,73 +62,6 @@ def layer_height(layers: int, *, row: float = 0.1, least: float = 3.0, most: flo
     return float(np.clip(1.5 + row * layers, least, most))
 
 
-def size_in_points(ax: Axes) -> tuple[float, float]:
-    """Width and height of ``ax`` as it stands now, before layout has taken room for titles and labels."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    return ax.bbox.width * 72.0 / figure.dpi, ax.bbox.height * 72.0 / figure.dpi
-
-
-def label_positions(rows: int, *, points: float) -> NDArray[np.int64]:
-    """Rows to label where ``rows`` rows share ``points`` of height: every k-th, the first and the last among them."""
-    stride = max(int(np.ceil(rows * LABEL_HEIGHT / max(points, LABEL_HEIGHT))), 1)
-    kept = np.arange(0, rows, stride)
-    if kept.size > 1:
-        kept[-1] = rows - 1
-    return kept
-
-
-class RowLocator(Locator):
-    """Ticks at the rows that the height of the Axes has room to label, whenever it is asked: layout comes late."""
-
-    def __init__(self, rows: int, *, every: bool = False) -> None:
-        self.rows, self.every = rows, every
-
-    def __call__(self) -> list[float]:
-        """Positions of the labelled rows."""
-        ax = self.axis.axes if isinstance(self.axis, Axis) else None
-        if self.every or not isinstance(ax, Axes):
-            return [float(row) for row in range(self.rows)]
-        low, high = sorted(ax.get_ylim())
-        share = self.rows / max(high - low, 1.0)
-        return [float(row) for row in label_positions(self.rows, points=size_in_points(ax)[1] * share)]
-
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        """The same for any view."""
-        return self()
-
-
-class RowFormatter(Formatter):
-    """Names of the rows on ``axis``, of which only the first, the last and the widest drawn take part in the layout.
-
-    The block of labels is no larger than these make it, and layout and drawing measure each label several times. Axes
-    that share their rows share the formatter, whose own ``axis`` is the last of them, hence the argument.
-    """
-
-    def __init__(self, names: Sequence[str], axis: Axis) -> None:
-        self.names, self.labelled = names, axis
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        """Name of the row at a tick."""
-        return _name_at(self.names, x)
-
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Names of the rows at all ticks."""
-        labels = super().format_ticks(values)  # type: ignore[arg-type]
-        if labels:
-            bounding = {0, int(np.argmax([_text_width(label) for label in labels])), len(labels) - 1}
-            for at, tick in enumerate(self.labelled.get_major_ticks(len(labels))):
-                tick.label1.set_in_layout(at in bounding)
-        return labels
-
-
-@lru_cache(maxsize=4096)
-def _text_width(text: str) -> float:
-    """Width of a label in the font of all labels, in a unit of its own."""
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=LABEL_HEIGHT), False)
-    return float(width)
-
-
 def unlabel_rows(ax: Axes) -> None:
     """Leave the rows of ``ax`` without names: those of an Axes beside it hold for them, too."""
     ax.set_ylabel("")
@@ -152,15 +79,6 @@ def label_layers(
     ax.tick_params(axis="y", length=0, left=False)
     tall = size_in_points(ax)[1] > 200.0
     ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
-
-
-def _name_at(names: Sequence[str], at: float) -> str:
-    """Name of the row at a tick, so written that a tick made when the figure is drawn takes it for no formula."""
-    row = round(at)
-    if not 0 <= row < len(names) or abs(at - row) > 1e-6:
-        return ""
-    dollars = names[row].count("$") - names[row].count(r"\$")
-    return names[row].replace("$", r"\$") if dollars and dollars % 2 == 0 else names[row]
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:
@@ -229,14 +147,19 @@ def colorbar(
     label: str,
     formatter: Formatter | None = None,
     extend: Literal["neither", "both"] = "neither",
+    fill: bool = False,
 ) -> Colorbar:
-    """A thin colour bar beside one Axes or several; its label says quantity and unit, ``extend`` that values go on."""
+    """A thin colour bar beside one Axes or several, or one that lies in an Axes and takes all of it (``fill``).
+
+    Its label says quantity and unit, ``extend`` that values go on.
+    """
     axes = [beside] if isinstance(beside, Axes) else list(beside)
     figure = axes[0].get_figure()
     assert isinstance(figure, Figure | SubFigure)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
+    place: dict[str, Any] = {"cax": axes[0], "orientation": "horizontal"} if fill else {"ax": axes, "pad": 0.02}
+    bar = figure.colorbar(mesh, **place, aspect=32, format=formatter, extend=extend, extendfrac=0.02)
     if formatter is None:
-        label_amounts(bar.ax.yaxis)
+        label_amounts(bar.ax.xaxis if fill else bar.ax.yaxis)
     bar.set_label(label, color=style.look().muted, fontsize=9.0)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.0, labelcolor=style.look().muted, color=style.look().muted, length=2.0, width=0.7)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
@@ -25,6 +26,9 @@ from covshift.plots.axes import (
     wrapped,
 )
 from covshift.plots.labels import amount, count, elide, short_names
+
+SCALES = 0.9
+"""Inches that the colour scales and the key take below the panels."""
 
 BULK = 0.02
 """Share of the differences left beyond the ends of a colour scale: runs differ most in their first few steps."""
@@ -50,9 +54,10 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
     Returns
     -------
     Figure or SubFigure
-        A row of panels for each group, a panel for each measure; a measure has one colour scale throughout, centred on
-        0, over the bulk of its differences. In each Axes the differences are the first collection and the cells whose
-        interval covers 0, grey, the second; with one seed in either group nothing is grey, and the title says so.
+        A row of panels for each group, a panel for each measure; a measure has one colour scale throughout, drawn once
+        below all of its panels, centred on 0, over the bulk of its differences. In each Axes of a panel the differences
+        are the first collection and the cells whose interval covers 0, grey, the second; with one seed in either group
+        nothing is grey, and the title says so.
         An infinite difference of logarithms, one group being exactly zero, has the colour of the scale's end.
         Layers without a number of a measure are left out of its panels. A panel without a number says so.
     """
@@ -60,20 +65,23 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
     with style.context():
         shown = {measure: _shown(differences, measure) for measure in MEASURES}
         most = max((values.sizes["layer"] for values in shown.values()), default=0)
-        height = layer_height(most) + 0.5
-        figure = style.figure_on(ax, width=3.6 * len(MEASURES) + 1.2, height=height * max(len(groups), 1))
+        heights = [layer_height(most) + 0.5] * max(len(groups), 1) + [SCALES]
+        figure = style.figure_on(ax, width=3.6 * len(MEASURES), height=sum(heights))
         norms = {measure: _norm(values) for measure, values in shown.items()}
         if not groups:
             style.message(style.panels(figure, 1)[0], "differences: not measured (one group of runs only)")
             return figure
-        bands = figure.subfigures(len(groups), 1, squeeze=False)[:, 0] if len(groups) > 1 else [figure]
+        *bands, below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        meshes: dict[str, QuadMesh] = {}
         for band, group in zip(bands, groups, strict=True):
             here = differences.sel(group=group)
             for panel, measure in zip(style.panels(band, len(MEASURES)), MEASURES, strict=True):
-                _map(panel, here, measure, layers=shown[measure]["layer"].values.tolist(), norm=norms[measure])
+                mesh = _map(panel, here, measure, layers=shown[measure]["layer"].values.tolist(), norm=norms[measure])
+                meshes |= {} if mesh is None else {measure: mesh}
             text = wrapped(_title(here, group), width=44 * len(MEASURES))
             band.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
-        key_of_figure(bands[-1], _key(differences))
+        _scales(below, meshes)
+        key_of_figure(below, _key(differences))
     return figure
 
 
@@ -92,21 +100,31 @@ def _norm(values: xr.DataArray) -> Normalize:
     return Normalize(-limit, limit)
 
 
-def _map(ax: Axes, here: xr.Dataset, measure: str, *, layers: Sequence[str], norm: Normalize) -> None:
+def _map(ax: Axes, here: xr.Dataset, measure: str, *, layers: Sequence[str], norm: Normalize) -> QuadMesh | None:
     words, unit = MEASURES[measure]
     values, low, high = (here[f"{measure}{end}"].sel(layer=layers) for end in ("", "_low", "_high"))
     if not bool(values.notnull().any()):
         style.message(ax, f"{words}: not measured in both groups at a shared step")
-        return
+        return None
     covers = (low <= 0) & (high >= 0)
     mesh = layer_cells(ax, _drawable(values.where(~covers), norm), norm=norm, cmap=style.look().change, width=16)
     flat_cells(ax, covers, color=style.look().line)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    formatter = FuncFormatter(lambda value, _: _signed(value, unit)) if unit == "points" else None
-    label = "difference, percentage points" if unit == "points" else "difference of log10, decades"
-    colorbar(mesh, ax, label=label, formatter=formatter, extend="both")
     found = _zero_in_one(values, here) or _furthest(values, covers, unit=unit, level=here.attrs["level"])
     title(ax, f"{words}\n{found}", size=9.0)
+    return mesh
+
+
+def _scales(below: SubFigure, meshes: Mapping[str, QuadMesh]) -> None:
+    """The colour scale of every measure, side by side in the order of the panels."""
+    panels = style.panels(below, len(MEASURES), gridspec_kw={"wspace": 0.1})
+    for ax, (measure, (words, unit)) in zip(panels, MEASURES.items(), strict=True):
+        if measure not in meshes:
+            ax.set_axis_off()
+            continue
+        formatter = FuncFormatter(lambda value, _: _signed(value, "points")) if unit == "points" else None
+        label = f"{words}, difference in percentage points" if unit == "points" else f"{words}, difference of log10"
+        colorbar(meshes[measure], ax, label=label, formatter=formatter, extend="both", fill=True)
 
 
 def _drawable(values: xr.DataArray, norm: Normalize) -> xr.DataArray:

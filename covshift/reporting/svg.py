@@ -17,6 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from covshift.plots import style
+from covshift.plots.row_labels import as_one_artist
 
 RASTER_DPI = 144
 """Resolution of embedded heat maps: twice that of a common screen at the figure's natural size."""
@@ -63,6 +64,7 @@ def inline_svg(figure: Figure, *, prefix: str, label: str) -> str:
     str
         Markup. The same figure gives the same bytes.
     """
+    as_one_artist(figure)
     text = _saved(figure, prefix=prefix)
     if len(text) - sum(len(image) for image in _IMAGE.findall(text)) > HEAVY:
         for axes in figure.get_axes():

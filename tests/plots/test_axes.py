@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covshift.plots import axes
+from covshift.plots import axes, row_labels
 
 steps = st.lists(st.integers(0, 10**6), min_size=1, max_size=40, unique=True).map(sorted)
 
@@ -24,11 +24,11 @@ def test_every_step_lies_in_its_own_cell(at):
 
 @given(st.integers(1, 400), st.floats(20, 900))
 def test_labels_fit_into_the_height_and_name_both_ends(rows, points):
-    kept = axes.label_positions(rows, points=points)
+    kept = row_labels.label_positions(rows, points=points)
     assert kept[0] == 0 or rows == 1 or len(kept) == 1
     assert kept[-1] == rows - 1
     gaps = np.diff(kept) * points / rows
-    assert (gaps >= axes.LABEL_HEIGHT * 0.999).all()
+    assert (gaps >= row_labels.LABEL_HEIGHT * 0.999).all()
 
 
 @pytest.mark.parametrize("layers", [5, 50, 200])

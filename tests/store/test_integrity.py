@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from typer.testing import CliRunner
-from zarr.storage import LocalStore
 
 from covshift import store
 from covshift.cli import app
 from covshift.exceptions import RecordingDamaged, RecordingError
 from covshift.schema import Layer, Parameter, Row, Status
-from covshift.store import Writer
+from covshift.store import Writer, committed
 from covshift.store.recovery import recover
 
 
@@ -84,10 +83,10 @@ def test_a_damaged_index_costs_the_shard(path):
 def test_a_file_that_the_disk_cannot_read_is_damage_with_its_reason(path, monkeypatch):
     recording = store.open(path)
 
-    async def refused(self, key, prototype=None, byte_range=None):
+    def refused(path, byte_range):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(LocalStore, "get", refused)
+    monkeypatch.setattr(committed, "_bytes_of", refused)
     with pytest.raises(RecordingDamaged, match="'scalars/loss/c/0' cannot be read.*Input/output error") as caught:
         recording["scalars/loss"].load()
     assert caught.value.__cause__.errno == 5
