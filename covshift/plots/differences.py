@@ -22,6 +22,7 @@ from covshift.plots.axes import (
     layer_cells,
     layer_height,
     title,
+    unlabel_rows,
     unmeasured_key,
     wrapped,
 )
@@ -75,9 +76,16 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
         meshes: dict[str, QuadMesh] = {}
         for band, group in zip(bands, groups, strict=True):
             here = differences.sel(group=group)
+            named: list[str] = []
             for panel, measure in zip(style.panels(band, len(MEASURES)), MEASURES, strict=True):
-                mesh = _map(panel, here, measure, layers=shown[measure]["layer"].values.tolist(), norm=norms[measure])
-                meshes |= {} if mesh is None else {measure: mesh}
+                layers = shown[measure]["layer"].values.tolist()
+                mesh = _map(panel, here, measure, layers=layers, norm=norms[measure])
+                if mesh is None:
+                    continue
+                meshes[measure] = mesh
+                if layers == named:
+                    unlabel_rows(panel)
+                named = layers
             text = wrapped(_title(here, group), width=44 * len(MEASURES))
             band.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
         _scales(below, meshes)

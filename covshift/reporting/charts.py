@@ -6,7 +6,6 @@ a heat map to 32 levels, one character a cell, which deflates well.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,16 @@ def rounded(values: Any) -> list[float | None]:
     >>> rounded([0.12345, float("nan"), 12345.0])
     [0.123, None, 12300.0]
     """
-    return [float(f"{value:.3g}") if math.isfinite(value) else None for value in np.asarray(values).tolist()]
+    exact = np.asarray(values, dtype=np.float64)
+    sizes = np.abs(exact)
+    # Within these, powers of ten are exact, so that what is divided by one is the number nearest to its three digits.
+    plain = (sizes > 1e-19) & (sizes < 1e19)
+    digits = np.floor(np.log10(np.where(plain, sizes, 1.0))) - 2
+    up, down = 10.0 ** np.maximum(digits, 0.0), 10.0 ** np.maximum(-digits, 0.0)
+    found: list[float | None] = (np.round(np.where(plain, exact, 0.0) * down / up) * up / down).tolist()
+    for at in np.flatnonzero(~plain).tolist():
+        found[at] = float(f"{exact[at]:.3g}") if np.isfinite(exact[at]) else None
+    return found
 
 
 def packed_levels(levels: NDArray[np.int64]) -> str:

@@ -16,8 +16,8 @@ from covshift.plots.registry import FIGURES, Drawn
 from covshift.reporting.results import Results
 from covshift.reporting.svg import inline_svg
 
-MOST_FIGURES = 15
-"""Figures on a page: what it can hold, and what a reader can."""
+MOST_FIGURES = 12
+"""Figures on a page: those of one run and two to spare; the more runs, the more is left to what compares them."""
 
 SECTIONS: Mapping[str, tuple[str, str]] = {
     "shift": (

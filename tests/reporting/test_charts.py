@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb, to_rgba
 
 from covshift.diagnosis import diagnose
@@ -33,6 +35,18 @@ def sections(result):
 def test_numbers_keep_three_digits_and_what_is_no_number_is_null():
     values = np.array([0.0, -1.23456e-7, 98765.4, np.nan, np.inf, -np.inf])
     assert rounded(values) == [0.0, -1.23e-7, 98800.0, None, None, None]
+
+
+@given(st.lists(st.floats(), max_size=20))
+def test_numbers_are_those_that_three_digits_print(values):
+    found = rounded(values)
+    for value, three in zip(values, found, strict=True):
+        if not np.isfinite(value):
+            assert three is None
+            continue
+        assert three == float(f"{three:.3g}")
+        # A number half-way between two of three digits may go either way.
+        assert three == float(f"{value:.3g}") or abs(three - value) <= abs(float(f"{value:.3g}") - value) * (1 + 1e-9)
 
 
 def test_levels_rise_with_the_count_and_none_but_nothing_is_empty():
