@@ -131,7 +131,7 @@ def _scales(below: SubFigure, meshes: Mapping[str, QuadMesh]) -> None:
             ax.set_axis_off()
             continue
         formatter = FuncFormatter(lambda value, _: _signed(value, "points")) if unit == "points" else None
-        label = f"{words}, difference in percentage points" if unit == "points" else f"{words}, difference of log10"
+        label = f"{words}: difference, points" if unit == "points" else f"{words}: difference of log10"
         colorbar(meshes[measure], ax, label=label, formatter=formatter, extend="both", fill=True)
 
 

@@ -113,8 +113,20 @@ class RowLabels(Text):
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the name of every labelled row."""
-        for _ in self._each(self.shown):
-            super().draw(renderer)
+        font, height = self.get_fontproperties(), renderer.get_canvas_width_height()[1]
+        _, tall, descent = renderer.get_text_width_height_descent("lp", font, False)
+        scale = np.asarray(
+            renderer.points_to_pixels(float(self.get_fontsize()) / LABEL_HEIGHT), dtype=np.float64
+        ).item()
+        style = renderer.new_gc()
+        style.set_foreground(self.get_color())
+        for row in self._each(self.shown):
+            # As Text does for centred labels, but it would measure the same names again in every figure.
+            x, y = self.get_transform().transform(self.get_unitless_position())
+            x, y = x - scale * _text_width(self.names[row]), y - (tall - descent) / 2
+            y = height - y if renderer.flipy() else y
+            renderer.draw_text(style, x, y, self.names[row], font, 0.0, ismath=False, mtext=self)
+        style.restore()
 
     def get_window_extent(self, renderer: RendererBase | None = None, dpi: float | None = None) -> Bbox:
         """The box around all names."""

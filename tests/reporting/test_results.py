@@ -13,6 +13,7 @@ from covshift.diagnosis import diagnose
 from covshift.diagnosis.streams import has_same_examples
 from covshift.plots import style
 from covshift.plots.registry import FIGURES
+from covshift.plots.row_labels import as_one_artist
 from covshift.reporting.figures import SECTIONS, drawn
 from covshift.reporting.results import gather
 from covshift.reporting.svg import RASTER_DPI, inline_svg
@@ -71,6 +72,7 @@ def test_a_figure_of_the_page_stands_where_savefig_puts_it(run, name):
     with style.detached():
         ours, theirs = (style.root(FIGURES[name](run)) for _ in range(2))
     page = inline_svg(ours, prefix="p", label="a figure")
+    as_one_artist(theirs)
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "p", "svg.image_inline": True}):
         theirs.savefig(file, format="svg", facecolor="none", dpi=RASTER_DPI)
