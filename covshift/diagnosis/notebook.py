@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 
 from covshift.diagnosis.finding import SEVERITY, Finding
+from covshift.diagnosis.names import short_names
 from covshift.diagnosis.wording import plural
 
 _MARKS = {
@@ -18,19 +19,27 @@ _MARKS = {
 
 _CELL = "text-align: left; vertical-align: top"
 
+_WRAPPED = "overflow-wrap: anywhere"
+"""For text with names of layers in it, which may be longer than any line."""
+
+_NAME = 30
+"""Most characters of a layer's name in its own cell, whose title holds the full one."""
+
 
 def finding_html(finding: Finding) -> str:
     """One finding: verdict, check, layer, evidence, and what to try."""
-    return f"<table><tbody>{_row(finding, [])}</tbody></table>"
+    return f"<table><tbody>{_row(finding, [], short_names([finding.layer], width=_NAME)[0])}</tbody></table>"
 
 
 def diagnosis_html(sentence: str, findings: Sequence[Finding]) -> str:
     """The sentence, causes with what they explain, and what was not measured; findings that are ok are counted."""
     shown = [one for one in findings if one.verdict != "ok" and not one.explained_by]
     shown.sort(key=lambda one: SEVERITY.index(one.verdict))
-    body = "".join(_row(one, _following(one, findings)) for one in shown)
+    layers = list(dict.fromkeys(one.layer for one in shown))
+    short = dict(zip(layers, short_names(layers, width=_NAME), strict=True))
+    body = "".join(_row(one, _following(one, findings), short[one.layer]) for one in shown)
     fine = sum(one.verdict == "ok" for one in findings)
-    head = f"<p><b>{html.escape(sentence)}</b></p>"
+    head = f'<p style="{_WRAPPED}"><b>{html.escape(sentence)}</b></p>'
     return f"{head}<table><tbody>{body}</tbody></table><p>{plural(fine, 'finding')} ok.</p>"
 
 
@@ -38,7 +47,7 @@ def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
     return [one for one in findings if one.explained_by == f"{cause.check} in {cause.layer}"]
 
 
-def _row(finding: Finding, following: Sequence[Finding]) -> str:
+def _row(finding: Finding, following: Sequence[Finding], layer: str) -> str:
     color, mark = _MARKS[finding.verdict]
     verdict = f'<span style="color: {color}">{mark}</span> {finding.verdict}'
     told = [html.escape(finding.reason)]
@@ -49,5 +58,11 @@ def _row(finding: Finding, following: Sequence[Finding]) -> str:
         told.append(f"Explained by {html.escape(finding.explained_by)}")
     if following:
         told.append(f"Consequences: {plural(len(following), 'other finding')}")
-    cells = (verdict, html.escape(finding.check), html.escape(finding.layer), "<br>".join(told))
-    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+    title = f' title="{html.escape(finding.layer)}"' if layer != finding.layer else ""
+    cells = (
+        f'<td style="{_CELL}">{verdict}</td>',
+        f'<td style="{_CELL}">{html.escape(finding.check)}</td>',
+        f'<td style="{_CELL}"{title}>{html.escape(layer)}</td>',
+        f'<td style="{_CELL}; {_WRAPPED}">{"<br>".join(told)}</td>',
+    )
+    return f"<tr>{''.join(cells)}</tr>"

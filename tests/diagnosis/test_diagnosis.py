@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,18 @@ def test_html_of_a_finding_tells_evidence_and_advice_and_obeys_no_name():
         assert "To try: &lt;b&gt;try" in shown
     assert "Explained by units in &lt;script&gt;" in one._repr_html_()
     assert "Consequences: 1 other finding" in shown
+
+
+def test_html_shortens_long_names_of_layers_and_tells_them_apart_with_the_full_one_in_the_title():
+    names = ["L" * 200, "L" * 199 + "M", "conv1"]
+    findings = tuple(Finding("units", name, "bad", 3, 1.0, None, None, "dead", "") for name in names)
+    for shown in (Diagnosis(findings, tuple(names))._repr_html_(), "".join(one._repr_html_() for one in findings)):
+        cells = re.findall(r'<td[^>]*?( title="[^"]*")?>([^<]*)</td>', shown)
+        named = [(title, text) for title, text in cells if text not in ("units", "dead")]
+        assert [title for title, _ in named] == [f' title="{name}"' for name in names[:2]] + [""]
+        assert len({text for _, text in named}) == 3
+        assert all(len(text) <= 32 for _, text in named)
+        assert named[2][1] == "conv1"
 
 
 def test_the_terminal_table_shows_what_is_not_ok():
