@@ -112,10 +112,9 @@ def _words(river: Series) -> str:
 
 def _river(river: Series) -> Spec | None:
     what = _words(river)
-    middle = PROBABILITIES.index(0.5)
-    first, last = river["quantile"][river["held"]][[0, -1], middle].tolist()
     broken = river["nan"] + river["infinite"] > 0
     looks: tuple[dict[str, Any], ...] = ({"width": 1.8}, {"width": 1.0}, {"width": 1.0, "dash": True})
+    middle = PROBABILITIES.index(0.5)
     quantiles = [
         line(f"{probability:.0%}", river["quantile"][:, at], "accent", **looks[min(abs(at - middle), 2)])
         for at, probability in enumerate(PROBABILITIES)
@@ -124,7 +123,7 @@ def _river(river: Series) -> Spec | None:
         quantiles.append(line("NaN or infinite", np.where(broken, river["upper"][-1], np.nan), "bad", points=True))
     return chart(
         "river",
-        f"Distribution of {what}: median {amount(first)} at the first histogram, {amount(last)} at the last",
+        f"Distribution of {what}: {_medians(river['quantile'][river['held'], middle])}",
         x="histograms",
         y=_axis(river, what),
         lines=quantiles,
@@ -133,25 +132,30 @@ def _river(river: Series) -> Spec | None:
     )
 
 
+def _medians(medians: NDArray[np.float64]) -> str:
+    """What to say of the medians of the histograms a layer has, NaN where one holds no finite element."""
+    if np.isnan(medians).all():
+        return f"no finite element in {plural(len(medians), 'histogram')}"
+    return f"median {amount(float(medians[0]))} at the first histogram, {amount(float(medians[-1]))} at the last"
+
+
 def _ridges(river: Series, steps: Sequence[int]) -> Spec | None:
-    """Shares of the cells at the first, the middle and the last histogram."""
-    held = np.flatnonzero(river["held"])
+    """Shares of the cells at the first, the middle and the last histogram with a finite element; None without one."""
+    held = np.flatnonzero(river["finite"] > 0)
+    if not held.size:
+        return None
     ends = held[sorted({0, held.size // 2, held.size - 1})].tolist()
     counts = river["count"][ends]
     shares = rows.ratio(counts, counts.sum(axis=1, keepdims=True))
     roles = ("second", "zero", "accent")[-len(ends) :]
-    zeros = [share(float(z / n)) if n else "unknown" for z, n in zip(*_zero_and_all(river, ends), strict=True)]
+    zeros = [share(float(part)) for part in river["zero"][ends] / river["finite"][ends]]
     return chart(
         "ridges",
         f"The same at {len(ends)} steps; exactly zero: {', '.join(zeros)}",
         x=_axis(river, _words(river)).told() | {"centres": CELLS},
-        y=Axis("share of a cell", low=0.0, high=float(f"{np.nanmax(shares) * 1.05:.3g}")),
+        y=Axis("share of a cell", low=0.0, high=float(f"{shares.max() * 1.05:.3g}")),
         lines=[line(f"step {steps[at]}", shares[row].round(4), roles[row]) for row, at in enumerate(ends)],
     )
-
-
-def _zero_and_all(river: Series, at: list[int]) -> tuple[list[float], list[float]]:
-    return river["zero"][at].tolist(), river["finite"][at].tolist()
 
 
 def _track(moments: Series | None, activation: str, river: Series | None) -> Spec | None:

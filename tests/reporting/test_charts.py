@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb, to_rgba
 
 from covshift.diagnosis import diagnose
+from covshift.grid import VALUES
 from covshift.reporting import embedding, page
 from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, packed_levels, rounded, side_curve
 from covshift.reporting.drawn_records import drawn_records, thinned
@@ -186,6 +187,35 @@ def test_a_chart_without_a_number_is_none():
     empty = line("a", [np.nan, np.nan], "ink")
     assert chart("k", "t", x="layers", y=Axis("y"), lines=[empty]) is None
     assert chart("k", "t", x="layers", y=Axis("y"), lines=[empty], cells="0") is not None
+
+
+def test_a_layer_without_a_finite_element_says_so_and_draws_no_shares(make_run):
+    sections = sections_of(without_numbers(make_run(pairs=1, steps=(0, 10, 20)), at=(0, 1, 2)))
+    charts = {one["key"]: one for one in sections["layers"][1]["charts"]}
+    assert charts["river"]["title"] == "Distribution of z: no finite element in 3 histograms"
+    assert [one["label"] for one in charts["river"]["lines"] if None not in one["values"]] == ["NaN or infinite"]
+    assert "ridges" not in charts
+
+
+def test_shares_are_drawn_of_the_histograms_that_have_a_finite_element(make_run):
+    run = make_run(pairs=1, steps=(0, 10, 20, 30, 40))
+    whole = {one["key"]: one for one in sections_of(run)["layers"][1]["charts"]}
+    charts = {one["key"]: one for one in sections_of(without_numbers(run, at=(0, 2, 4)))["layers"][1]["charts"]}
+    assert [one["label"] for one in charts["ridges"]["lines"]] == ["step 10", "step 30"]
+    assert all(sum(one["values"]) == pytest.approx(1, abs=0.01) for one in charts["ridges"]["lines"])
+    assert whole["ridges"]["lines"][0]["label"] == "step 0"
+
+
+def without_numbers(run, *, at):
+    """The run with every element of the histograms at positions ``at`` NaN."""
+    histograms = run["histograms"].to_dataset().copy(deep=True)
+    counts = histograms["value_histogram"].transpose("step", "value_bin", ...).values
+    lost = counts[list(at)].sum(axis=1)
+    counts[list(at)] = 0
+    counts[list(at), VALUES.nan] = lost
+    lost_too = run.copy()
+    lost_too["histograms"] = histograms
+    return lost_too
 
 
 def test_every_layer_has_a_section_with_its_findings_and_charts(sections, result):
