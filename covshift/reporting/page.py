@@ -20,7 +20,14 @@ from markupsafe import Markup, escape
 from covshift.plots import labels, style
 from covshift.reporting import vendored
 from covshift.reporting.figures import Picture
-from covshift.reporting.verdict_table import alike_findings, bare_reason, explained, runs_by_checks, verdict_table
+from covshift.reporting.verdict_table import (
+    alike_findings,
+    bare_reason,
+    explained,
+    runs_by_checks,
+    shown_names,
+    verdict_table,
+)
 
 Printer = Callable[[Any], str]
 
@@ -210,6 +217,7 @@ def _environment() -> jinja2.Environment:
         "kind_of_ends": kind_of_ends,
         "explained": explained,
         "runs_by_checks": runs_by_checks,
+        "shown_names": shown_names,
         "bare": bare_reason,
         "alike_findings": alike_findings,
         "run_marks": RUN_MARKS,
@@ -218,9 +226,19 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _breakable(name: str) -> Markup:
-    """``name`` with places where a narrow column may break it, after dots and underscores, and none before a ``%``."""
-    return Markup(str(escape(name)).replace(".", ".<wbr>").replace("_", "_<wbr>").replace(" %", "&nbsp;%"))
+_JOINT = re.compile(r"(?<!\d)\.(?=\w)|\.(?=[^\W\d])|_(?=\w)")
+"""Where the words of a name meet: a dot or an underscore, but no dot between digits, which may be a decimal point."""
+
+
+def _breakable(text: str) -> Markup:
+    """``text`` with places where a narrow column may break the names in it; numbers stay whole, with their ``%``.
+
+    Examples
+    --------
+    >>> print(_breakable("block.3.conv_a fell from -0.13 to 0.032, 31 %"))
+    block.<wbr>3.<wbr>conv_<wbr>a fell from -0.13 to 0.032, 31&nbsp;%
+    """
+    return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(text))).replace(" %", "&nbsp;%"))
 
 
 def _quoted_names(layers: Collection[str]) -> re.Pattern[str]:

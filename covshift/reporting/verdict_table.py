@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.finding import worst
 from covshift.diagnosis.wording import quoted
 from covshift.plots.labels import short_names
+
+NAME = 30
+"""Most characters of a layer's name in a table: a longer one is shortened, and stands in full in the cell's title."""
+
+
+def shown_names(names: Iterable[str]) -> dict[str, str]:
+    """Each of the layers or parameters of a table as it is shown there.
+
+    Examples
+    --------
+    >>> shown_names(["encoder.blocks.0.attention.projection", "encoder.blocks.0.attention.projection", "head"])
+    {'encoder.blocks.0.attention.projection': 'encoder.blocks…tion.projection', 'head': 'head'}
+    """
+    distinct = list(dict.fromkeys(names))
+    return dict(zip(distinct, short_names(distinct, width=NAME), strict=True))
 
 
 def verdict_table(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +54,7 @@ def verdict_table(run: Mapping[str, Any]) -> dict[str, Any]:
                 "number": numbers.get(layer),
                 "words": [worst([word for word in words if word]), *(words[at] for at in used)],
             }
-            for (layer, words), short in zip(layers, short_names([name for name, _ in layers], width=30), strict=True)
+            for (layer, words), short in zip(layers, short_names([name for name, _ in layers], width=NAME), strict=True)
         ],
     }
 

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 from covshift.analysis import distributions, gradient_health, linkage, rows, shift
+from covshift.diagnosis import diagnose
 from covshift.exceptions import RecordingDamaged
 from covshift.reporting import write_report
 
@@ -462,6 +463,73 @@ class TestKeyboard:
         assert browser.js("return getComputedStyle(document.activeElement).outlineStyle") != "none"
 
 
+TOO_WIDE = """
+return [...document.querySelectorAll('.scroll')]
+  .filter((e) => e.checkVisibility() && e.scrollWidth > e.clientWidth).map((e) => e.ariaLabel)
+"""
+
+OPEN = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+
+ENDLESS = ["L" * 200, "L" * 199 + "M", "block." + "N" * 200, f"block.{'N' * 99}_{'N' * 100}"]
+
+
+@pytest.fixture(scope="module")
+def endless(make_run) -> list[xr.DataTree]:
+    return [
+        make_run(pairs=2, names=ENDLESS, dying=dying, linked=not dying, name=f"dying {dying}")
+        for dying in (False, True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def both(endless, tmp_path_factory) -> Path:
+    return write_report(endless, tmp_path_factory.mktemp("endless") / "report.html", figures_at_most=0)
+
+
+class TestEndlessNames:
+    def test_push_no_number_of_any_table_out_of_view(self, browser, both):
+        browser.visit(both)
+        browser.js(OPEN)
+        assert browser.js("return document.querySelectorAll('.scroll').length") > 10
+        assert browser.js("return document.querySelectorAll('#changes [title]').length") > 0
+        assert browser.js(TOO_WIDE) == []
+
+    def test_stand_shortened_and_apart_in_every_table_and_in_full_in_the_title(self, browser, both):
+        browser.visit(both)
+        browser.js(OPEN)
+        for table in ("grid", "shift-table", "layers-table"):
+            assert sorted(order(browser, f"#runs-1-{table}")) == sorted(ENDLESS)
+            shown = browser.texts(f"#runs-1-{table} tbody th")
+            assert len(set(shown)) == len(ENDLESS)
+            assert max(map(len, shown)) <= 32
+
+    @pytest.mark.parametrize(("table", "which"), [("layers-table", ENDLESS), ("parameters-table", ENDLESS[::2])])
+    def test_lead_from_tables_to_their_sections(self, browser, both, table, which):
+        browser.visit(both)
+        links = browser.js(
+            "return [...document.querySelectorAll(`#runs-1-${arguments[0]} tbody th`)]"
+            ".map((cell) => [cell.title.replace(/\\.weight$/, ''), cell.firstElementChild.getAttribute('href')])",
+            table,
+        )
+        assert sorted(links) == sorted([name, f"#r1-l{ENDLESS.index(name)}"] for name in which)
+
+    def test_leave_the_evidence_of_findings_in_view_in_a_notebook(self, browser, endless, tmp_path):
+        diagnosis = diagnose(endless[1])
+        shown = [diagnosis, *(one for one in diagnosis.findings if one.layer in ENDLESS)]
+        assert len(shown) > 4
+        boxes = "".join(f'<div style="width: 900px; overflow-x: auto">{one._repr_html_()}</div>' for one in shown)
+        page = tmp_path / "notebook.html"
+        page.write_text(f'<!doctype html><meta charset="utf-8"><body>{boxes}', encoding="utf-8")
+        browser.visit(page)
+        assert browser.js("return Math.max(...[...document.querySelectorAll('div')].map((e) => e.scrollWidth))") <= 900
+
+
+def test_four_runs_by_their_checks_fit_at_1200_pixels(browser, several):
+    browser.visit(several, width=1200)
+    assert "linkage" in browser.texts(".of-runs thead th")
+    assert browser.js(TOO_WIDE) == []
+
+
 @pytest.mark.parametrize("which", ["page", "several"])
 class TestEverywhere:
     def test_every_section_opens_by_a_click(self, browser, request, which):
@@ -499,6 +567,23 @@ class TestEverywhere:
         pdf = base64.b64decode(browser.command("Page.printToPDF", printBackground=True)["data"])
         assert pdf.startswith(b"%PDF")
         assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
+
+    def test_on_paper_no_table_runs_out_of_its_box_where_the_next_thing_stands(self, browser, request, which):
+        browser.visit(request.getfixturevalue(which), width=720, height=100)
+        browser.media(kind="print")
+        browser.until("return document.querySelector('#runs-0-shift table').getBoundingClientRect().height > 50")
+        low = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollHeight > e.clientHeight)"
+        assert browser.js(f"return {low}.map((e) => e.ariaLabel)") == []
+        assert browser.js(TOO_WIDE) == []
+
+    def test_on_paper_headings_hold_no_boxes_which_are_blank_where_a_heading_is_repeated(self, browser, request, which):
+        browser.visit(request.getfixturevalue(which))
+        browser.media(kind="print")
+        buttons = browser.js(
+            "return [...document.querySelectorAll('.sortable thead button')].map((e) => e.getClientRects().length)"
+        )
+        assert len(buttons) > 10
+        assert not any(buttons)
 
     def test_without_scripts_verdicts_findings_and_tables_are_there(self, browser, request, which):
         browser.command("Emulation.setScriptExecutionDisabled", value=True)

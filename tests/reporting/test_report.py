@@ -355,6 +355,23 @@ def test_a_layer_or_parameter_named_in_the_sentence_or_a_reason_leads_to_its_sec
         assert link.attributes["href"] == f"#r0-l{numbers[link.words.removesuffix('.weight')]}"
 
 
+def test_names_may_break_at_their_dots_and_numbers_nowhere(make_run, tmp_path):
+    names = ["block.0.conv_a", "block.0.act"]
+    made = written(
+        tmp_path, make_run(pairs=1, names=names, dying=True, attrs={"note": "-0.13 to 0.032, 1e-5.5 of 31 %"})
+    )
+    assert re.search(r"block\.<wbr>0\.<wbr>conv_<wbr>a", made.html)
+    assert "-0.13 to 0.032, 1e-5.5 of 31&nbsp;%" in made.html
+    assert not re.search(r"\d\.<wbr>\d", made.html)
+
+
+def test_a_recording_of_nothing_but_nan_has_a_report_without_a_warning(make_recording, tmp_path):
+    lost = {name: np.full((16, 4), np.nan, dtype=np.float32) for name in ("activation", "activation_grad")}
+    run = make_recording({step: {"a": lost, "b": lost} for step in (0, 10, 20)})
+    made = written(tmp_path, run, figures_at_most=15)
+    assert "NaN" in made.page.text
+
+
 def test_findings_that_come_or_go_name_every_layer_with_a_link_into_a_run_that_has_it(several):
     (table,) = several.page.find("table", class_="changes")
     changes = several.told["comparison"]["findings"]

@@ -283,7 +283,7 @@
     const run = table.dataset.base.split("/")[2];
     const links = new Map(all(`tr[id^="r${run}-l"] > th`).map((cell) => [named(cell), `#${cell.parentElement.id}`]));
     for (const cell of all("tbody th", table)) {
-      const href = links.get(cell.textContent) ?? links.get(cell.textContent.replace(/\.[^.]*$/, ""));
+      const href = links.get(named(cell)) ?? links.get(named(cell).replace(/\.[^.]*$/, ""));
       if (href) cell.replaceChildren(element("a", cell.textContent, { href }));
     }
   }
