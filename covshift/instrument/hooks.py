@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import unserializable_hook
 
 from covshift.instrument import modulehooks
@@ -167,8 +168,20 @@ _NOTHING = nullcontext()
 
 
 def unseen() -> AbstractContextManager[Any]:
-    """Keep reading a tensor from the user's function modes; free where there are none."""
+    """Keep reading a tensor from the user's function and dispatch modes; free where there are none.
+
+    Selective checkpoints keep what operations give in the order in which a dispatch mode sees them, and would hand the
+    model what covshift had computed. Fake tensors are read by nobody, and without their mode could not be asked for.
+    """
+    if torch._C._len_torch_dispatch_stack() and not faked():
+        return _without_modes()
     return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else _NOTHING
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
 
 
 class Receiver(Protocol):

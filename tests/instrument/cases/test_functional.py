@@ -1,10 +1,13 @@
 """torch.func, and the user's own function modes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from covshift.schema import Status
 
@@ -78,6 +81,34 @@ def test_a_users_function_mode_sees_its_own_model_and_nothing_of_the_recorder(bu
         found = listed(model, x, recorder.step)
     assert found == expected
     assert status(recorder.recording, "0") == Status.OK
+
+
+class Logging(TorchDispatchMode):
+    """A user's own dispatch mode, which lists the operations it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_users_dispatch_mode_sees_its_own_model_and_nothing_of_the_recorder(record, assert_row):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Hardtanh(inplace=True), nn.Linear(64, 3))
+    x, seen = torch.randn(16, 1, 6, 6), []
+    for recorded in (False, True):
+        model.zero_grad()
+        with record(model) if recorded else nullcontext() as recorder:
+            with Logging() as log:
+                model(x).sum().backward()
+            if recorder is not None:
+                recorder.step()
+        seen.append(log.seen)
+    assert seen[0] == seen[1]
+    assert_row(recorder.recording, model[:2](x), layer="1", signal="activation")
 
 
 class Refusing(TorchFunctionMode):

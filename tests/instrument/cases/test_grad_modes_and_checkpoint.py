@@ -1,11 +1,13 @@
 """No graph, no gradient, and graphs that are built twice."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from covshift.schema import Status
 
@@ -195,3 +197,34 @@ def test_a_module_that_runs_under_no_grad_inside_training_says_so(record, status
         recorder.step()
     assert status(recorder.recording, "teacher") == Status.NO_GRAD_REQUIRED
     assert status(recorder.recording, "student") == Status.OK
+
+
+class Selective(nn.Module):
+    """A block of which all results but those of its first layer are saved, a threshold made by hand among them."""
+
+    takes = (6,)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.act, self.last = nn.Linear(6, 8), nn.ReLU6(), nn.Linear(8, 3)
+
+    def block(self, x):
+        h = self.act(4 * self.first(x))
+        return self.last(h * (h <= 3.0))
+
+    def forward(self, x):
+        contexts = partial(create_selective_checkpoint_contexts, self._policy)
+        return checkpoint(self.block, x, use_reentrant=False, context_fn=contexts)
+
+    @staticmethod
+    def _policy(context, operation, *args, **options):
+        first = operation is torch.ops.aten.addmm.default
+        return CheckpointPolicy.MUST_RECOMPUTE if first else CheckpointPolicy.MUST_SAVE
+
+
+def test_a_selective_checkpoint_saves_nothing_that_the_recorder_computes(train, unchanged, cell):
+    recorder = unchanged(Selective, lambda model: train(model, 4), may_warn=("checkpoint",))
+    # Of ReLU6 the recorder counts what lies between its bounds, with the operation that the block uses.
+    assert cell(recorder.recording, "count", layer="act", signal="activation", step=3) == 16 * 8
+    assert cell(recorder.recording, "count", layer="act", signal="activation_grad", step=3) == 16 * 8
