@@ -46,7 +46,7 @@ def active_mass(recording: xr.DataTree, *, stream: str = "train") -> xr.DataArra
     DataArray
         Dims ``(step, layer)``, the layers being the nonlinearities, in [0, 1]. ReLU, ReLU6, Hardtanh and linked ReLU
         are exact at every record; tanh and sigmoid are known where there is a histogram of z, to within the share of
-        one bin at each end. NaN elsewhere and for other activations.
+        one bin at each end. NaN elsewhere, where no element of z is finite, and for other activations.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def active_mass(recording: xr.DataTree, *, stream: str = "train") -> xr.DataArra
     kind = rows.names(z, "activation")
     exact = np.isin(kind, _EXACT) & (z["structural_measured"].values == 1)
     share = 1 - rows.ratio(z["structural_zero_count"].values.astype(np.float64), z["count"].values.astype(np.float64))
-    share = np.where(exact, share, np.nan)
+    share = np.where(exact & (rows.finite_count(z) > 0), share, np.nan)
     binned = np.flatnonzero(np.isin(kind, list(_HALF_WIDTH)))
     if len(binned):
         _fill_from_histograms(share, recording, z["step"].values, binned, kind, stream)

@@ -58,7 +58,8 @@ def zero_rate(recording: xr.DataTree, *, signal: str = "activation_grad", stream
     Returns
     -------
     DataArray
-        Dims ``(step, layer)``, in [0, 1]; NaN where nothing was recorded. NaN elements count as not zero.
+        Dims ``(step, layer)``, in [0, 1]; NaN where nothing finite was recorded. Beside finite elements, those that are
+        NaN or infinite count as not zero.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def zero_rate(recording: xr.DataTree, *, signal: str = "activation_grad", stream
         If the signal was not recorded; the message lists the signals that were.
     """
     found = rows.layer_rows(recording, signal=signal, stream=stream)
-    rate = found["zero_count"] / found["count"].where(found["count"] > 0)
+    rate = found["zero_count"] / found["count"].where(rows.finite_count(found) > 0)
     return rate.rename("zero_rate").assign_attrs(units="1", signal=signal)
 
 

@@ -19,6 +19,8 @@ import xarray as xr
 from covshift.analysis import rows
 from covshift.exceptions import SignalNotRecorded
 
+_COUNTS = ["count", "zero_count", "nan_count", "posinf_count", "neginf_count"]
+
 
 def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Dataset:
     """Structural zeros of every nonlinearity, against all zeros of the gradient with respect to its input z.
@@ -33,7 +35,8 @@ def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Datas
     Returns
     -------
     Dataset
-        Dims ``(step, layer)``, the layers being the nonlinearities; rates in [0, 1].
+        Dims ``(step, layer)``, the layers being the nonlinearities; rates in [0, 1], NaN where z, or for zeros of the
+        gradient the gradient, has no finite element.
 
         ``structural_rate``
             Share of z at which every member's derivative is zero; the violation rate of a linkage. NaN where the
@@ -58,9 +61,10 @@ def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Datas
     chosen = rows.nonlinearities(z)
     z = z.isel(layer=chosen)
     gradient = _gradient(recording, z, stream)
-    elements, atoms, gradient_elements, gradient_zeros = (
-        part[name].values.astype(np.float64) for part in (z, gradient) for name in ("count", "zero_count")
+    elements, gradient_elements = (
+        np.where(rows.finite_count(part) > 0, part["count"].values.astype(np.float64), 0.0) for part in (z, gradient)
     )
+    atoms, gradient_zeros = (part["zero_count"].values.astype(np.float64) for part in (z, gradient))
     zeros = np.where(z["structural_measured"].values == 1, z["structural_zero_count"].values, np.nan)
     other = gradient_zeros - zeros
     known = np.isfinite(zeros) & (elements > 0) & (gradient_elements > 0)
@@ -128,8 +132,8 @@ def _gradient(recording: xr.DataTree, z: xr.Dataset, stream: str) -> xr.Dataset:
     try:
         gradient = rows.layer_rows(recording, signal="preactivation_grad", stream=stream)
     except SignalNotRecorded:
-        return z[["count", "zero_count"]] * 0
-    return gradient[["count", "zero_count"]].sel(layer=z["layer"])
+        return z[_COUNTS] * 0
+    return gradient[_COUNTS].sel(layer=z["layer"])
 
 
 def _members(

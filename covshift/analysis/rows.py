@@ -34,8 +34,6 @@ HELD_BYTES = 2**27
 _HELD: dict[int, dict[str, dict[str, xr.Dataset]]] = {}
 """Rows asked for so far, by stream and signal, of each tree of :func:`in_memory`: a page asks sixty times a run."""
 
-_MOMENTS = ("count", "nan_count", "posinf_count", "neginf_count", "sum", "m2", "m3", "m4")
-
 
 def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dataset:
     """One group of one stream.
@@ -149,6 +147,27 @@ def _rows_of_signal(layers: xr.Dataset, signal: str, stream: str) -> xr.Dataset:
     return _joined(own, layers.sel(signal=PRODUCER_SIGNAL[signal], drop=True))
 
 
+def finite_count(layers: xr.Dataset) -> NDArray[np.float64]:
+    """Elements of every tensor that are neither NaN nor infinite, in the shape of its counts."""
+    parts = ("count", "nan_count", "posinf_count", "neginf_count")
+    count, *broken = (layers[name].values.astype(np.float64) for name in parts)
+    return np.asarray(count - sum(broken))
+
+
+def ended_before(values: NDArray[np.float64]) -> int:
+    """Records at the end without a number, where those are more than ever lay between two numbers before; else 0.
+
+    Examples
+    --------
+    >>> nan = float("nan")
+    >>> ended_before(np.array([2.0, 1.0, nan, nan])), ended_before(np.array([2.0, nan, 1.0, nan])), ended_before([])
+    (2, 0, 0)
+    """
+    known = np.flatnonzero(np.isfinite(values))
+    gone = len(values) - 1 - known[-1] if known.size else 0
+    return int(gone) if gone > np.diff(known, prepend=known[:1] - 1).max(initial=0) - 1 else 0
+
+
 def is_left_open(recording: xr.DataTree) -> bool:
     """Whether the file of a recording was not closed when it was read: it is being written, or its writer died."""
     return recording.attrs.get("covshift_commit", {}).get("closed") is False
@@ -224,8 +243,8 @@ def moments(
     Central power sums after Pebay (2008); skewness and kurtosis are the biased sample versions g1 and g2.
     """
     rows = layer_rows(recording, signal=signal, stream=stream)
-    raw = {name: rows[name].values.astype(np.float64) for name in _MOMENTS}
-    n = raw["count"] - raw["nan_count"] - raw["posinf_count"] - raw["neginf_count"]
+    raw = {name: rows[name].values.astype(np.float64) for name in ("sum", "m2", "m3", "m4")}
+    n = finite_count(rows)
     mean, spread = ratio(raw["sum"], n), np.sqrt(ratio(raw["m2"], n))
     shape = {"skewness": ratio(ratio(raw["m3"], n), spread**3), "kurtosis": ratio(ratio(raw["m4"], n), spread**4) - 3.0}
     factor = None if as_recorded else local_loss.factors(recording.attrs, rows, signal=signal, stream=stream)

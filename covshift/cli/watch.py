@@ -125,5 +125,6 @@ def _curves(recording: xr.DataTree) -> Table:
         values = logged[name].values
         known = values[np.isfinite(values)]
         last = f"{known[-1]:.4g}" if known.size else "none"
+        last += f", no number in {gone} records since" if (gone := rows.ended_before(values)) else ""
         table.add_row(Text(str(name)), last, sparkline(values))
     return table

@@ -30,6 +30,7 @@ _NOT_DUE = {
     schema.Status.UNSUPPORTED: "its output is of a kind that cannot be summarised",
     schema.Status.FAILED: "recording it failed",
 }
+_BROKEN = "every element of its gradient was NaN or infinite"
 _OTHER_OUTPUT = "no gradient arrived while another output of its module receives one"
 _KEEP_LIVE = (
     "a lower learning rate or another initialisation keeps units out of the flat part of the activation; a leaky or "
@@ -59,25 +60,30 @@ def gradient_arrives(recording: xr.DataTree) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Arrivals:
-    """What is known of each layer's gradient in every record; arrays of shape (step, layer)."""
+    """What is known of each layer's gradient in every record; arrays of shape (step, layer).
+
+    ``count`` is of finite elements; ``broken`` says where there were others only.
+    """
 
     names: list[str]
     steps: Steps
     depth: NDArray[np.int32]
     ran: NDArray[np.bool_]
     status: NDArray[np.uint8]
-    count: NDArray[np.uint64]
+    count: Floats
+    broken: NDArray[np.bool_]
     arrived: NDArray[np.bool_]
 
     @classmethod
     def of(cls, recording: xr.DataTree) -> _Arrivals:
         gradient = rows.layer_rows(recording, signal="activation_grad")
         outputs = rows.group(recording, "layers")["count"].sel(signal="activation").values
-        count, status = gradient["count"].values, gradient["status"].values
+        count, status = rows.finite_count(gradient), gradient["status"].values
         ran = ((outputs > 0) | (status != schema.Status.ABSENT)).any(axis=0)
+        broken = (count == 0) & (gradient["count"].values > 0)
         arrived = (count > 0) & (gradient["zero_count"].values < count)
         names, steps, depth = rows.names(gradient).tolist(), gradient["step"].values, gradient["depth"].values
-        return cls(names, steps, depth, ran, status, count, arrived)
+        return cls(names, steps, depth, ran, status, count, broken, arrived)
 
     @property
     def window(self) -> slice:
@@ -96,6 +102,8 @@ class _Arrivals:
         name, window = self.names[layer], self.window
         reached = np.flatnonzero(self.arrived[window].any(axis=0))
         due, elements = int(self.due[window, layer].sum()), int(self.count[window, layer].sum())
+        if not due and self.broken[window, layer].any():
+            return _no_gradient_due(name, self.status[window, layer], _BROKEN)
         if not due:
             return _no_gradient_due(name, self.status[window, layer])
         if not elements and _module(name) in {_module(self.names[other]) for other in reached}:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from covshift.analysis import rows
 from covshift.analysis.dead_units import DEAD_RATE, dead_units
 from covshift.analysis.unit_profile import unit_profile
 from covshift.diagnosis import streams
@@ -67,8 +68,12 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     profile = unit_profile(recording, stream=stream)
     stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
     always = profile["positive_rate"].values > 1 - ALWAYS_ON
-    findings = []
+    broken, findings = _without_numbers(recording, stream), []
     for layer in dict.fromkeys(columns["layer"].tolist()):
+        if layer in broken:
+            reason = f"{quoted(str(layer))}: every element of its output was NaN or infinite at the end of the run"
+            findings.append(not_measured("units", str(layer), reason, "mend what `non-finite` says first"))
+            continue
         mine = columns["layer"] == layer
         state = columns["state"][mine]
         quiet = np.isin(state, ["silent", "dead"])
@@ -89,6 +94,15 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
         )
         findings.append(census.finding(str(layer)))
     return findings
+
+
+def _without_numbers(recording: xr.DataTree, stream: str) -> set[str]:
+    """Layers of whose output no element is finite, in no record of the last window that has any."""
+    output = rows.layer_rows(recording, signal="activation", stream=stream)
+    window = rows.last_window(output.sizes["step"])
+    ran = (output["count"].values[window] > 0).any(axis=0)
+    finite = (rows.finite_count(output)[window] > 0).any(axis=0)
+    return set(rows.names(output)[ran & ~finite].tolist())
 
 
 @dataclass(frozen=True)

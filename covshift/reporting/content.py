@@ -223,6 +223,7 @@ def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:
             steps = scalars["step"].values[np.isfinite(scalars[name].values)]
             ends = {"first": number(known[0]), "last": number(known[-1]), "n": int(known.size)}
             ends |= {"first_step": int(steps[0]), "last_step": int(steps[-1])}
+            ends["ended_before"] = rows.ended_before(scalars[name].values)
             entries.append({"name": str(name)} | ends)
     return entries
 

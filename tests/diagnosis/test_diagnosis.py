@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from covshift.analysis import gradient_health
+from covshift.analysis.active_mass import active_mass
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.finding import WHOLE_RUN
 from covshift.diagnosis.rules import RULES
@@ -267,6 +269,27 @@ def test_a_run_that_blew_up_is_judged_without_a_warning(planted, everything):
     assert {f.layer for f in diagnosis.findings if f.check == "non-finite" and f.verdict == "bad"} == set(
         diagnosis.layers
     )
+
+
+@pytest.mark.parametrize("everything", [np.nan, np.inf])
+@pytest.mark.parametrize("first", [0, 60])
+def test_of_layers_without_a_finite_number_nothing_is_called_ok(planted, everything, first):
+    def blow_up(step, tensors):
+        for signals in tensors.values():
+            for signal, array in signals.items():
+                signals[signal] = np.full_like(array, everything) if step >= first else array
+
+    recording = planted(blow_up)
+    findings = diagnose(recording).findings
+    assert {f.verdict for f in findings if f.check in ("gradient arrives", "gradient zeros", "units")} == {
+        "not measured"
+    }
+    (said,) = {f.reason.partition(": ")[2] for f in findings if f.check == "units"}
+    assert said == "every element of its output was NaN or infinite at the end of the run"
+    for rates in (gradient_health.zero_rate(recording), active_mass(recording)):
+        gone = rates["step"].values >= first
+        assert np.isnan(rates.values[gone]).all()
+        assert first == 0 or np.isfinite(rates.values[~gone]).any()
 
 
 def test_what_is_no_recording_is_refused():
