@@ -181,7 +181,7 @@ class Recorder:
         self._give_scalars()
         if is_complete:
             self._name_unseen_steps()
-            self._surroundings.warn_of_new_modules(self._incidents)
+            self._surroundings.warn_of_new_parts(self._incidents)
             self._handover.wait_for_ranks()
         else:
             self._handover.part_from_ranks()

@@ -35,6 +35,8 @@ class Module:
         Whether ``zeros`` must be looked up at every call.
     was_called : bool
         Whether any recorded forward pass called it.
+    is_parametrization : bool
+        Whether it computes a parameter: to read that outside of a forward pass runs it, and is none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Module:
     zeros: ZeroSet | None
     zeros_move: bool
     was_called: bool = False
+    is_parametrization: bool = False
 
 
 class Observed:

@@ -101,6 +101,8 @@ class Observer:
 
     def expects(self, module: nn.Module) -> bool:
         """Whether a call that is not followed may begin a forward pass: one of the root, or the first of a step."""
+        if self._modules[id(module)].is_parametrization:
+            return False
         return module is self._root() or not self._clock.has_begun
 
     def glimpse(self, module: nn.Module) -> None:
@@ -115,6 +117,8 @@ class Observer:
         local = self._local
         if local.depth == 0 or self._is_left_behind(local, module):
             self._abandon(local, entering=module)
+            if self._modules[id(module)].is_parametrization:
+                return
             local.has_graph = torch.is_grad_enabled()
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
@@ -296,4 +300,5 @@ def _described(module: nn.Module, name: str, *, is_observed: bool) -> Module:
         is_activation=bool(sites.activation_kind(module)),
         zeros=None if moves else zero_set(module),
         zeros_move=moves,
+        is_parametrization="parametrizations" in name.split("."),
     )

@@ -35,6 +35,7 @@ class Surroundings:
         self._hidden = [] if settings.functional else hidden_functions(model)
         self._model = weakref.ref(model)
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
+        self._parameters = {name for name, _ in model.named_parameters()}
         chosen = sites.select(model, settings.layers)
         self._chosen = None if settings.layers is None else set(chosen.values())
         self._device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
@@ -56,8 +57,8 @@ class Surroundings:
                 f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
             )
 
-    def warn_of_new_modules(self, incidents: Incidents) -> None:
-        """Name modules that have come into the model since, in place of others or beside them."""
+    def warn_of_new_parts(self, incidents: Incidents) -> None:
+        """Name modules and parameters that have come into the model since, in place of others or beside them."""
         model = self._model()
         named = {} if model is None else dict(model.named_modules())
         new = {name for name, module in named.items() if not self._is_known(module)}
@@ -70,6 +71,26 @@ class Surroundings:
                 "model",
                 f"modules have come into the model after record(), in place of others or beside: {listed(wanted)}; "
                 "what they give is not recorded. Record the model once it is complete",
+            )
+        self._warn_of_new_parameters(incidents, named, new)
+
+    def _warn_of_new_parameters(self, incidents: Incidents, modules: dict[str, nn.Module], new: set[str]) -> None:
+        """Name parameters that have come into modules that were there before; a new module's go without saying."""
+        there = {
+            f"{name}.{own}" if name else own
+            for name, module in modules.items()
+            if name not in new
+            for own, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        if come := sorted(there - self._parameters):
+            gone = sorted(name for name in self._parameters - there if name.rpartition(".")[0] not in new)
+            instead = f", and norms of {listed(gone)}, which are gone, read NaN from there on" if gone else ""
+            incidents.warn_once(
+                "new parameters",
+                "model",
+                f"parameters have come into the model after record(): {listed(come)}; their norms are not recorded"
+                f"{instead}. Record the model once it is complete",
             )
 
     def _is_known(self, module: nn.Module) -> bool:

@@ -1,0 +1,81 @@
+"""Weights that modules compute, and weights that come later."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from covshift.schema import Status
+
+SAID = ("is not the batch",)
+"""Of what computes a weight: its output has no axis of examples."""
+
+
+def with_norms(read_outside):
+    """A training loop that looks at a computed weight after each step; losses are logged behind that."""
+
+    def run(model, recorder=None):
+        torch.manual_seed(4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        norms = []
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(16, 6)).square().mean().backward()
+            optimizer.step()
+            if read_outside:
+                norms.append(model[0].weight.norm().item())
+            if recorder is not None:
+                recorder.log(loss=step)
+        return norms
+
+    return run
+
+
+def model_of():
+    torch.manual_seed(3)
+    return nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_reading_a_computed_weight_outside_of_a_forward_pass_is_no_pass(record, layers_equal):
+    recordings = []
+    for read_outside in (False, True):
+        with record(model := model_of(), may_warn=SAID) as recorder:
+            with_norms(read_outside)(model, recorder)
+        recordings.append(recorder.recording)
+    plain, reading = recordings
+    layers_equal(plain, reading)
+    # Modules that compute a weight have rows of what they gave within the pass.
+    assert any("parametrizations" in name for name in reading["layers"].layer.values.tolist())
+    for recording in recordings:
+        assert recording["scalars"].step.values.tolist() == [0, 1, 2, 3]
+        assert recording["scalars"]["loss"].values.tolist() == [0, 1, 2, 3]
+
+
+def test_training_that_looks_at_computed_weights_keeps_its_bits(unchanged, status):
+    recorder = unchanged(model_of, with_norms(read_outside=True), may_warn=SAID)
+    assert status(recorder.recording, "0", step=3) == Status.OK
+
+
+@pytest.mark.filterwarnings("ignore::covshift.exceptions.CovshiftWarning")
+def test_parameters_that_come_later_or_are_replaced_are_named(record, train):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    said = "parameters have come into the model after record(): 0.weight_orig, 2.scale; their norms are not recorded"
+    with record(model, may_warn=(said,)) as recorder:
+        train(model)
+        prune.l1_unstructured(model[0], "weight", amount=0.5)
+        model[2].register_parameter("scale", nn.Parameter(torch.ones(3)))
+        train(model)
+    (message,) = recorder.warnings
+    assert said in message
+    assert "norms of 0.weight, which are gone, read NaN from there on" in message
+    norms = recorder.recording["parameters"]["weight_norm"].sel(parameter="0.weight").values
+    assert (norms[:1] > 0).all()
+    assert norms[1:] != norms[1:]
+
+
+def test_a_model_that_keeps_its_parameters_is_not_warned_of(record, train):
+    with record(model := model_of(), may_warn=SAID) as recorder:
+        train(model)
+    assert not any("come into the model" in message for message in recorder.warnings)
