@@ -87,7 +87,8 @@ def plot_comparison(
         its interval over seeds where there is one, and a line from the lowest mark to the highest; on logarithmic axes
         an exact zero is an arrow on the left edge. Where ``effects`` are given, a row of panels below: each group minus
         the first with its interval, filled where that leaves 0 out, as a key below them says; arrows for those beyond
-        the axis, as where one side alone is exactly zero. A run keeps its colour and its marker throughout. A panel without a number says so.
+        the axis, as where one side alone is exactly zero. A run keeps its colour and its marker throughout. A panel
+        without a number says so.
 
     Raises
     ------

@@ -628,9 +628,10 @@ def test_equal_numbers_of_all_seeds_read_as_no_difference(rate):
 
 
 def test_a_page_of_equal_groups_says_no_difference_where_it_printed_rounding(make_run, tmp_path):
-    same = make_run(pairs=1, steps=(0, 10))
-    report = written(tmp_path, {f"{group} seed {seed}": same for group in ("a", "b") for seed in range(3)})
-    table = report.page.find("table", class_="side-by-side")[0].words
+    runs = {f"{group} seed {seed}": make_run(pairs=1, steps=(0, 10)) for group in ("a", "b") for seed in range(3)}
+    for name, run in runs.items():
+        run.attrs["variant"] = name[0]
+    table = written(tmp_path, runs).page.find("table", class_="side-by-side")[0].words
     assert "no difference" in table
     assert "difference 0" not in table
 
