@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from covshift.analysis import gradient_health, linkage, rows, shift
+from covshift.analysis.matching import matched_layers
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 _Series = Callable[[xr.DataTree, str], xr.DataArray]
@@ -31,15 +32,17 @@ def paired_layers(recordings: Mapping[str, xr.DataTree], *, stream: str = "train
     Parameters
     ----------
     recordings : mapping of str to DataTree
-        Runs by name. Layers are matched by name; a layer that a run lacks is NaN there.
+        Runs by name. Layers are matched by :func:`covshift.analysis.matching.matched_layers`; one that a run lacks is
+        NaN there.
     stream : {"train", "evaluation"}
         Which rows.
 
     Returns
     -------
     Dataset
-        Dims ``(run, layer)``, layers in the order of the first run that has them. NaN where a run did not record what
-        a number needs.
+        Dims ``(run, layer)``, layers from the input side, in the same order whichever run comes first. NaN where a run
+        did not record what a number needs. The attribute ``matching`` says how layers were paired and how many of them
+        are not in every run.
 
         ``gradient_zero_rate``
             Share of zeros in dL/d(output).
@@ -58,14 +61,17 @@ def paired_layers(recordings: Mapping[str, xr.DataTree], *, stream: str = "train
         If there are no recordings.
     """
     _demand(recordings)
-    layers = list(dict.fromkeys(name for run in recordings.values() for name in _layers(run, stream)))
+    matched = matched_layers(recordings, stream=stream)
     tables = {
-        name: np.array([_medians(series, run, stream, layers) for run in recordings.values()])
+        name: np.array(
+            [_medians(series, one, stream, matched.names[run], matched.layers) for run, one in recordings.items()]
+        )
         for name, (series, _) in _MEASURES.items()
     }
     return xr.Dataset(
         {name: (("run", "layer"), table, {"units": _MEASURES[name][1]}) for name, table in tables.items()},
-        coords={"run": list(recordings), "layer": layers},
+        coords={"run": list(recordings), "layer": matched.layers},
+        attrs={"matching": matched.note},
     )
 
 
@@ -110,10 +116,6 @@ def _demand(recordings: Mapping[str, xr.DataTree]) -> None:
         raise InvalidArgumentError("recordings={}: expected at least one recording, as {name: recording}")
 
 
-def _layers(recording: xr.DataTree, stream: str) -> list[str]:
-    return [str(name) for name in rows.names(rows.group(recording, "layers", stream=stream))]
-
-
 def _scalars(recording: xr.DataTree) -> xr.Dataset:
     try:
         return rows.group(recording, "scalars")
@@ -121,11 +123,16 @@ def _scalars(recording: xr.DataTree) -> xr.Dataset:
         return xr.Dataset(coords={"step": np.zeros(0, dtype=np.int64)})
 
 
-def _medians(series: _Series, recording: xr.DataTree, stream: str, layers: list[str]) -> np.ndarray:
+def _medians(
+    series: _Series, recording: xr.DataTree, stream: str, names: Mapping[str, str], layers: list[str]
+) -> np.ndarray:
+    """Medians of one run, in the order of ``layers``; ``names`` are what it compares its own under."""
     try:
         table = series(recording, stream)
     except SignalNotRecorded:
         return np.full(len(layers), np.nan)
     # Computed first: dask warns of layers without any number, which numpy's median passes over here.
     window = table.isel(step=rows.last_window(table.sizes["step"])).compute()
-    return np.asarray(window.median("step").reindex(layer=layers).values)
+    middle = window.median("step")
+    compared = middle.assign_coords(layer=[names[name] for name in rows.names(middle).tolist()])
+    return np.asarray(compared.reindex(layer=layers).values)

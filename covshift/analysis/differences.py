@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import linkage, rows
-from covshift.analysis.matching import common_names
+from covshift.analysis.matching import Matching, matched_layers
 from covshift.analysis.seeds import seed_groups
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
@@ -41,7 +41,7 @@ def group_differences(
     Parameters
     ----------
     recordings : mapping of str to DataTree
-        Runs by name. Layers are matched by :func:`covshift.analysis.matching.common_names`.
+        Runs by name. Layers are matched by :func:`covshift.analysis.matching.matched_layers`.
     groups : mapping of str to str, optional
         Group of every run; :func:`covshift.analysis.seeds.seed_groups` by default. The first run's is the reference.
     stream : {"train", "evaluation"}
@@ -66,7 +66,7 @@ def group_differences(
 
         Coordinates ``seeds`` (group) count the runs, ``steps_left_out`` (group) steps of the first run at which some
         run of either group has no record. Attributes: ``reference`` and ``reference_seeds``; ``layers_left_out``, how
-        many layers have no counterpart; and ``level``.
+        many layers have no counterpart; ``matching``, how they were paired; and ``level``.
 
     Raises
     ------
@@ -85,9 +85,9 @@ def group_differences(
     """
     groups = seed_groups(recordings) if groups is None else groups
     members = _members(recordings, groups, level)
-    names, _ = common_names(recordings)
+    matched = matched_layers(recordings)
     reference, *others = members
-    layers, left_out = _paired_layers(names, members)
+    layers, left_out = _paired_layers(matched, members)
     records = _records(recordings, stream)
     grid = records[members[reference][0]]
     taken = {run: nearest_records(grid, steps) for run, steps in records.items()}
@@ -96,7 +96,7 @@ def group_differences(
     data: dict[str, xr.DataArray] = {}
     for name, (series, units) in _MEASURES.items():
         tables = {
-            run: _table(recording, series, names[run], layers, taken[run][kept], stream)
+            run: _table(recording, series, matched.names[run], layers, taken[run][kept], stream)
             for run, recording in recordings.items()
         }
         zeros = 0
@@ -120,6 +120,7 @@ def group_differences(
         "reference": reference,
         "reference_seeds": len(members[reference]),
         "layers_left_out": left_out,
+        "matching": matched.note,
         "level": level,
     }
     return xr.Dataset(data, coords, attrs)
@@ -166,14 +167,12 @@ def _members(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str], l
     return members
 
 
-def _paired_layers(
-    names: Mapping[str, Mapping[str, str]], members: Mapping[str, Sequence[str]]
-) -> tuple[list[str], int]:
+def _paired_layers(matched: Matching, members: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:
     """Layers, by the name they are compared under, of the first group and another; how many others there are."""
-    known = [dict.fromkeys(name for run in runs for name in names[run].values()) for runs in members.values()]
+    known = [{name for run in runs for name in matched.names[run].values()} for runs in members.values()]
     first, *others = known
-    layers = [name for name in first if any(name in one for one in others)]
-    return layers, len({name for one in known for name in one}) - len(layers)
+    layers = [name for name in matched.layers if name in first and any(name in one for one in others)]
+    return layers, len(matched.layers) - len(layers)
 
 
 def _records(recordings: Mapping[str, xr.DataTree], stream: str) -> dict[str, NDArray[np.int64]]:
@@ -241,6 +240,6 @@ def _mean_and_error(values: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Mean, its squared standard error (NaN below two numbers) and the degrees of freedom of that."""
     known = np.isfinite(values)
     n = known.sum(axis=0)
-    mean = rows.ratio(np.where(known, values, 0.0).sum(axis=0), n)
+    mean = rows.mean_of_known(values)
     square = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0)
     return mean, rows.ratio(square, (n - 1) * n), n - 1

@@ -267,6 +267,24 @@ def ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.floa
     return np.asarray(np.divide(numerator, denominator, out=blank, where=np.asarray(denominator) > 0))
 
 
+def mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over runs (the first axis) of what is finite, NaN where nothing is; of equal numbers exactly that number.
+
+    A plain sum of equal numbers may round, and their spread would then not be 0.
+
+    Examples
+    --------
+    >>> mean_of_known(np.array([[0.1, 1.0], [0.1, np.nan], [0.1, 2.0]]))
+    array([0.1, 1.5])
+    """
+    known = np.isfinite(values)
+    if not len(values):
+        return np.full(values.shape[1:], np.nan)
+    first = np.take_along_axis(values, known.argmax(axis=0)[None], axis=0)[0]
+    start = np.where(known.any(axis=0), first, 0.0)
+    return start + ratio((np.where(known, values, start) - start).sum(axis=0), known.sum(axis=0))
+
+
 def median(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Median over records (the first axis) of what was measured; NaN where nothing was.
 

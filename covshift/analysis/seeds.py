@@ -64,7 +64,7 @@ def over_seeds(
     Dataset
         The same variables with the groups in place of the runs, and for each ``name`` also ``name_low`` and
         ``name_high``: Student's interval of the mean, NaN where fewer than two runs of the group have a number. The
-        coordinate ``seeds`` (run) counts the runs of a group.
+        coordinate ``seeds`` (run) counts the runs of a group. Attributes are kept.
 
     Raises
     ------
@@ -83,7 +83,9 @@ def over_seeds(
         for suffix, columns in zip(("", "_low", "_high"), zip(*parts, strict=True), strict=True):
             coords = {dim: table[dim].values for dim in table.dims[1:]} | {"run": names}
             data[f"{name}{suffix}"] = xr.DataArray(np.stack(columns), coords, table.dims, attrs=variable.attrs)
-    return xr.Dataset(data).assign_coords(seeds=("run", [len(chosen) for chosen in members.values()]))
+    return xr.Dataset(data, attrs=values.attrs).assign_coords(
+        seeds=("run", [len(chosen) for chosen in members.values()])
+    )
 
 
 def members_of(values: xr.Dataset, groups: Mapping[str, str], *, level: float) -> dict[str, list[int]]:
@@ -114,8 +116,7 @@ def _interval(values: Floats, logarithmic: bool, level: float) -> tuple[Floats, 
     in_logs = logarithmic & np.all(~known | (values > 0), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         taken = np.where(in_logs, np.log(values), values)
-    held, n = np.where(known, taken, 0.0), known.sum(axis=0)
-    mean = rows.ratio(held.sum(axis=0), n)
+    n, mean = known.sum(axis=0), rows.mean_of_known(np.where(known, taken, np.nan))
     square = np.where(known, (taken - mean) ** 2, 0.0).sum(axis=0)
     error = np.sqrt(rows.ratio(square, (n - 1) * n))
     margin = stdtrit(np.maximum(n - 1, 1), (1 + level) / 2) * error

@@ -25,6 +25,7 @@ from covshift.plots.axes import (
     mark_edge,
     title,
     unlabel_rows,
+    wrapped,
 )
 from covshift.plots.effects import draw_effects, look_of_run
 from covshift.plots.labels import amount, elide, share, short_names
@@ -33,6 +34,9 @@ FloatArray = NDArray[np.float64]
 
 BULK = 0.005
 """Share of the points of curves that may lie beyond either end of their axis."""
+
+NOTE_CHARACTER = 4.6
+"""Points that a character of the note on matching takes at most, on average."""
 
 ENDS = ("low", "high")
 SPREAD = 0.5
@@ -61,9 +65,10 @@ def plot_comparison(
     Parameters
     ----------
     paired : Dataset
-        From :func:`covshift.analysis.comparison.paired_layers`: dims ``(run, layer)``. Layers are matched by name. Or
-        the same from :func:`covshift.analysis.seeds.over_seeds`, whose runs are groups of seeds: then every mark has
-        the interval of its mean.
+        From :func:`covshift.analysis.comparison.paired_layers`: dims ``(run, layer)``, and the attribute ``matching``,
+        a note on how layers were paired that heads the key. Or the same from
+        :func:`covshift.analysis.seeds.over_seeds`, whose runs are groups of seeds: then every mark has the interval of
+        its mean.
     curves : mapping of str to DataArray or Dataset, optional
         Logged scalars by name, each from :func:`covshift.analysis.comparison.scalars` with dims ``(run, step)``; or a
         Dataset from :func:`~covshift.analysis.seeds.over_seeds` that holds it, then with a band.
@@ -81,8 +86,9 @@ def plot_comparison(
         Above, one Axes for each curve; below, one for each measure, in which every layer is a row with one mark a run,
         its interval over seeds where there is one, and a line from the lowest mark to the highest; on logarithmic axes
         an exact zero is an arrow on the left edge. Where ``effects`` are given, a row of panels below: each group minus
-        the first with its interval, filled where that leaves 0 out; arrows for those beyond the axis, as where one side
-        alone is exactly zero. A run keeps its colour and its marker throughout. A panel without a number says so.
+        the first with its interval, filled where that leaves 0 out, as a key below them says; arrows for those beyond
+        the axis, as where one side alone is exactly zero. A run keeps its colour and its marker throughout. A panel
+        without a number says so.
 
     Raises
     ------
@@ -286,4 +292,11 @@ def _run_key(figure: Figure | SubFigure, runs: Sequence[str], paired: xr.Dataset
     if max(seeds, default=1) > 1:
         muted = style.look().muted
         handles.append(Line2D([], [], color=muted, linewidth=0.9, label="90 % interval of the mean over seeds"))
-    as_plain_text(figure.legend(handles=handles, loc="outside upper left", ncols=min(len(runs), 5)))
+    note = wrapped(
+        str(paired.attrs.get("matching", "")), width=int(figure.bbox.width * 72.0 / figure.dpi / NOTE_CHARACTER)
+    )
+    legend = figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(len(runs), 5), title=note or None, alignment="left"
+    )
+    legend.get_title().set(fontsize=8, parse_math=False)
+    as_plain_text(legend)

@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
-from covshift.plots.axes import label_layers, mark_edge, title, unlabel_rows
+from covshift.plots.axes import key_of_figure, label_layers, mark_edge, title, unlabel_rows
 from covshift.plots.labels import amount, elide, short_names
 
 SPREAD = 0.5
@@ -51,6 +53,24 @@ def draw_effects(
             unlabel_rows(ax)
         told = _furthest(effects, name, kind=kind)
         title(ax, f"{words}, minus {elide(str(effects.attrs['reference']), 18)}\n{told}", size=9.0)
+    if handles := _key(effects, list(measures)):
+        key_of_figure(figure, handles)
+
+
+def _key(effects: xr.Dataset, measures: Sequence[str]) -> list[Line2D]:
+    """What filled and hollow marks say, of those that are drawn."""
+    parts = [np.stack([effects[f"{name}{end}"].values for name in measures]) for end in ("", "_low", "_high")]
+    values, low, high = (part.astype(np.float64) for part in parts)
+    known = np.isfinite(low) & np.isfinite(high)
+    sure = known & ((low > 0) | (high < 0))
+    interval = f"{percent(float(effects.attrs['level']))} interval"
+    found = (
+        (sure.any(), "full", f"{interval} of the difference leaves 0 out"),
+        ((known & ~sure).any(), "none", f"hollow: {interval} covers 0"),
+        ((np.isfinite(values) & ~known).any(), "none", "hollow without a line: one seed on either side, no interval"),
+    )
+    look = {"color": style.look().muted, "marker": "o", "linestyle": "", "markersize": 4.0}
+    return [Line2D([], [], fillstyle=fill, label=label, **look) for there, fill, label in found if there]  # type: ignore[arg-type]
 
 
 def _panel(ax: Axes, effects: xr.Dataset, name: str, *, kind: str, runs: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import xarray as xr
 
 from covshift.analysis.differences import group_differences
-from covshift.analysis.matching import common_names
+from covshift.analysis.matching import Matching, matched_layers
 from covshift.analysis.seeds import seed_groups
 from covshift.reporting import embedding, figures
 from covshift.reporting.curves import curves
@@ -43,16 +43,15 @@ def compare(told: Sequence[Mapping[str, Any]], results: Mapping[str, Results], *
     """
     recordings = {name: result.recording for name, result in results.items()}
     groups = seed_groups(recordings)
-    names, by_depth = common_names(recordings)
+    matched = matched_layers(recordings)
     known = [(position, run) for position, run in enumerate(told) if run["recorded"]]
     compared = comparison_content(
         [run for _, run in known],
         groups=groups,
         positions=[position for position, _ in known],
-        names=names,
-        by_depth=by_depth,
+        matched=matched,
     )
-    drawn = figures.comparison_pictures(_paired(results, names), groups) if most else []
+    drawn = figures.comparison_pictures(_paired(results, matched), groups) if most else []
     if most > 1 and len(set(groups.values())) > 1:
         drawn += figures.difference_pictures(_apart(recordings, groups))
     return Comparison(compared, drawn, embedding.block({"curves": curves(recordings, groups)}))
@@ -64,12 +63,12 @@ def _apart(recordings: Mapping[str, xr.DataTree], groups: Mapping[str, str]) -> 
     return group_differences({run: one for run, one in recordings.items() if groups[run] in told}, groups=groups)
 
 
-def _paired(results: Mapping[str, Results], names: Mapping[str, Mapping[str, str]]) -> xr.Dataset:
+def _paired(results: Mapping[str, Results], matched: Matching) -> xr.Dataset:
     """What :func:`covshift.analysis.comparison.paired_layers` gives, under the names that runs are compared by."""
-    layers = list(dict.fromkeys(name for run in results for name in names[run].values()))
     tables = [
-        result.measures.assign_coords(layer=[names[run][layer] for layer in result.measures["layer"].values])
+        result.measures.assign_coords(layer=[matched.names[run][layer] for layer in result.measures["layer"].values])
         for run, result in results.items()
     ]
-    aligned = [table.reindex(layer=layers) for table in tables]
-    return xr.concat(aligned, xr.DataArray(list(results), dims="run", name="run"))
+    aligned = [table.reindex(layer=matched.layers) for table in tables]
+    joined = xr.concat(aligned, xr.DataArray(list(results), dims="run", name="run"))
+    return joined.assign_attrs(matching=matched.note)

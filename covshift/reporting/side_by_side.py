@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from covshift.analysis.differences import welch
+from covshift.analysis.matching import Matching
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 
@@ -27,8 +28,7 @@ def comparison_content(
     *,
     groups: Mapping[str, str],
     positions: Sequence[int],
-    names: Mapping[str, Mapping[str, str]],
-    by_depth: Mapping[str, int],
+    matched: Matching,
 ) -> dict[str, Any]:
     """Groups of runs, their numbers with intervals over seeds, and what became of the first group's findings.
 
@@ -40,8 +40,8 @@ def comparison_content(
         Group of every run, by the run's name.
     positions : sequence of int
         Where each of ``runs`` stands among all runs of the report.
-    names, by_depth : mapping
-        From :func:`covshift.analysis.matching.common_names`.
+    matched : Matching
+        From :func:`covshift.analysis.matching.matched_layers`.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def comparison_content(
                 "name": name,
                 "seeds": len(of_group),
                 "runs": [places[run["name"]] for run in of_group],
-                "by_depth": of_group[0]["name"] in by_depth,
+                "by_depth": of_group[0]["name"] in matched.by_depth,
             }
             for name, of_group in members.items()
         ],
@@ -73,9 +73,9 @@ def comparison_content(
         "findings": [
             change
             for name in named[1:]
-            for change in _changes(members[named[0]], members[name], group=name, names=names)
+            for change in _changes(members[named[0]], members[name], group=name, names=matched.names)
         ],
-        "matching": _matching(by_depth),
+        "matching": matched.note,
         "sentence": _sentence(runs),
     }
 
@@ -135,15 +135,14 @@ def _flagged(runs: Sequence[Run], check: str, names: Mapping[str, Mapping[str, s
     counts: Counter[str] = Counter()
     for run in runs:
         found = [f["layer"] for f in run["findings"] if f["check"] == check and f["verdict"] in ("watch", "bad")]
-        counts.update(list(dict.fromkeys(names[run["name"]].get(layer, layer) for layer in found)))
+        counts.update(list(dict.fromkeys(_compared_as(layer, names[run["name"]]) for layer in found)))
     return [layer for layer, count in counts.items() if 2 * count > len(runs)]
 
 
-def _matching(by_depth: Mapping[str, int]) -> str:
-    if not by_depth:
-        return "Layers are paired by name."
-    told = ", ".join(f"{name} ({plural(count, 'layer')} paired)" for name, count in by_depth.items())
-    return f"Layers are paired by name, but by order of depth, nonlinearities and others apart, in {told}."
+def _compared_as(found: str, names: Mapping[str, str]) -> str:
+    """What a layer, or a parameter of one, is called where runs are compared."""
+    owner, _, parameter = found.rpartition(".")
+    return names.get(found) or (f"{names[owner]}.{parameter}" if owner in names else found)
 
 
 def _by_name(run: Run, section: str, value: str) -> dict[str, Any]:

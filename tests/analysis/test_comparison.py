@@ -34,10 +34,10 @@ def test_layers_are_matched_by_name_and_missing_ones_are_nan(make_recording):
     first, _ = run(make_recording, ["a", "b"], 1.0)
     second, _ = run(make_recording, ["c", "b"], 2.0)
     found = comparison.paired_layers({"one": first, "two": second})
-    assert found["layer"].values.tolist() == ["a", "b", "c"]
+    assert found["layer"].values.tolist() == ["a", "c", "b"]
     assert found["run"].values.tolist() == ["one", "two"]
     known = np.isfinite(found["activation_sd"].values)
-    assert known.tolist() == [[True, True, False], [False, True, True]]
+    assert known.tolist() == [[True, False, True], [False, True, True]]
 
 
 def test_what_a_run_did_not_record_is_nan_there(make_recording):

@@ -361,3 +361,28 @@ def test_effects_are_drawn_with_their_intervals_and_filled_where_those_leave_zer
     np.testing.assert_array_equal(open_.get_xdata(), value[~sure])
     assert left_title(ax).startswith("structural zeros, minus a conv3: 3")
     assert left_title(ax).endswith(f"{sure.sum()} of 4 leave 0 out")
+
+
+def test_hollow_marks_have_a_key_and_the_note_on_matching_stands_with_the_runs(made):
+    groups = {f"{group}{seed}": group for group in ("a", "b") for seed in range(3)}
+    drawn = np.tile([[0.50, 0.50], [0.52, 0.52], [0.54, 0.54]], (2, 1)) + np.repeat([[0, 0], [0, 0.3]], 3, axis=0)
+    coords = {"run": list(groups), "layer": ["conv0", "conv1"]}
+    paired = xr.Dataset({"structural_rate": (("run", "layer"), drawn)}, coords, {"matching": "Paired by $depth_."})
+    effects = effect_sizes(paired, groups)
+    figure = plots.plot_comparison(over_seeds(paired, groups), effects=effects, measures=["structural_rate"])
+    figure.draw_without_rendering()
+    legends = [legend for band in figure.subfigs for legend in band.legends]
+    keys = {
+        text.get_text(): handle
+        for legend in legends
+        for text, handle in zip(legend.texts, legend.legend_handles, strict=True)
+    }
+    assert keys["90 % interval of the difference leaves 0 out"].get_fillstyle() == "full"
+    assert keys["hollow: 90 % interval covers 0"].get_fillstyle() == "none"
+    assert "Paired by $depth_." in [legend.get_title().get_text() for legend in legends]
+    only = plots.plot_comparison(
+        over_seeds(paired, groups), effects=effects.isel(layer=[1]), measures=["structural_rate"]
+    )
+    assert not any(
+        "hollow" in text.get_text() for band in only.subfigs for legend in band.legends for text in legend.texts
+    )

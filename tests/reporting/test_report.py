@@ -635,6 +635,24 @@ def test_the_range_over_seeds_is_left_out_where_it_reads_as_one_number(make_run,
     assert all(low != high for low, high in ranges)
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 1e-3])
+def test_equal_numbers_of_all_seeds_read_as_no_difference(rate):
+    from covshift.reporting.side_by_side import _effect
+
+    assert _effect([rate] * 3, [rate] * 3) == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    moved = _effect([rate] * 3, [2 * rate] * 3)
+    assert moved["low"] == moved["high"] == moved["difference"] == rate
+
+
+def test_a_page_of_equal_groups_says_no_difference_where_it_printed_rounding(make_run, tmp_path):
+    runs = {f"{group} seed {seed}": make_run(pairs=1, steps=(0, 10)) for group in ("a", "b") for seed in range(3)}
+    for name, run in runs.items():
+        run.attrs["variant"] = name[0]
+    table = written(tmp_path, runs).page.find("table", class_="side-by-side")[0].words
+    assert "no difference" in table
+    assert "difference 0" not in table
+
+
 def test_numbers_of_seeds_stand_with_their_difference_and_welchs_interval(make_run, tmp_path):
     from scipy import stats
 
