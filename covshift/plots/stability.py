@@ -77,6 +77,7 @@ def plot_stability(
         drawn = [panel for panel in axes if panel.axison]
         if drawn and stability.sizes["layer"]:
             label_layers(drawn[0], stability["layer"].values)
+            drawn[0].tick_params(axis="y", labelleft=True)
         for panel in drawn[1:]:
             unlabel_rows(panel)
         key_of_figure(figure, [*_state_keys(stability), _band_key()])
