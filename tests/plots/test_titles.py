@@ -77,7 +77,8 @@ def test_a_figure_says_the_same_whether_or_not_the_diagnosis_is_at_hand(name, si
 def test_the_title_over_zeros_tells_of_each_step_the_share_that_was_recorded_then(sick):
     said = " ".join(FIGURES["zeros"].figure(sick).get_suptitle().split())
     told = re.fullmatch(
-        r"Layer 'conv2' \(row act2\): share of units that no longer receive a gradient is 75 %; above 10 % since step (\d+), "
+        r"Layer 'conv2' \(row act2\): share of units that no longer receive a gradient is 75 %; "
+        r"above 10 % since step (\d+), "
         r"75 % since step (\d+) \(and 3 more layers\)",
         said,
     )
