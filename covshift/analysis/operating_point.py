@@ -97,9 +97,13 @@ def stability(
             direction it moved into the first quarter, tested on the other three and scaled to the whole window.
         ``scale_drift``, ``scale_low``, ``scale_high``
             Drift of the (mean over units of the) logarithm of the standard deviation.
-        ``shape_shift``, ``shape_high``
-            Equivalent shift between the first and the last fifth of the window, sampling noise taken off, and its upper
-            95 % bound; NaN where that noise is unknown, the bins too wide, or there are fewer than 2 histograms.
+        ``drifts_by``
+            Which of ``"location"``, ``"scale"``, ``"distribution"`` and ``"active mass"`` drift, joined by ``", "``;
+            empty where the state is another.
+        ``shape_shift``, ``shape_low``, ``shape_high``
+            Equivalent shift between the first and the last fifth of the window, sampling noise taken off, and its 90 %
+            interval, whose ends are 95 % bounds; NaN where that noise is unknown, the bins too wide, or there are fewer
+            than 2 histograms.
         ``active_mass``, ``mass_low``, ``mass_high``
             Median share of z with a usable derivative, and the 90 % interval of its drift; NaN where not known.
         ``settled_step``, ``settled_low``, ``settled_high``
@@ -142,7 +146,7 @@ def stability(
     )
     columns |= operating_parts.motion(recording, layers, stream, start)
     columns["susceptibility"] = rows.ratio(np.abs(columns["location_drift"]), columns["weight_path"])
-    columns["state"] = _states(columns)
+    columns["state"], columns["drifts_by"] = _states(columns)
     columns["by_units"] = by_unit
     return _dataset(columns, rows.names(layers), window, by_layer.steps)
 
@@ -256,18 +260,27 @@ def _first_inside(steps: NDArray[np.int64], outside: NDArray[np.bool_]) -> NDArr
     return np.where(last_outside + 1 < len(steps), steps[np.minimum(last_outside + 1, len(steps) - 1)], -1)
 
 
-def _states(columns: Columns) -> NDArray[np.str_]:
+def _states(columns: Columns) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """State of each layer, and by which tests it drifts."""
     parts = [columns["location_verdict"], columns["scale_verdict"]]
-    drifting = np.any([part == "DRIFTING" for part in [*parts, columns["mass_verdict"]]], axis=0)
-    drifting |= columns["shape_low"] > LOCATION_MARGIN
+    drifts = {
+        "location": parts[0] == "DRIFTING",
+        "scale": parts[1] == "DRIFTING",
+        "distribution": columns["shape_low"] > LOCATION_MARGIN,
+        "active mass": columns["mass_verdict"] == "DRIFTING",
+    }
+    drifting = np.any(list(drifts.values()), axis=0)
     stable = np.all([part == "STABLE" for part in parts], axis=0)
     stable &= ~(columns["shape_high"] >= LOCATION_MARGIN)
     stable &= np.isin(columns["mass_verdict"], ["STABLE", ""]) & ~(columns["active_mass"] < LEAST_MASS)
-    return np.select([columns["frozen"], drifting, stable], ["FROZEN", "DRIFTING", "STABLE"], "UNDETERMINED")
+    state = np.select([columns["frozen"], drifting, stable], ["FROZEN", "DRIFTING", "STABLE"], "UNDETERMINED")
+    by = [", ".join(name for name, found in drifts.items() if found[at]) for at in range(len(state))]
+    return state, np.where(state == "DRIFTING", np.array(by, dtype=np.str_), "")
 
 
 _UNITS = {
     "state": "",
+    "drifts_by": "",
     "location_drift": "sd",
     "location_low": "sd",
     "location_high": "sd",
@@ -275,6 +288,7 @@ _UNITS = {
     "scale_low": "1",
     "scale_high": "1",
     "shape_shift": "sd",
+    "shape_low": "sd",
     "shape_high": "sd",
     "active_mass": "1",
     "mass_low": "1",

@@ -5,7 +5,7 @@ A title says what the rules found, in the words of the loudest finding; a pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import xarray as xr
@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from covshift.diagnosis import Finding
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, of_layers
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import style
 from covshift.plots.labels import elide
@@ -32,14 +33,22 @@ def _begun(finding: Finding) -> float:
     return float("inf") if finding.since_step is None else finding.since_step
 
 
-def headline(findings: Iterable[Finding], words: Callable[[Finding], str], *, foremost: str = "") -> str:
+def headline(
+    findings: Iterable[Finding],
+    words: Callable[[Finding], str],
+    *,
+    foremost: str = "",
+    drawn: Collection[str] = (),
+) -> str:
     """The loudest finding in ``words``, what it follows from, and how many more layers are flagged.
 
-    Of consequences equally loud, those of the check ``foremost`` come first. Empty where none is flagged.
+    Of consequences equally loud, those of the check ``foremost`` come first. Findings of the layers ``drawn`` go before
+    all others: a picture must show what its title tells. Empty where none is flagged.
     """
     loud = flagged(findings)
     if loud and loud[0].explained_by:
         loud.sort(key=lambda one: (SEVERITY.index(one.verdict), one.check != foremost))
+    loud.sort(key=lambda one: one.layer not in drawn)
     if not loud:
         return ""
     others = {finding.layer for finding in loud} - {loud[0].layer}
@@ -60,7 +69,13 @@ def over_time(finding: Finding) -> str:
     return f"; {finding.history}"
 
 
-def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray) -> Line2D | None:
+def rows_of(values: xr.DataArray) -> dict[str, int]:
+    """Row of every layer in a picture of ``values``, also by the name of the ``producer`` under which it was judged."""
+    labels = [values[name].values for name in ("producer", "layer") if name in values.coords]
+    return {str(name): row for names in labels for row, name in enumerate(names)}
+
+
+def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray, *, rules: Collection[str]) -> Line2D | None:
     """Mark on each layer's row the step since when a threshold was mostly exceeded.
 
     Parameters
@@ -71,18 +86,20 @@ def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray) -> L
         Those to watch or worse are marked.
     values : DataArray
         With the coordinate ``layer``, and perhaps ``producer``: the layer under whose name the row was judged.
+    rules : collection of str
+        Names in :data:`THRESHOLDS` of the rules on what the cells show. A finding by another rule is not marked, as the
+        cells would deny it.
 
     Returns
     -------
     Line2D or None
         The marks, labelled :data:`SINCE`; None where there is nothing to mark.
     """
-    labels = [values[name].values for name in ("producer", "layer") if name in values.coords]
-    rows = {str(name): row for names in labels for row, name in enumerate(names)}
+    rows, drawn = rows_of(values), [THRESHOLDS[rule] for rule in rules]
     low, high = sorted(ax.get_xlim())
     begun: dict[int, int] = {}
     for finding in flagged(findings):
-        if finding.layer in rows and finding.since_step is not None:
+        if finding.layer in rows and finding.since_step is not None and finding.threshold in drawn:
             row = rows[finding.layer]
             begun[row] = min(finding.since_step, begun.get(row, finding.since_step))
     if not begun:

@@ -85,7 +85,7 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         mark_edge(ax, w1["step"].values[far], edge=0.99, marker="^", along="x", label=BEYOND)
         beyond = [line for line in ax.get_lines() if line.get_label() == BEYOND]
         keys: list[object] = [Patch(facecolor=style.look().within_floor, label="within the noise floor")]
-        marks = mark_since(ax, found, w1)
+        marks = mark_since(ax, found, w1, rules=("shift",))
         key_below(ax, [*keys, unmeasured_key(), *limits, *([marks] if marks else []), *beyond])
         title(ax, _title(w1, moved, found))
     return ax

@@ -26,6 +26,9 @@ STATES = {"STABLE": "ok", "DRIFTING": "watch", "FROZEN": "watch", "UNDETERMINED"
 PARTS = {"location": "drift of location, sd", "scale": "drift of ln sd"}
 """What drifts, and in which unit."""
 
+SHAPE = "change of distribution, sd"
+"""The third test, between the ends of the window: it has a size but no direction."""
+
 BULK, LEAST_MARGINS, MOST_MARGINS = 0.9, 2.5, 20.0
 """Share of the drifts that a drift axis holds, and how many margins it spans at least and at most either side."""
 
@@ -49,8 +52,9 @@ def plot_stability(
     Returns
     -------
     Figure or SubFigure
-        For all layers three Axes that share their rows: drift of location and of scale over the last window, each with
-        its 90 % interval against the band of the margin, and the settled step with its range. For one layer two Axes:
+        For all layers four Axes that share their rows: drift of location and of scale and change of the distribution
+        over the last window, each with its 90 % interval against the band of the margin, and the settled step with its
+        range. The title says by which of these, or by the active mass, layers drift. For one layer two Axes:
         the drifts over the steps at which windows end, with the settled step as a line. The mark of a layer is that of
         its state's verdict; arrows on an edge are drifts beyond the axis. The title has the word.
 
@@ -63,17 +67,21 @@ def plot_stability(
         if layer is not None:
             return _of_one(stability, history, layer, ax)
         height = layer_height(stability.sizes["layer"], least=3.2)
-        figure = style.figure_on(ax, width=10.4, height=height)
-        axes = style.panels(figure, 3, sharey=True)
+        figure = style.figure_on(ax, width=12.4, height=height)
+        axes = style.panels(figure, 4, sharey=True)
         for panel, part in zip(axes[:2], PARTS, strict=True):
             _drifts(panel, stability, part)
-        _settled(axes[2], stability)
-        if stability.sizes["layer"]:
-            label_layers(axes[0], stability["layer"].values)
-        for panel in axes[1:]:
+        _changes(axes[2], stability)
+        _settled(axes[3], stability)
+        # A panel that only says why it is empty has no rows, and names beside it would take no part in the layout.
+        drawn = [panel for panel in axes if panel.axison]
+        if drawn and stability.sizes["layer"]:
+            label_layers(drawn[0], stability["layer"].values)
+            drawn[0].tick_params(axis="y", labelleft=True)
+        for panel in drawn[1:]:
             unlabel_rows(panel)
         key_of_figure(figure, [*_state_keys(stability), _band_key()])
-        _headline(figure, _finding(stability), width=124)
+        _headline(figure, _finding(stability), width=148)
     return figure
 
 
@@ -98,6 +106,24 @@ def _drifts(ax: Axes, stability: xr.Dataset, part: str) -> None:
         mark_edge(ax, rows[beyond], edge=edge, marker=marker, along="y", label="_beyond")
     ax.set_xlim(-reach, reach)
     ax.set_xlabel(PARTS[part])
+    ax.grid(axis="x")
+
+
+def _changes(ax: Axes, stability: xr.Dataset) -> None:
+    change, low, high = (stability[f"shape_{name}"].values for name in ("shift", "low", "high"))
+    margin = float(stability.attrs["location_margin"])
+    if not np.isfinite(change).any():
+        style.message(ax, f"{SHAPE}: not measured (no histograms of known sampling noise in the window)")
+        return
+    reach = _reach(change, margin)
+    ax.axvspan(0.0, margin, color=style.look().target, alpha=0.1, linewidth=0)
+    ax.axvline(margin, color=style.look().target, linewidth=0.9, linestyle=(0, (4, 2)), label="_margin")
+    rows = np.arange(change.size)
+    ax.hlines(rows, np.minimum(low, reach), np.minimum(high, reach), color=style.look().muted, linewidth=0.9)
+    _state_marks(ax, np.minimum(change, reach), rows, stability["state"].values)
+    mark_edge(ax, rows[change > reach], edge=1.0, marker=">", along="y", label="_beyond")
+    ax.set_xlim(-0.04 * reach, reach)
+    ax.set_xlabel(SHAPE)
     ax.grid(axis="x")
 
 
@@ -177,10 +203,19 @@ def _finding(stability: xr.Dataset) -> str:
     words = [f"{counts['STABLE']} of {total} stable"]
     if (settled >= 0).any():
         words[0] += f", the last since step {int(settled.max())}"
-    words += [f"{counts[state]} {state.lower()}" for state in STATES if state != "STABLE" and counts[state]]
+    by = {"DRIFTING": _drifts_by(stability)}
+    words += [
+        f"{counts[state]} {state.lower()}{by.get(state, '')}" for state in STATES if state != "STABLE" and counts[state]
+    ]
     words += [f"{name} {state}" for name, state in given.items()]
     window = f"window: steps {stability.attrs['window_start']}-{stability.attrs['window_end']}"
     return f"{'; '.join(words)} ({window})"
+
+
+def _drifts_by(stability: xr.Dataset) -> str:
+    """How many layers drift by which test: a layer may lie inside the margins of all the others."""
+    tests = Counter(test for by in stability["drifts_by"].values for test in str(by).split(", ") if test)
+    return f" ({', '.join(f'{test}: {number}' for test, number in tests.items())})" if tests else ""
 
 
 def _inputs(stability: xr.Dataset, layers: list[int]) -> list[xr.Dataset]:
@@ -230,7 +265,8 @@ def _course(ax: Axes, past: xr.Dataset, part: str, margin: float, settled: int) 
 def _word(at: xr.Dataset, layer: str) -> str:
     state, settled = str(at["state"].item()), int(at["settled_step"])
     since = f" since step {settled}" if settled >= 0 else ""
-    drift = f"'{elide(layer, 40)}' is {state.lower()}{since}"
+    by = f" by {at['drifts_by'].item()}" if at["drifts_by"].item() else ""
+    drift = f"'{elide(layer, 40)}' is {state.lower()}{by}{since}"
     if not np.isfinite(float(at["location_drift"])):
         return f"{drift}; its drift could not be measured"
     interval = between((float(at["location_low"]), float(at["location_high"])))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
-from covshift.diagnosis.diagnosis import WHOLE_RUN, Diagnosis
-from covshift.diagnosis.finding import of_layers
+from covshift.diagnosis.diagnosis import Diagnosis
+from covshift.diagnosis.finding import of_layers, worst
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
@@ -29,8 +31,10 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
     diagnosis : Diagnosis
         From :func:`covshift.diagnosis.diagnose`. Checks that apply to no layer are left out and named in the key.
     rows : int, default 60
-        At most so many layers. Where there are more, those with the worst verdicts are kept, in the order of the
-        network, and the title says how many are left out.
+        At most so many layers; the whole run and the model's input, which are none, come in addition. Where there are
+        more, those whose worst verdict is worst are kept, of these first the ones that are bad of themselves and not
+        by what another finding explains, then those with most loud verdicts. They stand in the order of the network,
+        and the title says how many of which verdict are left out.
     ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
@@ -48,7 +52,8 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
         raise InvalidArgumentError(f"rows={rows}: expected at least 1 layer to draw")
     grid = diagnosis.grid().transpose("layer", "check")
     idle = [str(check) for check in grid["check"].values if not (grid.sel(check=check) != "").any()]
-    shown = _worst(grid, rows).drop_sel(check=idle)
+    kept = _kept(grid, rows, causes={(finding.layer, finding.verdict) for finding in diagnosis.causes})
+    shown = grid.isel(layer=kept).drop_sel(check=idle)
     with style.context():
         height = layer_height(shown.sizes["layer"], row=0.165, least=2.0, most=12.0)
         ax = style.axes_on(ax, width=2.6 + 0.95 * shown.sizes["check"], height=height)
@@ -57,17 +62,29 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
         _marks(ax, shown)
         _columns(ax, [str(check) for check in shown["check"].values])
         label_layers(ax, shown["layer"].values, every=True)
-        title(ax, _finding(grid, left_out=grid.sizes["layer"] - shown.sizes["layer"]))
+        ax.set_ylabel(_rows_drawn(grid, shown))
+        title(ax, _finding(grid, left_out=np.delete(np.arange(grid.sizes["layer"]), kept)))
         without = [Line2D([], [], linestyle="", label=f"does not apply here: {', '.join(idle)}")] if idle else []
         key_below(ax, [*(_handle(verdict) for verdict in LOUDNESS), *without], columns=5, drop=8.0)
     return ax
 
 
-def _worst(grid: xr.DataArray, rows: int) -> xr.DataArray:
-    """The ``rows`` layers with the loudest verdicts, in their own order; the row of the whole run always stays."""
-    loudness = np.stack([(grid.values == verdict).sum(axis=1) for verdict in LOUDNESS[:2]], axis=1)
-    order = np.lexsort((-loudness[:, 1], -loudness[:, 0], grid["layer"].values != WHOLE_RUN))
-    return grid.isel(layer=np.sort(order[:rows]))
+def _kept(grid: xr.DataArray, rows: int, *, causes: Collection[tuple[str, str]]) -> NDArray[np.int64]:
+    """Positions of the ``rows`` layers with the worst verdicts and of all rows that are no layer, in their order."""
+    names = grid["layer"].values.tolist()
+    layers = np.array(of_layers(names), dtype=np.int64)
+    cells = grid.values[layers]
+    bad, watch = ((cells == verdict).sum(axis=1) for verdict in LOUDNESS[:2])
+    ranks = _ranks(cells)
+    explained = [(names[at], LOUDNESS[rank]) not in causes for at, rank in zip(layers, ranks, strict=True)]
+    order = np.lexsort((-watch, -bad, np.array(explained, dtype=bool), ranks))
+    others = np.setdiff1d(np.arange(len(names)), layers)
+    return np.sort(np.concatenate([others, layers[order[:rows]]]))
+
+
+def _ranks(cells: NDArray[np.str_]) -> NDArray[np.int64]:
+    """How loud the worst verdict of every row is, 0 the loudest."""
+    return np.array([LOUDNESS.index(worst(row)) for row in cells.tolist()], dtype=np.int64)
 
 
 def _marks(ax: Axes, grid: xr.DataArray) -> None:
@@ -118,9 +135,23 @@ def _handle(verdict: str) -> Line2D:
     )
 
 
-def _finding(grid: xr.DataArray, *, left_out: int) -> str:
-    layers = grid.isel(layer=of_layers(grid["layer"].values.tolist()))
-    worst = Counter(next((v for v in LOUDNESS if v in row), "not measured") for row in layers.values.tolist())
-    parts = [f"{worst[verdict]} {verdict}" for verdict in LOUDNESS if worst[verdict]]
-    found = f"{plural(layers.sizes['layer'], 'layer')} by their worst check: {', '.join(parts)}"
-    return f"{found} ({plural(left_out, 'quieter layer')} left out)" if left_out else found
+def _rows_drawn(grid: xr.DataArray, shown: xr.DataArray) -> str:
+    """What the rows are: how many layers of how many, and what else."""
+    names = shown["layer"].values.tolist()
+    drawn, there = of_layers(names), len(of_layers(grid["layer"].values.tolist()))
+    number = str(there) if len(drawn) == there else f"{len(drawn)} of {there}"
+    others = [name for at, name in enumerate(names) if at not in drawn]
+    return f"layer, input side on top (n = {number})" + (f"; no layer: {', '.join(others)}" if others else "")
+
+
+def _finding(grid: xr.DataArray, *, left_out: NDArray[np.int64]) -> str:
+    layers = of_layers(grid["layer"].values.tolist())
+    found = f"{plural(len(layers), 'layer')} by their worst check: {_counted(grid.values[layers])}"
+    hidden = f" ({left_out.size} of them left out: {_counted(grid.values[left_out])})" if left_out.size else ""
+    return found + hidden
+
+
+def _counted(cells: NDArray[np.str_]) -> str:
+    """How many rows there are of each worst verdict."""
+    ranks = Counter(_ranks(cells).tolist())
+    return ", ".join(f"{ranks[rank]} {verdict}" for rank, verdict in enumerate(LOUDNESS) if ranks[rank])

@@ -32,11 +32,14 @@ from covshift.plots.axes import (
     unmeasured_key,
     wrapped,
 )
-from covshift.plots.headline import headline, mark_since, named, over_time
-from covshift.plots.labels import share, short_names
+from covshift.plots.headline import NAME_WIDTH, headline, mark_since, named, over_time, rows_of
+from covshift.plots.labels import elide, share, short_names
 
 NAMED_CURVES = 4
 """Layers named in the survival panel: those that lost most units."""
+
+RULES = ("gradient_missing", "structural_zeros", "gradient_zeros")
+"""Those on shares of elements, as the maps show them; the rules on units count what no cell shows."""
 
 
 def plot_gradient_zeros(
@@ -60,8 +63,8 @@ def plot_gradient_zeros(
         Share of structural zeros, dims ``(step, layer)``: elements at which the nonlinearity has no derivative. Drawn
         apart, since a zero of another origin says nothing about the nonlinearity.
     findings : iterable of Finding
-        Of the checks ``"gradient arrives"`` and ``"gradient zeros"``: the loudest is the title, and each marks the step
-        since when.
+        Of the checks ``"gradient arrives"`` and ``"gradient zeros"``: the loudest of a layer drawn is the title, and
+        each by a rule on shares of elements marks the step since when.
     ax : Axes, Figure or SubFigure, optional
         Where to draw; a new figure by default.
 
@@ -85,12 +88,17 @@ def plot_gradient_zeros(
         if keys:
             key_of_figure(figure, keys)
         text = wrapped(
-            headline(found, partial(_words, first_step=_first_step(zero_rate)), foremost="gradient arrives")
-            or _zero_finding(zero_rate),
+            _told(zero_rate, found) or _zero_finding(zero_rate),
             width=50 * columns,
         )
         figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold", parse_math=False)
     return figure
+
+
+def _told(zero_rate: xr.DataArray, findings: list[Finding]) -> str:
+    rows = {name: str(zero_rate["layer"].values[row]) for name, row in rows_of(zero_rate).items()}
+    words = partial(_words, first_step=_first_step(zero_rate), rows=rows)
+    return headline(findings, words, foremost="gradient arrives", drawn=rows)
 
 
 def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[Finding]) -> list[Artist]:
@@ -105,7 +113,7 @@ def _zero_maps(axes: list[Axes], maps: dict[str, xr.DataArray], findings: list[F
         title(ax, name[0].upper() + name[1:], size=9.0)
         if drawn:
             unlabel_rows(ax)
-        marks = None if drawn else mark_since(ax, findings, values)
+        marks = None if drawn else mark_since(ax, findings, values, rules=RULES)
         limits.extend([marks] if marks else [])
         if not np.isfinite(values.values).all() and not any(isinstance(one, Patch) for one in limits):
             limits.append(unmeasured_key())
@@ -214,16 +222,25 @@ def _first_step(zero_rate: xr.DataArray) -> int:
     return int(zero_rate["step"].values[0]) if zero_rate.sizes["step"] else 0
 
 
-def _words(finding: Finding, *, first_step: int) -> str:
+def _words(finding: Finding, *, first_step: int, rows: dict[str, str]) -> str:
+    subject = _subject(finding, rows)
     if finding.check == "gradient arrives":
         if finding.reached_step is None:
-            return f"{named(finding)} hardly receives a gradient{over_time(finding)}"
+            return f"{subject} hardly receives a gradient{over_time(finding)}"
         if finding.reached_step <= first_step:
-            return f"{named(finding)} receives no gradient"
+            return f"{subject} receives no gradient"
         earlier = f" ({_before(finding)})" if finding.since_step != finding.reached_step else ""
-        return f"{named(finding)} stops receiving gradient at step {finding.reached_step}{earlier}"
+        return f"{subject} stops receiving gradient at step {finding.reached_step}{earlier}"
     quantity = finding.threshold.quantity if finding.threshold is not None else "share of zeros"
-    return f"{named(finding)}: {quantity} is {share(finding.value)}{over_time(finding)}"
+    return f"{subject}: {quantity} is {share(finding.value)}{over_time(finding)}"
+
+
+def _subject(finding: Finding, rows: dict[str, str]) -> str:
+    """The layer of a finding, and in which row to look where that has another name or there is none."""
+    row = rows.get(finding.layer)
+    if row is None:
+        return f"{named(finding)} (not drawn)"
+    return named(finding) + (f" (row {elide(row, NAME_WIDTH)})" if row != finding.layer else "")
 
 
 def _before(finding: Finding) -> str:

@@ -63,13 +63,13 @@ class Made:
             counts[step] = np.bincount(VALUES.ids(drawn.astype(np.float32)), minlength=VALUES.size)
         return distributions.display(counts, np.arange(steps) * 10, layer="conv3", signal="activation", stream="train")
 
-    def diagnosis(self, layers: int, *, verdicts: np.ndarray | None = None) -> Any:
+    def diagnosis(self, layers: int, *, verdicts: np.ndarray | None = None, causes: tuple[Any, ...] = ()) -> Any:
         drawn = self.rng.choice(["ok", "watch", "bad", "not measured", ""], (layers, len(CHECKS)))
         if self.fill is not None:
             drawn = np.full_like(drawn, "not measured", dtype="<U12")
         cells = drawn if verdicts is None else verdicts
         coords = {"layer": self.names or layer_names(layers), "check": CHECKS}
-        return SimpleNamespace(grid=lambda: xr.DataArray(cells, coords, ("layer", "check")))
+        return SimpleNamespace(grid=lambda: xr.DataArray(cells, coords, ("layer", "check")), causes=causes)
 
     def parameter_norms(self, steps: int, parameters: int) -> xr.Dataset:
         names = [f"{name}.weight" for name in (self.names or layer_names(parameters))]
@@ -123,9 +123,12 @@ class Made:
     def stability(self, layers: int, *, states: list[str] | None = None) -> xr.Dataset:
         kinds = ["STABLE", "DRIFTING", "FROZEN", "UNDETERMINED"]
         data: dict[str, Any] = {"state": ("layer", states or [kinds[layer % 4] for layer in range(layers)])}
+        data["drifts_by"] = ("layer", np.where(np.array(data["state"][1]) == "DRIFTING", "location", ""))
         for part in ("location", "scale"):
             drift = self.table(1, layers, -1.0, 1.0)[0]
             data |= {f"{part}_{n}": ("layer", drift + d) for n, d in (("drift", 0.0), ("low", -0.1), ("high", 0.1))}
+        change = self.table(1, layers, 0.0, 1.0)[0]
+        data |= {f"shape_{n}": ("layer", change + d) for n, d in (("shift", 0.0), ("low", -0.1), ("high", 0.1))}
         settled = np.array([20 * layer if layer % 4 == 0 else -1 for layer in range(layers)], dtype=int)
         data |= {f"settled_{name}": ("layer", settled) for name in ("step", "low", "high")}
         attrs = {"window_start": 80, "window_end": 100, "location_margin": 0.2, "scale_margin": 0.18}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -64,7 +66,29 @@ class TestVerdictGrid:
     def test_only_the_worst_rows_are_kept_and_in_their_order(self, made):
         ax = plots.plot_verdict_grid(made().diagnosis(3, verdicts=self.words), rows=2)
         assert [label.get_text() for label in ax.get_yticklabels()] == ["conv0", "conv1"]
-        assert "1 quieter layer left out" in left_title(ax)
+        assert left_title(ax).endswith("(1 of them left out: 1 ok)")
+
+    def test_counts_in_title_and_on_the_axis_add_up_to_the_rows_drawn(self, made):
+        names = ["whole run", "(input)", *(f"conv{at}" for at in range(9))]
+        words = np.full((11, 4), "ok", dtype="<U12")
+        words[4:, 0], words[5, 1:] = "bad", "bad"
+        ax = plots.plot_verdict_grid(made(names=names).diagnosis(11, verdicts=words), rows=5)
+        drawn = [label.get_text() for label in ax.get_yticklabels()]
+        assert drawn[:2] == ["whole run", "(input)"]
+        assert len(drawn) == 2 + 5
+        said = "9 layers by their worst check: 7 bad, 2 ok (4 of them left out: 2 bad, 2 ok)"
+        assert left_title(ax) == said
+        assert ax.get_ylabel() == "layer, input side on top (n = 5 of 9); no layer: whole run, (input)"
+
+    def test_no_row_is_drawn_while_a_worse_one_or_one_that_causes_it_is_left_out(self, made):
+        words = np.full((6, 4), "watch", dtype="<U12")
+        words[1, 0] = words[5, 0] = "bad"
+        words[1, 1:] = words[5, 1:] = "ok"
+        words[3] = "bad"
+        cause = SimpleNamespace(layer="conv5", verdict="bad")
+        for rows, expected in ((1, ["conv5"]), (2, ["conv3", "conv5"]), (3, ["conv1", "conv3", "conv5"])):
+            ax = plots.plot_verdict_grid(made().diagnosis(6, verdicts=words, causes=(cause,)), rows=rows)
+            assert [label.get_text() for label in ax.get_yticklabels()] == expected
 
     def test_rows_below_one_are_refused(self, made):
         with pytest.raises(InvalidArgumentError, match="rows=0: expected at least 1"):

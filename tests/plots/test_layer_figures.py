@@ -138,7 +138,7 @@ class TestOperatingTrack:
 class TestStability:
     def test_marks_and_intervals_are_the_drifts(self, made):
         found = made(fill=0.1).stability(8)
-        location, scale, settled = plots.plot_stability(found).axes
+        location, scale, shape, settled = plots.plot_stability(found).axes
         for ax, part in ((location, "location"), (scale, "scale")):
             drawn = [line(ax, label).get_data() for label in labels(ax) if label[1:].isupper()]
             marks = {(row, drift) for drifts, at in drawn for row, drift in zip(at, drifts, strict=True)}
@@ -147,6 +147,11 @@ class TestStability:
             np.testing.assert_allclose(ends, found[[f"{part}_low", f"{part}_high"]].to_array().values.T)
             margin = found.attrs[f"{part}_margin"]
             assert [artist.get_xdata()[0] for artist in ax.get_lines()[:2]] == [-margin, margin]
+        drawn = [line(shape, label).get_data() for label in labels(shape) if label[1:].isupper()]
+        marks = {(row, change) for changes, at in drawn for row, change in zip(at, changes, strict=True)}
+        assert marks == set(enumerate(found["shape_shift"].values))
+        ends = np.array([segment[:, 0] for segment in shape.collections[0].get_segments()])
+        np.testing.assert_allclose(ends, found[["shape_low", "shape_high"]].to_array().values.T)
         np.testing.assert_array_equal(line(settled, "_STABLE").get_xdata(), [0, 80])
 
     def test_drifts_beyond_the_axis_are_arrows(self, made):
@@ -157,7 +162,8 @@ class TestStability:
 
     def test_the_title_has_the_words(self, made):
         assert headline(plots.plot_stability(made().stability(8))) == (
-            "2 of 8 layers stable, the last since step 80; 2 drifting; 2 frozen; 2 undetermined (window: steps 80-100)"
+            "2 of 8 layers stable, the last since step 80; 2 drifting (location: 2); 2 frozen; 2 "
+            "undetermined (window: steps 80-100)"
         )
 
     def test_one_layer_is_drawn_over_the_ends_of_its_windows(self, made):

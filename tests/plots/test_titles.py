@@ -7,10 +7,14 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from covshift.diagnosis import diagnose
+from covshift.plots.headline import SINCE
 from covshift.plots.registry import FIGURES
+from covshift.plots.row_labels import RowLabels, as_one_artist
+from covshift.plots.stability import plot_stability
 from covshift.schema import Layer
 
 STEPS = range(0, 200, 10)
@@ -73,8 +77,9 @@ def test_a_figure_says_the_same_whether_or_not_the_diagnosis_is_at_hand(name, si
 def test_the_title_over_zeros_tells_of_each_step_the_share_that_was_recorded_then(sick):
     said = " ".join(FIGURES["zeros"].figure(sick).get_suptitle().split())
     told = re.fullmatch(
-        r"Layer 'conv2': share of units that no longer receive a gradient is 75 %; above 10 % since step (\d+), 75 % "
-        r"since step (\d+) \(and 3 more layers\)",
+        r"Layer 'conv2' \(row act2\): share of units that no longer receive a gradient is 75 %; "
+        r"above 10 % since step (\d+), "
+        r"75 % since step (\d+) \(and 3 more layers\)",
         said,
     )
     assert told
@@ -88,9 +93,61 @@ def test_the_title_over_zeros_tells_of_each_step_the_share_that_was_recorded_the
     assert idle[steps < begun].max() <= 0.1 < idle[steps >= begun].min()
 
 
+def test_what_follows_a_mark_on_zeros_is_beyond_the_lowest_limit_drawn(sick):
+    figure = FIGURES["zeros"].figure(sick)
+    ax = figure.axes[0]
+    (mesh,) = [artist for artist in ax.collections if isinstance(artist, QuadMesh)]
+    shares = np.ma.filled(mesh.get_array(), np.nan)
+    (marks,) = [drawn for drawn in ax.get_lines() if drawn.get_label() == SINCE]
+    assert list(marks.get_ydata())
+    for step, row in zip(marks.get_xdata(), marks.get_ydata(), strict=True):
+        after = shares[int(row), np.array(STEPS) >= step]
+        assert np.mean(after > 0.95) > 0.5
+
+
+def test_the_title_over_zeros_names_a_row_of_the_figure(sick):
+    figure = FIGURES["zeros"].figure(sick)
+    names = {label.get_text() for label in figure.axes[0].get_yticklabels()}
+    said = " ".join(figure.get_suptitle().split()).split(";")[0]
+    assert {word.strip("'():") for word in said.split()} & names
+
+
+def test_what_drifts_by_its_distribution_alone_is_beyond_the_margin_there_and_said_to(made):
+    found = made(fill=0.0).stability(4)
+    found["shape_shift"][1], found["shape_low"][1], found["shape_high"][1] = 0.4, 0.3, 0.45
+    found["drifts_by"] = ("layer", ["", "distribution", "", ""])
+    figure = plot_stability(found)
+    beyond = []
+    for ax in figure.axes[:3]:
+        (mark,) = [drawn for drawn in ax.get_lines() if drawn.get_label() == "_DRIFTING"]
+        margin = max(drawn.get_xdata()[0] for drawn in ax.get_lines() if drawn.get_label() == "_margin")
+        beyond.append(bool(abs(mark.get_xdata()[0]) > margin))
+    assert beyond == [False, False, True]
+    assert "1 drifting (distribution: 1)" in " ".join(figure.get_suptitle().split())
+
+
+@pytest.mark.parametrize("missing", [["location"], ["location", "scale"]])
+def test_rows_are_named_at_the_first_panel_that_has_any(made, missing):
+    found = made().stability(4)
+    for part in missing:
+        found[f"{part}_drift"][:] = np.nan
+    shown = [(ax.axison, ax.yaxis.get_tick_params().get("labelleft", True)) for ax in plot_stability(found).axes]
+    assert [named for drawn, named in shown if drawn] == [True] + [False] * (3 - len(missing))
+
+
+def test_a_report_names_no_rows_beside_panels_without_any(made):
+    found = made(fill=np.nan).stability(4)
+    found["settled_step"][:] = -1
+    figure = plot_stability(found)
+    as_one_artist(figure)
+    assert not [artist for ax in figure.axes for artist in ax.get_children() if isinstance(artist, RowLabels)]
+
+
 def test_one_layer_that_stops_receiving_gradient_does_so_at_the_step_after_the_last_arrival(sick):
     said = " ".join(FIGURES["zeros"].figure(sick, layer="act0").get_suptitle().split())
-    found = re.match(r"Layer 'conv0' stops receiving gradient at step (\d+); follows from units in act1", said)
+    found = re.match(
+        r"Layer 'conv0' \(row act0\) stops receiving gradient at step (\d+); follows from units in act1", said
+    )
     assert found
     rows = sick["layers"].to_dataset().sel(layer="conv0", signal="activation_grad")
     arrived = (rows["zero_count"] < rows["count"]).to_series()
