@@ -35,7 +35,8 @@ class Surroundings:
         self._hidden = [] if settings.functional else hidden_functions(model)
         self._model = weakref.ref(model)
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
-        self._parameters = {name for name, _ in model.named_parameters()}
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         chosen = sites.select(model, settings.layers)
         self._chosen = None if settings.layers is None else set(chosen.values())
         self._device = next((p.device.type for p in model.parameters() if not p.is_meta), "cpu")
@@ -75,11 +76,11 @@ class Surroundings:
         self._warn_of_new_parameters(incidents, named, new)
 
     def _warn_of_new_parameters(self, incidents: Incidents, modules: dict[str, nn.Module], new: set[str]) -> None:
-        """Name parameters that have come into modules that were there before; a new module's go without saying."""
+        """Name parameters that have come into modules that still stand where they stood; others go without saying."""
         there = {
             f"{name}.{own}" if name else own
             for name, module in modules.items()
-            if name not in new
+            if name not in new and self._names[id(module)] == name
             for own, parameter in module._parameters.items()
             if parameter is not None
         }
