@@ -148,8 +148,11 @@ class ParameterMeter:
 
     @torch.no_grad()
     def before_next(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> None:
-        """Measure the gradients of a further optimizer of the same step as it finds them."""
-        if not self._row:
+        """Measure the gradients of a further optimizer of the same step as it finds them, or of the same one again.
+
+        Not where the step runs the model, in a closure, and so has none yet.
+        """
+        if not self._row or not self._has_gradients:
             return
         present, held = self._present(), identities(optimizer)
         gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.optimizerhooks import Listener
+from covshift.instrument.optimizerhooks import Listener, OpenCalls
 
 
 class StepClock:
@@ -22,6 +23,7 @@ class StepClock:
     calls no hook; :mod:`covshift.instrument.scaling` notices it. An optimizer that steps inside the backward pass ends
     its step when the next forward pass begins, for gradients are still on their way; its updates are not measured.
     An optimizer whose step is compiled is not seen either, and is named once the parameters are seen to move without.
+    Steps that an optimizer's step calls, its own (``super().step()``) or that of an optimizer it wraps, are part of it.
 
     Parameters
     ----------
@@ -31,6 +33,8 @@ class StepClock:
         Takes warnings.
     before : callable
         Called before each update of the model, with the optimizer and whether it was given a closure to run the model.
+    again : callable
+        Called with an optimizer whose gradients may have changed since ``before``, as its own step sees them next.
     after : callable
         Called after each update, with the optimizer and whether it ends the step.
     end : callable
@@ -43,13 +47,14 @@ class StepClock:
         incidents: Incidents,
         *,
         before: Callable[[torch.optim.Optimizer, bool], None],
+        again: Callable[[torch.optim.Optimizer], None],
         after: Callable[[torch.optim.Optimizer, bool], None],
         end: Callable[[], None],
     ) -> None:
         self._model = weakref.ref(model)
         self._parameters: set[int] = set()
         self._incidents = incidents
-        self._before, self._after, self._end = before, after, end
+        self._before, self._again, self._after, self._end = before, again, after, end
         self._forwards = 0
         self._stepped: set[int] = set()
         self._owed = self._is_stepping = False
@@ -58,6 +63,7 @@ class StepClock:
         self._first: weakref.ref[torch.Tensor] | None = None
         self._version = self._moves = 0
         self._listener: Listener | None = None
+        self._calls = OpenCalls()
 
     def install(self) -> None:
         """Start listening to optimizers."""
@@ -162,13 +168,18 @@ class StepClock:
         self._foreign.add(optimizer)
         return bool(self.own_group(optimizer))
 
-    def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_ours(optimizer) and not inside_backward():
-            self._is_stepping = True
-            self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
+    def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
+        if self._calls.encloses(call):
+            if not inside_backward() and self.own_group(optimizer):
+                self._again(optimizer)
+        elif self._is_ours(optimizer):
+            self._calls.open(call)
+            if not inside_backward():
+                self._is_stepping = True
+                self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
 
-    def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_ours(optimizer):
+    def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
+        if not self._calls.close(call):
             return
         self._is_stepping = False
         if inside_backward():
