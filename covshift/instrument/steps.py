@@ -59,7 +59,7 @@ class StepClock:
         self._stepped: set[int] = set()
         self._owed = self._is_stepping = False
         self._held: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
-        self._foreign: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._foreign: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._first: weakref.ref[torch.Tensor] | None = None
         self._version = self._moves = 0
         self._listener: Listener | None = None
@@ -161,12 +161,15 @@ class StepClock:
             return False
         if self.own_group(optimizer):
             return True
-        if optimizer in self._foreign:
+        held = identities(optimizer)
+        if self._foreign.get(optimizer) == held:
             return False
-        # Seen for the first time: it may update parameters that were put in the place of others.
+        # Seen for the first time with these: they may be parameters that were put in the place of others.
         self._know_parameters()
-        self._foreign.add(optimizer)
-        return bool(self.own_group(optimizer))
+        if self._parameters.isdisjoint(held):
+            self._foreign[optimizer] = held
+            return False
+        return True
 
     def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
         if self._calls.encloses(call):

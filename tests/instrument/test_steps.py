@@ -441,3 +441,38 @@ def test_steps_that_another_models_optimizer_calls_are_steps_of_their_own():
         outer.step(unrolled)
         outer.step(unrolled)
     assert recorder.step_count == 6
+
+
+def test_parameters_replaced_again_and_again_stay_those_of_their_optimizer():
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for step in range(9):
+            if step in (3, 6):
+                for layer in (model[0], model[2]):
+                    layer.weight = nn.Parameter(layer.weight.detach().clone())
+                    layer.bias = nn.Parameter(layer.bias.detach().clone())
+                optimizer.param_groups[0]["params"] = list(model.parameters())
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+    assert recorder.step_count == 9
+    updates = recorder.recording["parameters"].to_dataset()["update_norm"]
+    assert updates.step.values.tolist() == list(range(9))
+    assert (updates > 0).all()
+
+
+def test_an_optimizer_that_takes_the_model_over_from_another_counts_from_then_on():
+    model, other = perceptron(), perceptron()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    # Else the parameters that take their places might take their addresses, too.
+    _kept = [*model.parameters(), *other.parameters()]
+    with covshift.record(model, every=1) as recorder:
+        for step in range(4):
+            if step == 2:
+                for index in (0, 2):
+                    model[index].weight = nn.Parameter(model[index].weight.detach().clone())
+                    model[index].bias = nn.Parameter(model[index].bias.detach().clone())
+                optimizer.param_groups[0]["params"] = list(model.parameters())
+            (model if step >= 2 else other)(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+    assert recorder.step_count == 2
