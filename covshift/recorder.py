@@ -418,6 +418,8 @@ class Recorder:
                     scale=handed_scale(optimizer),
                     has_gradients=self._block is not None and not runs_model,
                     forwards=self._clock.forwards_of_step,
+                    # A scaler unscales the gradients of each optimizer at that one's own step.
+                    knows_others=self._scale.in_force == 1.0,
                 )
         self._name_lost_preclip()
 
