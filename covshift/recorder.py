@@ -405,7 +405,7 @@ class Recorder:
         if block is not None:
             self._handover.give(block, {}, scale=1.0)
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> bool:
         if self._unfinished is not None and (runs_model or not self._clock.continues(optimizer)):
             self._finish()
         with self._incidents.guard("parameters"):
@@ -422,6 +422,7 @@ class Recorder:
                     knows_others=self._scale.in_force == 1.0,
                 )
         self._name_lost_preclip()
+        return self._meter.has_begun
 
     def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
         with self._incidents.guard("parameters"):

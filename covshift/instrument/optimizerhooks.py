@@ -87,6 +87,23 @@ class OpenCalls:
         return True
 
 
+def after_own_pre_hooks(
+    optimizer: torch.optim.Optimizer, then: Callable[[torch.optim.Optimizer], None]
+) -> RemovableHandle | None:
+    """Have ``then`` called when the optimizer's own pre-hooks have run, which are called after those of the process.
+
+    None where it has none. The handle is to be removed once the step is over: while torch walks through the table of
+    hooks, nothing may be taken from it.
+    """
+    if not getattr(optimizer, "_optimizer_step_pre_hooks", None):
+        return None
+
+    def last(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        then(optimizer)
+
+    return optimizer.register_step_pre_hook(last)
+
+
 def _on_before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if not is_compiling():
         call = sys._getframe(1)

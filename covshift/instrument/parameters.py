@@ -199,6 +199,11 @@ class ParameterMeter:
             changed.norms[own], changed.shares[own] = norms[own], share[own]
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a step is being measured."""
+        return bool(self._row)
+
+    @property
     def is_complete(self) -> bool:
         """Whether nothing is awaited: every parameter that is learned has had its optimizer's step, or none has."""
         return self._changed is None or bool(self._changed.is_over.all())

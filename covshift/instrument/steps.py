@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.optimizerhooks import Listener, OpenCalls
+from covshift.instrument.optimizerhooks import Listener, OpenCalls, after_own_pre_hooks
 
 
 class StepClock:
@@ -32,7 +33,8 @@ class StepClock:
     incidents : Incidents
         Takes warnings.
     before : callable
-        Called before each update of the model, with the optimizer and whether it was given a closure to run the model.
+        Called before each update of the model, with the optimizer and whether it was given a closure to run the model;
+        tells whether the update is measured.
     again : callable
         Called with an optimizer whose gradients may have changed since ``before``, as its own step sees them next.
     after : callable
@@ -46,7 +48,7 @@ class StepClock:
         model: nn.Module,
         incidents: Incidents,
         *,
-        before: Callable[[torch.optim.Optimizer, bool], None],
+        before: Callable[[torch.optim.Optimizer, bool], bool],
         again: Callable[[torch.optim.Optimizer], None],
         after: Callable[[torch.optim.Optimizer, bool], None],
         end: Callable[[], None],
@@ -64,6 +66,7 @@ class StepClock:
         self._version = self._moves = 0
         self._listener: Listener | None = None
         self._calls = OpenCalls()
+        self._late: RemovableHandle | None = None
 
     def install(self) -> None:
         """Start listening to optimizers."""
@@ -84,6 +87,7 @@ class StepClock:
         """Stop listening."""
         if self._listener is not None:
             self._listener.remove()
+        self._forget_late()
 
     def forward(self) -> None:
         """A forward pass with gradients begins."""
@@ -179,17 +183,26 @@ class StepClock:
             self._calls.open(call)
             if not inside_backward():
                 self._is_stepping = True
-                self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
+                self._forget_late()
+                runs_model = (*args[1:], kwargs.get("closure"))[0] is not None
+                if self._before(optimizer, runs_model):
+                    self._late = after_own_pre_hooks(optimizer, self._again)
 
     def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
         if not self._calls.close(call):
             return
         self._is_stepping = False
+        self._forget_late()
         if inside_backward():
             self._owed = self._owed or self.has_begun
         else:
             self._after(optimizer, self._is_boundary(optimizer))
         self._held[optimizer] = identities(optimizer)
+
+    def _forget_late(self) -> None:
+        if self._late is not None:
+            self._late.remove()
+            self._late = None
 
     def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer's step ends a step of the record.

@@ -476,3 +476,42 @@ def test_an_optimizer_that_takes_the_model_over_from_another_counts_from_then_on
             (model if step >= 2 else other)(torch.randn(4, 6)).sum().backward()
             optimizer.step()
     assert recorder.step_count == 2
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_are_those_that_the_optimizers_own_pre_hooks_have_left(every):
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def clip(stepping, args, kwargs):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+    optimizer.register_step_pre_hook(clip)
+    recorder, updates, gradients = observed_training(model, optimizer, steps=4, every=every)
+    parameters = recorder.recording["parameters"].to_dataset()
+    np.testing.assert_allclose(parameters["gradient_norm"], gradients[::every], rtol=1e-6)
+    np.testing.assert_allclose(parameters["update_norm"], updates[::every], rtol=1e-5)
+    assert (parameters["gradient_norm_preclip"] > 2 * parameters["gradient_norm"]).all()
+    assert list(optimizer._optimizer_step_pre_hooks.values()) == [clip]
+
+
+def test_a_pre_hook_that_raises_costs_its_step_and_leaves_nothing_on_the_optimizer():
+    model, calls = perceptron(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def stumble(stepping, args, kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+
+    optimizer.register_step_pre_hook(stumble)
+    with covshift.record(model, every=2) as recorder:
+        model(torch.randn(4, 6)).sum().backward()
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+        optimizer.register_step_pre_hook(stumble)
+        for _ in range(3):
+            optimizer.step()
+            assert set(optimizer._optimizer_step_pre_hooks.values()) == {stumble}
+            model(torch.randn(4, 6)).sum().backward()
+    assert recorder.step_count == 3
