@@ -78,7 +78,12 @@ class Recorder:
         self._every, self._histograms_every, self._units_every = every, histograms_every, units_every
         self._incidents = Incidents()
         self._clock = StepClock(
-            model, self._incidents, before=self._before_update, after=self._after_update, end=self._close_step
+            model,
+            self._incidents,
+            before=self._before_update,
+            again=self._again_before_update,
+            after=self._after_update,
+            end=self._close_step,
         )
         self._observer = Observer(model, settings, self._incidents, open_block=self._open_block, clock=self._clock)
         self._surroundings = Surroundings(model, settings)
@@ -400,20 +405,31 @@ class Recorder:
         if block is not None:
             self._handover.give(block, {}, scale=1.0)
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> None:
+    def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> bool:
         if self._unfinished is not None and (runs_model or not self._clock.continues(optimizer)):
             self._finish()
         with self._incidents.guard("parameters"):
             if self._unfinished is not None:
                 self._meter.before_next(optimizer, scale=handed_scale(optimizer))
             elif self._block is not None or (not self._paused and self._every(self.step_count)):
-                # Without a block the optimizer runs the model itself, in a closure: gradients are still to come.
+                # An optimizer that runs the model itself, in a closure, steps by gradients that are still to come.
                 self._meter.before_step(
                     optimizer,
                     scale=handed_scale(optimizer),
-                    has_gradients=self._block is not None,
+                    has_gradients=self._block is not None and not runs_model,
                     forwards=self._clock.forwards_of_step,
+                    # A scaler unscales the gradients of each optimizer at that one's own step.
+                    knows_others=self._scale.in_force == 1.0,
                 )
+        self._name_lost_preclip()
+        return self._meter.has_begun
+
+    def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        with self._incidents.guard("parameters"):
+            self._meter.before_next(optimizer, scale=handed_scale(optimizer))
+        self._name_lost_preclip()
+
+    def _name_lost_preclip(self) -> None:
         if self._meter.has_lost_preclip:
             self._incidents.warn_once(
                 "changed",

@@ -126,21 +126,25 @@ class ParameterMeter:
         scale: float = 1.0,
         has_gradients: bool = True,
         forwards: int | None = None,
+        knows_others: bool = True,
     ) -> None:
         """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
         the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found. Backward
         passes are taken for micro-batches where ``forwards``, the forward passes of the step, are as many, or not
-        known.
+        known. Without ``knows_others`` gradients of parameters that the optimizer does not hold may be multiplied by
+        something else, and are left to :meth:`before_next`.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
         self._has_gradients, self._changed = has_gradients, None
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
-            self._row |= self._gradients(present, scale)
-            self._check_preclip(identities(optimizer), scale)
+            held = identities(optimizer)
+            known = present if knows_others else [p if id(p) in held else _NOTHING for p in present]
+            self._row |= self._gradients(known, scale)
+            self._check_preclip(held, scale)
             # Before the weights are kept: the sample that this one replaces is gone by then.
             self._row |= self._directions(forwards)
         if self._updates != "off":
@@ -148,8 +152,11 @@ class ParameterMeter:
 
     @torch.no_grad()
     def before_next(self, optimizer: torch.optim.Optimizer, *, scale: float = 1.0) -> None:
-        """Measure the gradients of a further optimizer of the same step as it finds them."""
-        if not self._row:
+        """Measure the gradients of a further optimizer of the same step as it finds them, or of the same one again.
+
+        Not where the step runs the model, in a closure, and so has none yet.
+        """
+        if not self._row or not self._has_gradients:
             return
         present, held = self._present(), identities(optimizer)
         gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
@@ -190,6 +197,11 @@ class ParameterMeter:
             norms = np.sqrt(weights.squared_changes(self._before) / np.where(share > 0, share, 1))
             own &= self._those(lambda p: p is not _NOTHING)
             changed.norms[own], changed.shares[own] = norms[own], share[own]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step is being measured."""
+        return bool(self._row)
 
     @property
     def is_complete(self) -> bool:
@@ -240,7 +252,7 @@ class ParameterMeter:
         self._samples.at_step(self._found_gradients())
         cosine = self._samples.cosine()
         noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
-        measured = (self._row["gradient_measured"] > 0) & ~self.sharded
+        measured = self._those(lambda p: p.grad is not None) & ~self.sharded
         return {
             "gradient_cosine": unknown if cosine is None else np.where(measured, cosine, np.nan),
             "gradient_noise_norm": unknown if noise is None else np.where(measured, noise, np.nan),

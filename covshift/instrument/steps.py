@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.optimizerhooks import Listener
+from covshift.instrument.optimizerhooks import Listener, OpenCalls, after_own_pre_hooks
 
 
 class StepClock:
@@ -22,6 +24,7 @@ class StepClock:
     calls no hook; :mod:`covshift.instrument.scaling` notices it. An optimizer that steps inside the backward pass ends
     its step when the next forward pass begins, for gradients are still on their way; its updates are not measured.
     An optimizer whose step is compiled is not seen either, and is named once the parameters are seen to move without.
+    Steps that an optimizer's step calls, its own (``super().step()``) or that of an optimizer it wraps, are part of it.
 
     Parameters
     ----------
@@ -30,7 +33,10 @@ class StepClock:
     incidents : Incidents
         Takes warnings.
     before : callable
-        Called before each update of the model, with the optimizer and whether it was given a closure to run the model.
+        Called before each update of the model, with the optimizer and whether it was given a closure to run the model;
+        tells whether the update is measured.
+    again : callable
+        Called with an optimizer whose gradients may have changed since ``before``, as its own step sees them next.
     after : callable
         Called after each update, with the optimizer and whether it ends the step.
     end : callable
@@ -42,22 +48,25 @@ class StepClock:
         model: nn.Module,
         incidents: Incidents,
         *,
-        before: Callable[[torch.optim.Optimizer, bool], None],
+        before: Callable[[torch.optim.Optimizer, bool], bool],
+        again: Callable[[torch.optim.Optimizer], None],
         after: Callable[[torch.optim.Optimizer, bool], None],
         end: Callable[[], None],
     ) -> None:
         self._model = weakref.ref(model)
         self._parameters: set[int] = set()
         self._incidents = incidents
-        self._before, self._after, self._end = before, after, end
+        self._before, self._again, self._after, self._end = before, again, after, end
         self._forwards = 0
         self._stepped: set[int] = set()
         self._owed = self._is_stepping = False
         self._held: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
-        self._foreign: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._foreign: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._first: weakref.ref[torch.Tensor] | None = None
         self._version = self._moves = 0
         self._listener: Listener | None = None
+        self._calls = OpenCalls()
+        self._late: RemovableHandle | None = None
 
     def install(self) -> None:
         """Start listening to optimizers."""
@@ -78,6 +87,7 @@ class StepClock:
         """Stop listening."""
         if self._listener is not None:
             self._listener.remove()
+        self._forget_late()
 
     def forward(self) -> None:
         """A forward pass with gradients begins."""
@@ -155,27 +165,44 @@ class StepClock:
             return False
         if self.own_group(optimizer):
             return True
-        if optimizer in self._foreign:
+        held = identities(optimizer)
+        if self._foreign.get(optimizer) == held:
             return False
-        # Seen for the first time: it may update parameters that were put in the place of others.
+        # Seen for the first time with these: they may be parameters that were put in the place of others.
         self._know_parameters()
-        self._foreign.add(optimizer)
-        return bool(self.own_group(optimizer))
+        if self._parameters.isdisjoint(held):
+            self._foreign[optimizer] = held
+            return False
+        return True
 
-    def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_ours(optimizer) and not inside_backward():
-            self._is_stepping = True
-            self._before(optimizer, (*args[1:], kwargs.get("closure"))[0] is not None)
+    def _on_before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
+        if self._calls.encloses(call):
+            if not inside_backward() and self.own_group(optimizer):
+                self._again(optimizer)
+        elif self._is_ours(optimizer):
+            self._calls.open(call)
+            if not inside_backward():
+                self._is_stepping = True
+                self._forget_late()
+                runs_model = (*args[1:], kwargs.get("closure"))[0] is not None
+                if self._before(optimizer, runs_model):
+                    self._late = after_own_pre_hooks(optimizer, self._again)
 
-    def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_ours(optimizer):
+    def _on_after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, call: FrameType) -> None:
+        if not self._calls.close(call):
             return
         self._is_stepping = False
+        self._forget_late()
         if inside_backward():
             self._owed = self._owed or self.has_begun
         else:
             self._after(optimizer, self._is_boundary(optimizer))
         self._held[optimizer] = identities(optimizer)
+
+    def _forget_late(self) -> None:
+        if self._late is not None:
+            self._late.remove()
+            self._late = None
 
     def _is_boundary(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer's step ends a step of the record.

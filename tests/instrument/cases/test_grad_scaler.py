@@ -95,6 +95,37 @@ def test_case_29_the_rows_of_a_skipped_step_are_its_own(record, cell):
         assert (sum(kinds) > 0) == (step == 1)
 
 
+@pytest.mark.parametrize("skips", [False, True], ids=["every second step", "skipped"])
+def test_norms_of_an_optimizer_that_does_not_step_are_not_measured_and_others_unscaled(record, skips):
+    model, twin, scaler = net(), net(), torch.amp.GradScaler("cpu", init_scale=SCALE, growth_interval=100)
+    first, second = (torch.optim.SGD(model[place].parameters(), lr=0.0) for place in (0, 2))
+    expected, stepped = [], []
+    with record(model, scaler=scaler) as recorder:
+        for step in range(4):
+            x, y = torch.randn(16, 6), torch.randint(3, (16,))
+            F.cross_entropy(twin(x), y).backward()
+            expected.append([p.grad.double().norm().item() for p in twin.parameters()])
+            scaler.scale(F.cross_entropy(model(x), y)).backward()
+            scaler.step(first)
+            stepped.append(skips or step % 2 == 1)
+            if skips and step == 1:
+                model[2].bias.grad.fill_(float("inf"))
+                stepped[-1] = False
+            if skips or step % 2 == 1:
+                scaler.step(second)
+                second.zero_grad()
+                twin[2].zero_grad()
+            scaler.update()
+            first.zero_grad()
+            twin[0].zero_grad()
+    parameters = recorder.recording["parameters"].to_dataset()
+    norms, expected = parameters["gradient_norm"].values, np.array(expected)
+    np.testing.assert_allclose(norms[:, :2], expected[:, :2], rtol=1e-5)
+    np.testing.assert_allclose(norms[stepped, 2:], expected[stepped, 2:], rtol=1e-5)
+    assert np.isnan(norms[~np.array(stepped), 2:]).all()
+    np.testing.assert_array_equal(parameters["gradient_measured"].values[:, 2:] > 0, ~np.isnan(norms[:, 2:]))
+
+
 @FUSED
 def test_case_29_training_with_skipped_steps_keeps_its_bits(record, fused):
     bare, recorded = net(), net()
