@@ -169,6 +169,12 @@ def root(drawn: Axes | Figure | SubFigure) -> Figure:
     return figure
 
 
+def titles_of(figure: Figure) -> list[str]:
+    """Everything that stands in ``figure`` as a title, its own and those of its parts before those of Axes."""
+    heads = [part.get_suptitle() for part in (figure, *figure.subfigs)]
+    return [text for text in (*heads, *(ax.get_title(loc="left") for ax in figure.get_axes())) if text]
+
+
 def panels(figure: Figure | SubFigure, columns: int, *, sharey: bool = False, **options: Any) -> list[Axes]:
     """``columns`` dressed Axes side by side in ``figure``; ``options`` are those of its ``subplots``."""
     axes = figure.subplots(1, columns, sharey=sharey, squeeze=False, **options)[0].tolist()

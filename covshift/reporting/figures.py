@@ -168,6 +168,5 @@ def difference_pictures(differences: xr.Dataset) -> list[Picture]:
 def _picture(draw: Callable[[], Drawn], *, prefix: str, caption: str) -> Picture:
     with style.detached():
         figure = style.root(draw())
-    titles = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.get_axes())]
-    label = ". ".join(" ".join(text.split()) for text in (*titles, caption) if text)
+    label = ". ".join(" ".join(text.split()) for text in (*style.titles_of(figure), caption) if text)
     return Picture(inline_svg(figure, prefix=prefix, label=label), caption)

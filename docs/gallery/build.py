@@ -30,7 +30,7 @@ from torch import nn
 import covshift
 from covshift.linked import LinkedReLU
 from covshift.models import depth_net
-from covshift.plots import FIGURES
+from covshift.plots import FIGURES, style
 
 DEPTHS = {5: 2, 50: 25, 200: 100}
 """Convolutions of the net with so many recorded layers, each of them followed by an activation."""
@@ -181,12 +181,7 @@ def drawn(size: int, runs: dict[str, xr.DataTree], names: list[str]) -> Iterator
 
 def titles(figure: Figure) -> str:
     """What the figure says, for readers who do not see it."""
-    panels = [ax.get_title(loc="left") for ax in figure.get_axes()]
-    said = (
-        [figure.get_suptitle(), *panels]
-        if any([figure.get_suptitle(), *panels])
-        else [text.get_text() for text in figure.findobj(Text)]
-    )
+    said = style.titles_of(figure) or [text.get_text() for text in figure.findobj(Text)]
     return ". ".join(" ".join(text.split()) for text in said if text)
 
 

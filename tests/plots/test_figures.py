@@ -375,7 +375,9 @@ class TestDifferences:
 
     def test_the_scale_is_centred_on_zero_and_the_same_for_every_group(self, made):
         found = made().differences(7, 40, groups=("linked", "batch-norm"))
-        above, below, scales = plots.plot_differences(found).subfigs
+        figure = plots.plot_differences(found)
+        assert [title.split(" minus ")[0] for title in style.titles_of(figure)[:2]] == ["linked", "batch-norm"]
+        above, below, scales = figure.subfigs
         for upper, lower, scale, measure in zip(above.axes, below.axes, scales.axes, self.measures, strict=True):
             ends = [meshes(ax)[0].norm for ax in (upper, lower)]
             assert scale.get_xlim() == (ends[0].vmin, ends[0].vmax)
