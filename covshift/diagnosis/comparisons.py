@@ -113,7 +113,7 @@ class Comparison:
         """
         same = streams.has_same_examples(recording, stream)
         if moved is None or same:
-            moved = shift.between_steps(recording, stream=stream, same_examples=same)
+            moved = shift.between_steps(recording, stream=stream, same_examples=same, js=False)
         window = rows.last_window(moved.sizes["step"])
         names = rows.names(moved)
         training = rows.group(recording, "histograms", stream=stream)["mode"].sel(step=moved["step"].values[window])

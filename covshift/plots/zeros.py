@@ -169,19 +169,23 @@ def _alive_limits(ax: Axes) -> None:
 
 
 def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
-    """One faint line for each layer; the more of them, the fainter."""
+    """One faint line for each layer, the fainter the more there are; equal ones are one line, as strong as all."""
     if not survival.size:
         return
-    ax.plot(
-        survival["step"].values,
-        survival.transpose("step", "layer").values,
-        color=style.look().muted,
-        alpha=float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4)),
-        linewidth=0.9,
-        marker="o" if survival.sizes["step"] == 1 else "",
-        drawstyle="steps-post",
-        rasterized=survival.size > style.VECTOR_POINTS,
-    )
+    values = survival.transpose("step", "layer").values
+    faint = float(np.clip(8.0 / survival.sizes["layer"], 0.1, 0.4))
+    distinct = np.unique(np.nan_to_num(values, nan=-1.0), axis=1, return_index=True, return_counts=True)
+    for layer, alike in zip(*distinct[1:], strict=True):
+        ax.plot(
+            survival["step"].values,
+            values[:, layer],
+            color=style.look().muted,
+            alpha=1.0 - (1.0 - faint) ** int(alike),
+            linewidth=0.9,
+            marker="o" if survival.sizes["step"] == 1 else "",
+            drawstyle="steps-post",
+            rasterized=survival.size > style.VECTOR_POINTS,
+        )
 
 
 def _named_curve(ax: Axes, survival: xr.DataArray, *, rank: int, label: str) -> None:

@@ -78,7 +78,7 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis | None = None
     trained = ask("survival", lambda: dead_units.dead_units(recording))
     stream = "evaluation" if streams.is_recent(recording, "evaluation", "units") else "train"
     evaluated = ask("units", lambda: dead_units.dead_units(recording, stream=stream))
-    moved = ask("shift", lambda: shift.between_steps(recording))
+    moved = ask("shift", lambda: shift.between_steps(recording, js=False))
     zero_rate = ask("gradient", lambda: gradient_health.zero_rate(recording))
     split = ask("linkage", lambda: linkage.violation_rate(recording))
     settled = ask("operating", lambda: operating_point.stability(recording))

@@ -200,6 +200,14 @@ class TestGradientZeros:
         curves = {tuple(artist.get_ydata()) for artist in ax.get_lines() if len(artist.get_ydata()) == 5}
         assert curves == {tuple(column) for column in survival.values.T}
 
+    def test_equal_survival_curves_are_one_line_as_strong_as_all_of_them(self, made):
+        survival = made(fill=1.0).share(5, 9)
+        survival[:3, 8] = np.nan
+        lines = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1].get_lines()
+        drawn = [line for line in lines if len(line.get_ydata()) == 5]
+        known = {int(np.isfinite(line.get_ydata()).sum()): line.get_alpha() for line in drawn}
+        assert known == {5: pytest.approx(1 - (1 - 0.4) ** 8), 2: pytest.approx(0.4)}
+
     def test_the_layers_that_lost_most_are_named(self, made):
         survival = made(fill=1.0).share(5, 9)
         survival[-1, 4], survival[-1, 7] = 0.25, 0.5
