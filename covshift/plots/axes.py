@@ -131,13 +131,15 @@ def hatch_unmeasured(ax: Axes) -> None:
 def flat_cells(ax: Axes, where: xr.DataArray, *, color: str) -> QuadMesh:
     """Fill the cells of ``where`` (bool, dims ``(step, layer)``) that are True with one ``color``."""
     cells = where.transpose("layer", "step")
-    return ax.pcolormesh(
+    mesh = ax.pcolormesh(
         step_edges(cells["step"].values),
         np.arange(cells.sizes["layer"] + 1) - 0.5,
         np.ma.masked_equal(cells.values.astype(np.float64), 0.0),
         cmap=ListedColormap([color]),
         rasterized=True,
     )
+    mesh.set_visible(bool(cells.any()))  # an empty one would be rendered as an image all the same
+    return mesh
 
 
 def colorbar(
