@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.modules import module as module_internals
 from torch.optim import optimizer as optimizer_internals
 from torch.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import covshift
 from covshift.schema import Status
@@ -125,28 +124,17 @@ def test_case_45_the_peak_of_memory_is_that_of_the_bare_run(record):
     assert recorded <= 1.05 * bare
 
 
-class Operations(TorchDispatchMode):
-    """Lists the operations that reach the backends."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def late_backward(recorder_of):
-    """Operations of a backward pass that comes after the step (or the recorder) closed, and the gradients."""
+    """Tensors read in a backward pass that comes after the step (or the recorder) closed, and the gradients.
+
+    Calls are counted: what covshift computes is hidden from a dispatch mode.
+    """
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     with recorder_of(model) as close:
         loss = F.cross_entropy(model(torch.randn(16, 6)), torch.zeros(16, dtype=torch.long))
         close()
-    with Operations() as operations:
-        loss.backward()
-    return operations.seen, [p.grad for p in model.parameters()]
+    return tensors_read(loss.backward), [p.grad for p in model.parameters()]
 
 
 def test_case_49_a_backward_after_the_with_block_runs_as_if_there_had_been_no_recorder(record):
@@ -162,8 +150,8 @@ def test_case_49_a_backward_after_the_with_block_runs_as_if_there_had_been_no_re
             recorders.append(recorder)
             yield lambda: None
 
-    (expected, gradients), (found, same) = late_backward(bare), late_backward(recorded)
-    assert found == expected
+    (_, gradients), (found, same) = late_backward(bare), late_backward(recorded)
+    assert found == 0
     assert all(torch.equal(a, b) for a, b in zip(same, gradients, strict=True))
     assert recorders[0].step_count == 0
     assert recorders[0].recording["layers"].sizes["step"] == 0
