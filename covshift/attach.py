@@ -161,11 +161,9 @@ def record(
         raise InvalidArgumentError(f"scaler={scaler!r}: expected a torch.amp.GradScaler")
     settings = Settings(layers, _known_signals(signals), dict(unit_axis or {}), example_axis, functional)
     sites.demand_few(model, layers, most=max_layers)
-    cadences = {
-        key: schedules.as_schedule(value, name=key)
-        for key, value in (("every", every), ("histograms_every", histograms_every), ("units_every", units_every))
-    }
-    provenance = describe(model) | {key: str(cadence) for key, cadence in cadences.items()}
+    asked = {"every": every, "histograms_every": histograms_every, "units_every": units_every}
+    cadences = schedules.Cadences(*(schedules.as_schedule(value, name=key) for key, value in asked.items()))
+    provenance = describe(model) | {key: str(cadence) for key, cadence in zip(asked, cadences, strict=True)}
     for key, value, known in (("ranks", ranks, RANKS), ("loss_reduction", loss_reduction, LOSS_REDUCTIONS)):
         if value not in known:
             raise InvalidArgumentError(f"{key}={value!r}: expected one of {', '.join(known)}")
@@ -195,6 +193,7 @@ def record(
         model,
         make_writer,
         path=place,
+        cadences=cadences,
         settings=settings,
         updates=updates,
         scaler=scaler,
@@ -202,7 +201,6 @@ def record(
         resume=resume,
         start_step=start_step,
         probe=fixed,
-        **cadences,
     )
 
 

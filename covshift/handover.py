@@ -18,12 +18,11 @@ from covshift.exceptions import RecordingError, ResumeMismatch
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import ENDED, Ranks, merged
 from covshift.instrument.incidents import Incidents, listed
-from covshift.instrument.observer import Observer
 from covshift.instrument.pairing import Pairing
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.rows import Record, arranged, record_of, stored_rows
 from covshift.instrument.scaling import unscaled
-from covshift.instrument.schedule import Schedule
+from covshift.instrument.schedule import Cadences
 from covshift.store import reader
 from covshift.store.description import estimated_bytes
 from covshift.store.writer import Writer
@@ -44,14 +43,14 @@ class Handover:
     ----------
     make_writer : callable
         Makes the writer, in :meth:`open`; not called on ranks whose records another rank writes.
-    observer, meter, incidents
+    layers : callable
+        Tells the layers observed so far.
+    meter, incidents
         The recorder's own.
     ranks : Ranks or None
         With whom records are pooled; None for nobody.
-    every : Schedule
-        Steps that are due; it tells which of them a resume leaves out.
-    histograms_every, units_every : Schedule
-        By record; they tell how large the recording will be.
+    cadences : Cadences
+        What is due: it tells which steps a resume leaves out, and how large the recording will be.
     unobserved : collection of str
         Names of the modules that are not recorded; it tells which layers a resume leaves out.
     """
@@ -60,18 +59,15 @@ class Handover:
         self,
         make_writer: Callable[[], Writer],
         *,
-        observer: Observer,
+        layers: Callable[[], Sequence[schema.Layer]],
         meter: ParameterMeter,
         incidents: Incidents,
         ranks: Ranks | None,
-        every: Schedule,
-        histograms_every: Schedule,
-        units_every: Schedule,
+        cadences: Cadences,
         unobserved: Collection[str],
     ) -> None:
-        self._every, self._unobserved = every, unobserved
-        self._observer, self._meter, self._incidents, self._ranks = observer, meter, incidents, ranks
-        self._histograms_every, self._units_every = histograms_every, units_every
+        self._cadences, self._unobserved = cadences, unobserved
+        self._observed, self._meter, self._incidents, self._ranks = layers, meter, incidents, ranks
         self._rank_count = 1 if ranks is None else ranks.size
         self._waiting: list[Record] = []
         self._pairing = Pairing()
@@ -102,7 +98,7 @@ class Handover:
         last = self.writer.last_steps[schema.LAYERS.name]
         moved = self.writer.resume_at(step)
         resumed = f"'{self.writer.path}' is resumed at step {step}"
-        left_out = self._every.between(last + 1, step)
+        left_out = self._cadences.steps.between(last + 1, step)
         if left_out is not None:
             count, first, final = left_out
             self._warn(
@@ -171,7 +167,7 @@ class Handover:
             self._incidents.warn_once("apart", "recording", message)
 
     def _record(self, block: Block, parameters: Mapping[str, Any], scale: float) -> Record:
-        record = record_of(block, self._observer.layers, parameters)
+        record = record_of(block, self._observed(), parameters)
         record.collected.pooled = unscaled(record.collected.pooled, scale)
         return replace(record, sharded=self._meter.sharded if parameters and self._rank_count > 1 else None)
 
@@ -219,8 +215,8 @@ class Handover:
             units=sum(layer.unit_count for layer in layers),
             parameters=len(self._meter.parameters),
             records=MANY,
-            histograms=self._histograms_every.below(MANY),
-            unit_records=self._units_every.below(MANY),
+            histograms=self._cadences.histograms.below(MANY),
+            unit_records=self._cadences.units.below(MANY),
         )
         if size > LARGE:
             _logger.warning(

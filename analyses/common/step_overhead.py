@@ -112,11 +112,11 @@ class _Recorded:
     # Global hooks would also slow the other arms' blocks.
     def _listen(self) -> None:
         self._recorder._hooks.install()
-        self._recorder._clock.install()
+        self._recorder._steps.clock.install()
 
     def _deaf(self) -> None:
         self._recorder._hooks.remove()
-        self._recorder._clock.remove()
+        self._recorder._steps.clock.remove()
 
 
 def _recording_block(recorded: _Recorded, steps: int) -> Block:

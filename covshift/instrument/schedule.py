@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from math import lcm, log10
+from typing import NamedTuple
 
 from covshift.exceptions import InvalidArgumentError
 
@@ -147,6 +148,22 @@ def logarithmic(per_decade: int = 10) -> Schedule:
         return chain(range(min(stop, 1)), takewhile(lambda step: step < stop, steps))
 
     return Schedule(rule, f"logarithmic({per_decade})", Due(others=(before,)))
+
+
+class Cadences(NamedTuple):
+    """What of a training is due.
+
+    Attributes
+    ----------
+    steps : Schedule
+        Steps to record, by their number.
+    histograms, units : Schedule
+        Records that hold histograms, and units, by the record's number.
+    """
+
+    steps: Schedule
+    histograms: Schedule
+    units: Schedule
 
 
 def as_schedule(value: int | Schedule, *, name: str) -> Schedule:
