@@ -1,14 +1,19 @@
-"""Runs of a chain of convolutions and rectifiers whose tensors are drawn instead of computed."""
+"""Runs of a chain of convolutions and rectifiers whose tensors are drawn, not computed, and pages of them, parsed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from covshift.reporting import write_report
 from covshift.schema import Layer
 
 EXAMPLES, UNITS, POSITIONS = 16, 4, 6
@@ -115,3 +120,111 @@ def build_run(
 def make_run(make_recording: Builder) -> Builder:
     """Builds a run; see :func:`build_run`."""
     return lambda **options: build_run(make_recording, **options)
+
+
+VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
+"""Elements that have no end tag; those of SVG end themselves."""
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str | None]
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Element]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+    def find(self, tag: str, **attributes: str) -> list[Element]:
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        return [
+            e
+            for e in self.walk()
+            if e.tag == tag
+            and all(value in (e.attributes.get(name) or "").split(" ") for name, value in wanted.items())
+        ]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+class Page(HTMLParser):
+    """The page as a tree; it fails where a tag is not closed as it was opened."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(html)
+        self.close()
+        assert self.open == [self.root], f"not closed: {[element.tag for element in self.open[1:]]}"
+
+    def handle_starttag(self, tag, attrs):
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.open[-1].children.append(Element(tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert tag == self.open[-1].tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
+
+
+@dataclass(frozen=True)
+class Report:
+    html: str
+    told: dict
+    page: Element
+
+
+def write(folder: Path, recordings, **options) -> Report:
+    """A report without overview figures, unless they are asked for: drawing them is most of the work."""
+    options.setdefault("figures_at_most", 0)
+    path = write_report(recordings, folder / "report.html", json=folder / "report.json", **options)
+    html = path.read_text(encoding="utf-8")
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    return Report(html, told, Page(html).root)
+
+
+@pytest.fixture(scope="session")
+def written() -> Callable[..., Report]:
+    """Writes a page and its twin into a folder and reads both; see :func:`write`."""
+    return write
+
+
+@pytest.fixture(scope="session")
+def runs(make_run: Builder) -> dict[str, xr.DataTree]:
+    """A chain that dies, and a linked one that does not."""
+    return {
+        "plain": make_run(pairs=8, dying=True, name="plain"),
+        "linked": make_run(pairs=8, linked=True, name="linked", seed=1),
+    }
+
+
+@pytest.fixture(scope="session")
+def single(runs: dict[str, xr.DataTree], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The page of the chain that dies."""
+    return write(tmp_path_factory.mktemp("single"), runs["plain"], figures_at_most=15)
+
+
+@pytest.fixture(scope="session")
+def several(runs: dict[str, xr.DataTree], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The page of both."""
+    return write(tmp_path_factory.mktemp("several"), runs, figures_at_most=6)
+
+
+@pytest.fixture(params=["single", "several"])
+def report(request: pytest.FixtureRequest) -> Report:
+    """Each page in turn."""
+    return request.getfixturevalue(request.param)
