@@ -1,11 +1,11 @@
-"""Runs of a chain of convolutions and rectifiers whose tensors are drawn instead of computed; pages in Chromium."""
+"""Runs of a chain of convolutions and rectifiers whose tensors are drawn, not computed, and pages of them, parsed."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from covshift.reporting import write_report
 from covshift.schema import Layer
 
 EXAMPLES, UNITS, POSITIONS = 16, 4, 6
@@ -121,101 +122,109 @@ def make_run(make_recording: Builder) -> Builder:
     return lambda **options: build_run(make_recording, **options)
 
 
-REQUIRE = "COVSHIFT_REQUIRE_BROWSER"
-"""Set to 1 where a missing browser is a failure, as in continuous integration."""
-
-SWITCHES = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
+"""Elements that have no end tag; those of SVG end themselves."""
 
 
-class Browser:
-    """One browser; each :meth:`visit` is a fresh page."""
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str | None]
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
 
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
+    def walk(self) -> Iterator[Element]:
+        yield self
+        for child in self.children:
+            yield from child.walk()
 
-    def visit(self, page: Path, *, fragment: str = "", width: int = 1280, height: int = 900) -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.command("Emulation.setDeviceMetricsOverride", **size)
-        self.driver.get("about:blank")
-        self.problems()
-        self.requests()
-        self.driver.get(page.as_uri() + fragment)
+    def find(self, tag: str, **attributes: str) -> list[Element]:
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        return [
+            e
+            for e in self.walk()
+            if e.tag == tag
+            and all(value in (e.attributes.get(name) or "").split(" ") for name, value in wanted.items())
+        ]
 
-    def command(self, name: str, **arguments: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, arguments)
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
 
-    def media(self, *, scheme: str = "light", kind: str = "screen") -> None:
-        self.command(
-            "Emulation.setEmulatedMedia", media=kind, features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
 
-    def js(self, code: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(code, *arguments)
+class Page(HTMLParser):
+    """The page as a tree; it fails where a tag is not closed as it was opened."""
 
-    def texts(self, selector: str) -> list[str]:
-        """Visible text of every element that is seen."""
-        return self.js(
-            "return [...document.querySelectorAll(arguments[0])]"
-            ".filter((e) => e.checkVisibility()).map((e) => e.innerText.trim())",
-            selector,
-        )
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Element("", {})
+        self.open = [self.root]
+        self.feed(html)
+        self.close()
+        assert self.open == [self.root], f"not closed: {[element.tag for element in self.open[1:]]}"
 
-    def click(self, selector: str) -> None:
-        from selenium.webdriver.common.by import By
+    def handle_starttag(self, tag, attrs):
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
 
-        element = self.driver.find_element(By.CSS_SELECTOR, selector)
-        self.js("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+    def handle_startendtag(self, tag, attrs):
+        self.open[-1].children.append(Element(tag, dict(attrs)))
 
-    def keys(self, *keys: str) -> None:
-        """Keys to whatever has the focus."""
-        from selenium.webdriver.common.action_chains import ActionChains
+    def handle_endtag(self, tag):
+        assert tag == self.open[-1].tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
 
-        for key in keys:
-            ActionChains(self.driver).send_keys(key).perform()
+    def handle_data(self, data):
+        for element in self.open:
+            element.text += data
 
-    def until(self, code: str, *arguments: Any) -> Any:
-        """What ``code`` returns once that is true."""
-        from selenium.webdriver.support.wait import WebDriverWait
 
-        return WebDriverWait(self.driver, 20, poll_frequency=0.05).until(
-            lambda driver: driver.execute_script(code, *arguments)
-        )
+@dataclass(frozen=True)
+class Report:
+    html: str
+    told: dict
+    page: Element
 
-    def problems(self) -> list[str]:
-        """What the console has said since it was last asked."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
 
-    def requests(self) -> list[str]:
-        """Addresses asked for since the last time."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+def write(folder: Path, recordings, **options) -> Report:
+    """A report without overview figures, unless they are asked for: drawing them is most of the work."""
+    options.setdefault("figures_at_most", 0)
+    path = write_report(recordings, folder / "report.html", json=folder / "report.json", **options)
+    html = path.read_text(encoding="utf-8")
+    told = json.loads((folder / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    return Report(html, told, Page(html).root)
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A browser for as long as it is needed; without one the tests are skipped, or fail where it is required."""
-    found = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not all(found):
-        missing = "no chromium and chromedriver on the path (Debian: apt-get install chromium chromium-driver)"
-        if os.environ.get(REQUIRE) == "1":
-            pytest.fail(f"{REQUIRE}=1, but {missing}")
-        pytest.skip(missing)
-    driver = _driver(*found, switches=SWITCHES)  # type: ignore[arg-type]
-    try:
-        yield Browser(driver)
-    finally:
-        driver.quit()
+def written() -> Callable[..., Report]:
+    """Writes a page and its twin into a folder and reads both; see :func:`write`."""
+    return write
 
 
-def _driver(binary: str, chromedriver: str, *, switches: Sequence[str]) -> Any:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
+@pytest.fixture(scope="session")
+def runs(make_run: Builder) -> dict[str, xr.DataTree]:
+    """A chain that dies, and a linked one that does not."""
+    return {
+        "plain": make_run(pairs=8, dying=True, name="plain"),
+        "linked": make_run(pairs=8, linked=True, name="linked", seed=1),
+    }
 
-    options = Options()
-    options.binary_location = binary
-    for switch in switches:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=Service(chromedriver))
+
+@pytest.fixture(scope="session")
+def single(runs: dict[str, xr.DataTree], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The page of the chain that dies."""
+    return write(tmp_path_factory.mktemp("single"), runs["plain"], figures_at_most=15)
+
+
+@pytest.fixture(scope="session")
+def several(runs: dict[str, xr.DataTree], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The page of both."""
+    return write(tmp_path_factory.mktemp("several"), runs, figures_at_most=6)
+
+
+@pytest.fixture(params=["single", "several"])
+def report(request: pytest.FixtureRequest) -> Report:
+    """Each page in turn."""
+    return request.getfixturevalue(request.param)
