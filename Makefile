@@ -13,6 +13,7 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
+	@echo "installing covshift and what it needs into $(VENV): a few minutes, once"
 	# torch first and alone: pinned to the release in constraints.txt, so that no other package draws in another build.
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"

@@ -6,6 +6,8 @@ pass fills. The steps themselves, and when they are handed over, are in :mod:`co
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +18,14 @@ import torch
 import xarray as xr
 from torch import nn
 
-from covshift.exceptions import CovshiftError, InvalidArgumentError
+from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError
 from covshift.handover import Handover
 from covshift.instrument.block import Block
 from covshift.instrument.describing import Settings
 from covshift.instrument.distributed import Ranks, is_distributed
 from covshift.instrument.hooks import ModuleHooks
 from covshift.instrument.identity import unobserved
-from covshift.instrument.incidents import Incidents, listed
+from covshift.instrument.incidents import Incidents, listed, users_line
 from covshift.instrument.observer import Observer
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import Scaler
@@ -98,10 +100,13 @@ class Recorder:
         self._resume = self._must_be_told_step = resume
         if start_step is not None:
             self.load_state_dict({"step": start_step})
+        line = users_line()
+        self._unentered = weakref.finalize(self, _warn_of_no_recording, path, line.f_code.co_filename, line.f_lineno)
 
     def __enter__(self) -> Recorder:
         if self._entered:
             raise CovshiftError("this recorder was already entered; call covshift.record again for another recording")
+        self._unentered.detach()
         self._handover.open()
         try:
             self._begin()
@@ -337,6 +342,16 @@ class Recorder:
         self._attend()
         if block is not None:
             self._handover.give(block, {}, scale=1.0)
+
+
+def _warn_of_no_recording(path: Path | None, file: str, line: int) -> None:
+    """Say of a recorder that is gone, or stands at the end of the program, that it was never entered."""
+    where = "in memory" if path is None else f"at '{path}'"
+    message = (
+        f"record() was called, but its recorder was never entered, so there is no recording {where}: write "
+        "'with covshift.record(...) as recorder:' around the training loop"
+    )
+    warnings.warn_explicit(message, CovshiftWarning, file, line)
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -16,6 +16,9 @@ SEVERITY: tuple[Verdict, ...] = ("bad", "watch", "not measured", "ok")
 WHOLE_RUN = "whole run"
 """In place of a layer where a finding concerns all of them; module paths hold no blanks."""
 
+ROOT = "(root)"
+"""Name of the model as a whole among its layers."""
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -8,16 +8,24 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from covshift.analysis import gradient_health, rows
-from covshift.diagnosis.finding import Finding, not_measured
-from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Steps, conclude, holds_since, judge
+from covshift.analysis import gradient_health, gradient_scale, rows
+from covshift.diagnosis.finding import ROOT, Finding, not_measured
+from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import number, plural, quoted
 
-ROOT = "(root)"
+_JUMP, _FEWEST_BEFORE = 10.0, 3
+"""How many times the median of the records before makes a jump, and of how many at least."""
+
 
 _STEP_SIZE = (
     "the learning rate scales it: a higher one learns faster and may diverge, a lower one is slower and steadier; "
     "weight decay and the weights' own size matter too"
+)
+_JUMPED = (
+    "look at what happened at that step: a learning rate raised, a group of parameters added, an odd batch; clipping "
+    "bounds such steps at the price of slower learning; what the layer had learned may be gone: take up a checkpoint "
+    "from before"
 )
 _STARVED = (
     "find where the gradient ends: the first layer after this one that the checks gradient arrives and units name"
@@ -32,7 +40,8 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     """Whether updates are too small or too large for the parameters of two or more axes.
 
     The median of the last window decides. Too small counts only if it was so since the warm-up as well, since learning
-    rates are lowered on purpose; a parameter that gets a gradient and never moves is ``bad`` in any case.
+    rates are lowered on purpose; a parameter that gets a gradient and never moves is ``bad`` in any case, and so is one
+    that an update of its own length has overrun at any time after the warm-up.
     """
     parameters = rows.group(recording, "parameters")
     ratios = gradient_health.update_ratio(recording)
@@ -43,6 +52,21 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
         _of_parameter(names[index], ratios.values[:, index], gradient[:, index], steps)
         for index in np.flatnonzero(matrix)
     ]
+
+
+def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
+    """The largest ratio after the warm-up that is out of line with those before; one such update is no mere spike."""
+    ratio, before = np.where(np.isfinite(ratio), ratio, np.nan), np.full(len(ratio), np.nan)
+    for index in range(_FEWEST_BEFORE, len(ratio)):
+        before[index] = rows.median(ratio[max(index - gradient_scale.TRAILING, 0) : index])
+    threshold = THRESHOLDS["update_jump"]
+    out_of_line = threshold.exceeded(ratio) & (ratio >= _JUMP * before)
+    out_of_line[: math.ceil(WARM_UP_SHARE * len(steps))] = False
+    if not out_of_line.any():
+        return None
+    first = int(steps[out_of_line.argmax()])
+    crossed = f"first {threshold.beyond}, {_JUMP:g} times what it was, at step"
+    return Judgement(threshold, float(ratio[out_of_line].max()), first, _JUMPED, crossed=crossed)
 
 
 def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> Finding:
@@ -65,8 +89,13 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> F
         still = int((ratio[window] == 0).sum())
         told = records if still == known else f"{still} of {records}"
         return conclude(layer, f"'{name}' did not move in {told}{why}", [replace(judged, advice=advice)])
+    jumped = _jump(ratio, steps)
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
-    reason = f"an update moves '{name}' by {number(judged.value)} of its length; median of {records}"
+    reason = f"an update moves '{name}' by {judged.threshold.amount(judged.value)} of its length; median of {records}"
+    if jumped is not None:
+        reason += f"; once by {jumped.threshold.amount(jumped.value)}"
+        # Too small now is no fault of its own: a step size may well be lowered after that.
+        return conclude(layer, reason, [jumped] if judged.threshold.falls_short(judged.value) else [jumped, judged])
     if not judged.threshold.falls_short(judged.value):
         return conclude(layer, reason, [judged])
     reason += f", {number(overall)} since the warm-up"

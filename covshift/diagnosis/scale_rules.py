@@ -107,7 +107,7 @@ def scale_over_time(recording: xr.DataTree) -> list[Finding]:
     most, over = int(largest.argmax()), int(threshold.exceeded(largest).sum())
     begun = np.flatnonzero(threshold.exceeded(judged).any(axis=1))
     reason = (
-        f"gradient rms rose by at most {number(max(float(largest[most]), 0.0))} decades over the "
+        f"gradient rms rose by at most {threshold.amount(max(float(largest[most]), 0.0))} over the "
         f"{gradient_scale.TRAILING} records before and stayed there for {SUSTAINED}, most in '{layers[most]}'"
     )
     if over:

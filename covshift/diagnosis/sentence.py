@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from covshift.diagnosis.finding import WHOLE_RUN, Finding, of_layers, worst
+from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.schema import is_model_input
@@ -22,7 +22,8 @@ def of(findings: Sequence[Finding]) -> str:
         return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
     measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
     # Whoever has not seen a gradient arrive cannot call a network healthy.
-    judged = verdict != "ok" or measured.get("gradient arrives")
+    # Nor can who has seen the model as a whole alone, compiled perhaps, call what is in it healthy.
+    judged = verdict != "ok" or any(finding.layer != ROOT for finding in measured.get("gradient arrives", []))
     opening = _OPENING[verdict] if judged else "No fault in what was measured"
     broken = _other("non-finite", measured.pop("non-finite", []))
     # What NaN and infinities do to other checks is no news; and that their gradient arrives is no reason for praise.

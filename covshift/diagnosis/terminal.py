@@ -33,7 +33,7 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for verdict, finding in causes[:SHOWN]:
-        table.add_row(Text(verdict, style=STYLES[verdict]), _cause(finding, findings))
+        table.add_row(Text(verdict, style=STYLES[verdict]), _cause(verdict, finding, findings))
     if len(causes) > SHOWN:
         table.add_row("", Text(f"and {plural(len(causes) - SHOWN, 'further cause')}; to_frame() lists all findings"))
     for check, unknown in _unknown(findings).items():
@@ -56,11 +56,12 @@ def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.explained_by == f"{cause.check} in {cause.layer}"]
 
 
-def _cause(finding: Finding, findings: Sequence[Finding]) -> Text:
+def _cause(verdict: Verdict, finding: Finding, findings: Sequence[Finding]) -> Text:
     from rich.text import Text
 
     text = Text()
-    text.append(f"{finding.check}, {quoted(finding.layer)}\n", style="bold")
+    text.append(f"{finding.check}, {quoted(finding.layer)}", style="bold")
+    text.append("\n" if finding.verdict == verdict else f": {finding.verdict}, its consequences {verdict}\n")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
     following = _following(finding, findings)

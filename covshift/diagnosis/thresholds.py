@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from covshift.diagnosis.wording import number, percent
+from covshift.diagnosis.wording import MOST_DIGITS, number, percent
 
 Verdict = Literal["ok", "watch", "bad", "not measured"]
 
@@ -87,10 +87,25 @@ class Threshold:
         --------
         >>> THRESHOLDS["dead_units"].amount(1.0), THRESHOLDS["update_ratio"].amount(0), THRESHOLDS["shift"].amount(0.31)
         ('100 %', 'exactly 0', '0.31 sd')
+
+        Beside a limit it gets as many digits as tell the two apart, up to five:
+
+        >>> THRESHOLDS["dead_units"].amount(0.1002), THRESHOLDS["update_ratio"].amount(0.01004)
+        ('10.02 %', '0.01004')
         """
-        if self.unit == "share":
-            return percent(value)
-        return "exactly 0" if value == 0 else number(value) if self.unit == "1" else f"{number(value)} {self.unit}"
+        if value == 0 and self.unit != "share":
+            return "exactly 0"
+        write = percent if self.unit == "share" else number
+        digits = range(2, MOST_DIGITS + 1)
+        limits = [limit for limit in self._limits if limit != value]
+        told = (write(value, digits=more) for more in digits if all(_differ(value, one, more) for one in limits))
+        words = next(told, write(value, digits=MOST_DIGITS))
+        return words if self.unit in ("1", "share") else f"{words} {self.unit}"
+
+    @property
+    def _limits(self) -> list[float]:
+        given = [limit for limit in (self.watch, self.bad) if limit is not None]
+        return [end for limit in given for end in (limit if isinstance(limit, tuple) else (limit,))]
 
     def falls_short(self, value: float) -> bool:
         """Whether ``value`` lies below the band of ``watch``; False where that is no band, and for NaN."""
@@ -102,6 +117,10 @@ class Threshold:
         return f"{self.quantity}: {', '.join(given)}"
 
 
+def _differ(one: float, other: float, digits: int) -> bool:
+    return f"{one:.{digits}g}" != f"{other:.{digits}g}"
+
+
 def _exceeds(value: float, limit: Limit) -> bool:
     if limit is None:
         return False
@@ -111,7 +130,9 @@ def _exceeds(value: float, limit: Limit) -> bool:
 def _words(limit: float | tuple[float, float], unit: str) -> str:
     if isinstance(limit, tuple):
         return f"outside {limit[0]:g} to {limit[1]:g}"
-    return f"above {percent(limit)}" if unit == "share" else f"above {limit:g} {unit}"
+    if unit == "share":
+        return f"above {percent(limit)}"
+    return f"above {limit:g}" if unit == "1" else f"above {limit:g} {unit}"
 
 
 _DEPTH_NOTE = (
@@ -306,6 +327,16 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "A. Karpathy's rule of thumb: about 1e-3; the bands are ours",
         "parameters of two or more axes; below the band only if also since the warm-up (first tenth), because learning "
         "rates are lowered on purpose",
+    ),
+    "update_jump": Threshold(
+        "update ratio",
+        "length of one update relative to the parameter, where that is ten times what it was",
+        0.1,
+        1.0,
+        "1",
+        "ours: 0.1 is where the median is bad, and at 1 nothing of the parameter need be left",
+        "after the warm-up (first tenth of the records), against the median of the 20 records before; one record is "
+        "enough, for the parameter grows by such an update and the ratio falls at once",
     ),
     "shift": Threshold(
         "shift",

@@ -180,9 +180,16 @@ class _Census:
         stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
         if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
             return conclude(layer, self._words(), [dead, silent, stuck])
-        needed = math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-DEAD_RATE))
-        need = f"{plural(needed, 'example')} without firing would bound the rate by {number(DEAD_RATE)}"
+        silent_at, dead_at = (self._examples_needed(rate) for rate in (SILENT_RATE, DEAD_RATE))
+        need = (
+            f"{plural(silent_at, 'example')} without firing, which would bound the rate by {number(SILENT_RATE)} "
+            f"({dead_at:,} by {number(DEAD_RATE)}): a longer run, or units counted in every record by units_every=1"
+        )
         return not_measured("units", layer, f"{quoted(layer)}: {self._words()}", need, threshold=silent.threshold)
+
+    def _examples_needed(self, rate: float) -> int:
+        """Examples in which a unit must be silent for its firing rate to be bounded by ``rate``, see ``dead_units``."""
+        return math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-rate))
 
     def _words(self) -> str:
         others = {

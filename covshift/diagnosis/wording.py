@@ -11,8 +11,8 @@ MOST_DIGITS = 5
 """Most significant digits that the ends of an interval get to be told apart."""
 
 
-def percent(share: float) -> str:
-    """A share as a percentage of two or three digits.
+def percent(share: float, *, digits: int = 2) -> str:
+    """A share as a percentage of ``digits`` significant digits, of more above 99 %.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def percent(share: float) -> str:
         return "< 0.01 %"
     if 99.99 < value < 100:
         return "> 99.99 %"
-    return f"{value:.4g} %" if value > 99 else f"{value:.2g} %"
+    return f"{value:.4g} %" if value > 99 else f"{value:.{digits}g} %"
 
 
 def number(value: float, *, digits: int = 2) -> str:

@@ -33,6 +33,7 @@ from covshift.analysis.differences import group_differences
 from covshift.analysis.effects import effect_sizes
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.diagnosis import WHOLE_RUN
+from covshift.diagnosis.finding import ROOT
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.plots.selection import chosen
 
@@ -41,9 +42,6 @@ Answer = TypeVar("Answer")
 
 PROBES = ("gradient_ics", "shift_attribution")
 """Groups under which results of :mod:`covshift.probe` may stand beside a recording's own."""
-
-ROOT = "(root)"
-"""Owner of the parameters that belong to no layer, as findings name it."""
 
 CURVES = ("loss", "accuracy")
 """Logged scalars whose curves are compared: every name that holds one of these words, or else the first logged."""

@@ -197,7 +197,10 @@ def unmeasured_key() -> Patch:
 
 
 def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float = KEY_DROP) -> None:
-    """A legend ``drop`` points below ``ax``, under the name of its x axis, where it can cover no data."""
+    """A legend ``drop`` points below ``ax``, under the name of its x axis, where it can cover no data.
+
+    It has at most so many ``columns`` as fit side by side.
+    """
     figure = ax.get_figure(root=True)
     assert figure is not None
     legend = ax.legend(
@@ -205,7 +208,7 @@ def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float
         loc="upper left",
         bbox_to_anchor=(0.0, 0.0),
         bbox_transform=ax.transAxes + ScaledTranslation(0.0, -drop / 72.0, figure.dpi_scale_trans),
-        ncols=columns,
+        ncols=_fitting_columns(handles, most=columns, room=ax.get_window_extent().width * 72.0 / figure.dpi),
         borderaxespad=0.0,
         handlelength=1.2,
         columnspacing=1.4,
@@ -215,11 +218,18 @@ def key_below(ax: Axes, handles: Sequence[Any], *, columns: int = 4, drop: float
 
 def key_of_figure(figure: Figure | SubFigure, handles: Sequence[Any], *, columns: int = 6) -> None:
     """A legend below all panels of ``figure``, in at most so many ``columns`` as its width holds."""
-    widest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    room = int(figure.bbox.width * 72.0 / figure.dpi / (KEY_CHARACTER * widest + KEY_HANDLE))
-    ncols = max(min(columns, room), 1)
+    ncols = _fitting_columns(handles, most=columns, room=figure.bbox.width * 72.0 / figure.dpi)
     legend = figure.legend(handles=list(handles), loc="outside lower left", ncols=ncols, handlelength=1.2)
     as_plain_text(legend)
+
+
+def _fitting_columns(handles: Sequence[Any], *, most: int, room: float) -> int:
+    """Most columns, filled one after the other as those of a legend, that ``room`` points hold side by side."""
+    sizes = [KEY_CHARACTER * len(str(handle.get_label())) + KEY_HANDLE for handle in handles]
+    for columns in range(min(most, len(sizes)), 1, -1):
+        if sum(part.max() for part in np.array_split(sizes, columns)) <= room:
+            return columns
+    return 1
 
 
 def as_plain_text(legend: Legend) -> None:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from covshift.diagnosis import Finding
+from covshift.diagnosis.finding import ROOT
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
@@ -58,7 +59,7 @@ def plot_update_ratio(ratio: xr.DataArray, *, findings: Iterable[Finding] = (), 
         if not np.isfinite(sizes).any():
             return style.message(ax, "update ratio: not measured (updates= records it)")
         ax.set_yscale("log")
-        low, high = _limits(sizes)
+        low, high = _limits(sizes, flagged(found))
         loud = _loud(values, found)
         _lines(ax, values, loud)
         _targets(ax)
@@ -72,11 +73,12 @@ def plot_update_ratio(ratio: xr.DataArray, *, findings: Iterable[Finding] = (), 
     return ax
 
 
-def _limits(sizes: FloatArray) -> tuple[float, float]:
-    """Ends of the axis: the bulk of the ratios, and the band of the rule."""
+def _limits(sizes: FloatArray, findings: Iterable[Finding]) -> tuple[float, float]:
+    """Ends of the axis: the bulk of the ratios, the band of the rule, and what findings are about."""
     band = THRESHOLDS["update_ratio"].watch
     ends = list(band) if isinstance(band, tuple) else [GUIDE]
     positive = sizes[np.isfinite(sizes) & (sizes > 0)]
+    ends += [finding.value for finding in findings if 0 < finding.value < np.inf]
     if positive.size:
         ends += np.quantile(positive, [BULK, 1.0 - BULK]).tolist()
     return min(ends) / 2.5, max(ends) * 2.5
@@ -84,7 +86,7 @@ def _limits(sizes: FloatArray) -> tuple[float, float]:
 
 def _loud(values: xr.DataArray, findings: list[Finding]) -> dict[int, int]:
     """Positions of the parameters of flagged layers, and the rank of each among them."""
-    layers = [str(name).rpartition(".")[0] or "(root)" for name in values["parameter"].values]
+    layers = [str(name).rpartition(".")[0] or ROOT for name in values["parameter"].values]
     wanted = list(dict.fromkeys(finding.layer for finding in flagged(findings)))[:NAMED]
     chosen = [position for layer in wanted for position, own in enumerate(layers) if own == layer]
     return {position: rank for rank, position in enumerate(chosen[:NAMED])}
@@ -169,4 +171,6 @@ def _words(finding: Finding) -> str:
         return f"{named(finding)}: most updates move no weight{over_time(finding)}"
     if finding.value == 0:
         return f"{named(finding)}: updates no longer move a weight{over_time(finding)}"
+    if finding.threshold == THRESHOLDS["update_jump"]:
+        return f"{named(finding)}: updates of {amount(finding.value)} of a weight's length{over_time(finding)}"
     return f"{named(finding)}: an update moves a weight by {amount(finding.value)} of its length{over_time(finding)}"

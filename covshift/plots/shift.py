@@ -40,7 +40,7 @@ Where distances go beyond the limit there is room to tell by how much, but not s
 """
 
 
-BEYOND = "beyond the colours"
+BEYOND = "beyond the scale"
 
 
 def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: style.Target = None) -> Axes:

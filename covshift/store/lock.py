@@ -40,10 +40,7 @@ class Lock:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         if not _locked(descriptor):
             os.close(descriptor)
-            raise StoreLocked(
-                f"recording '{path.parents[1]}' is being written by {holder(path)}: wait for it to end, stop it, or "
-                "choose another path"
-            )
+            raise StoreLocked(f"recording '{path.parents[1]}' is being written by {_holder_and_way_out(path)}")
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         self._path, self._descriptor = path, descriptor
@@ -84,6 +81,12 @@ def _locked(descriptor: int) -> bool:
         else:
             return True
     return False
+
+
+def _holder_and_way_out(path: Path) -> str:
+    if any(lock._path == path and lock._close.alive for lock in _HELD):
+        return "a recorder of this very process: leave its with, or choose another path"
+    return f"{holder(path)}: wait for it to end, stop it, or choose another path"
 
 
 def holder(path: Path) -> str:

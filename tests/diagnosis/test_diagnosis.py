@@ -122,6 +122,10 @@ def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
         ((finding("shift", "a", "not measured"),), "Nothing could be judged: 1 check not measured."),
         ((finding("gradient arrives", "a", "ok"),), "Healthy: gradient reaches the one layer."),
         (
+            (finding("gradient arrives", "(root)", "ok"),),
+            "No fault in what was measured: gradient reaches the one layer.",
+        ),
+        (
             (finding("non-finite", "a", "ok"), finding("units", WHOLE_RUN, "not measured")),
             "No fault in what was measured: not measured: units.",
         ),
@@ -196,6 +200,18 @@ def test_the_terminal_table_shows_what_is_not_ok():
     assert "Unhealthy" in text
     assert "b: gradient arrives & so on" in text
     assert "a: shift" not in text
+
+
+def test_the_terminal_table_tells_a_causes_own_verdict_from_that_of_what_follows():
+    from rich.console import Console
+
+    cause = finding("units", "a", "watch", threshold=THRESHOLDS["silent_units"])
+    cut = replace(FINDINGS[0], explained_by="units in a")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(Diagnosis((cut, cause, FINDINGS[3]), ("a", "b")))
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    assert "bad    units, 'a': watch, its consequences bad" in lines
+    assert "watch  update ratio, 'extra'" in lines
 
 
 def test_a_recording_is_not_changed_by_being_judged(healthy):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.gradient_rules import gradient_arrives
 from covshift.diagnosis.parameter_rules import update_ratio
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import number
 
 SIZES = (1e-3, 5e-5, 5e-7, 0.5, 0.0)
@@ -25,6 +26,11 @@ def recorded(make_recording, ratios):
     return make_recording(parameters=rows)
 
 
+def is_jump(ratios, at):
+    """Whether a ratio exceeds a tenth, and ten times the median of up to twenty before."""
+    return ratios[at] > 0.1 and ratios[at] >= 10 * np.median(ratios[max(at - 20, 0) : at])
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 8)), min_size=1, max_size=5))
 def test_steps_of_an_update_ratio_are_those_at_which_the_recorded_ratio_is_so(make_recording, stretches):
@@ -36,6 +42,11 @@ def test_steps_of_an_update_ratio_are_those_at_which_the_recorded_ratio_is_so(ma
     assert found.reason.endswith(f"; {found.history}")
     said = steps_in(found.history)
     begun = next(iter(said.values())) // 10
+    if found.threshold == THRESHOLDS["update_jump"]:
+        jumps = [at for at in range(3, len(ratios)) if at >= len(ratios) / 10 and is_jump(ratios, at)]
+        assert begun == jumps[0]
+        assert found.value == max(ratios[at] for at in jumps)
+        return
     outside = (ratios < 1e-4) | (ratios > 1e-2)
     assert outside[begun]
     assert outside[begun:].mean() > 0.5

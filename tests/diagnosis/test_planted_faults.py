@@ -100,7 +100,10 @@ def test_evidence_that_repeats_the_same_examples_makes_no_death(planted):
     assert "3 of 4 units silent in 1,000 examples" in found.reason
     unknown = of(diagnose(recording, distinct_examples=100), "units", "act3")
     assert unknown.verdict == "not measured"
-    assert unknown.advice == "5,989 examples without firing would bound the rate by 0.001"
+    assert unknown.advice.startswith(
+        "597 examples without firing, which would bound the rate by 0.01 (5,989 by 0.001): "
+    )
+    assert "units_every=1" in unknown.advice
 
 
 def test_an_evaluation_pass_settles_which_units_are_dead(planted, healthy_steps):

@@ -97,3 +97,44 @@ def test_biases_are_not_judged(make_recording):
 
 def test_a_parameter_of_the_model_itself_belongs_to_the_root(make_recording):
     assert judged(make_recording, *[1e-3] * 10, name="table").layer == "(root)"
+
+
+def test_an_update_that_overran_a_parameter_in_the_middle_is_found_though_the_last_window_is_fine(make_recording):
+    finding = judged(make_recording, *[2e-3] * 10, 0.6, 0.7, 0.05, *[5e-3] * 17)
+    assert (finding.verdict, finding.since_step, finding.value) == ("watch", 100, pytest.approx(0.7))
+    assert finding.reason == (
+        "'fc': an update moves 'fc.weight' by 0.005 of its length; median of the last 6 records; once by 0.7; first "
+        "above 0.1, 10 times what it was, at step 100"
+    )
+    assert "what happened at that step" in finding.advice
+
+
+def test_one_update_longer_than_the_parameter_itself_is_bad_at_any_time(make_recording):
+    finding = judged(make_recording, *[2e-3] * 10, 1.2, *[5e-3] * 19)
+    assert (finding.verdict, finding.since_step, finding.value) == ("bad", 100, pytest.approx(1.2))
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [
+        [1e-3, 1e-3, 1e-3, 1.4] + [2e-3] * 36,
+        [1e-5] * 10 + [9e-2] * 3 + [5e-3] * 17,
+        [0.05] * 10 + [0.3] * 3 + [5e-3] * 17,
+        [1 / record for record in range(1, 201)],
+        [2e-3] * 10 + [np.inf] * 3 + [5e-3] * 17,
+    ],
+    ids=["in the warm-up", "up to 0.1", "less than ten times", "grown from zero", "weights of zero"],
+)
+def test_what_is_early_small_or_gradual_is_no_jump(make_recording, updates):
+    assert judged(make_recording, *updates).verdict == "ok"
+
+
+def test_step_sizes_lowered_after_a_jump_are_no_second_fault(make_recording):
+    finding = judged(make_recording, *[2e-3] * 10, 0.6, *[1e-8] * 5)
+    assert (finding.verdict, finding.value) == ("watch", pytest.approx(0.6))
+
+
+def test_a_ratio_beside_a_limit_is_written_so_that_it_is_told_from_it(make_recording):
+    finding = judged(make_recording, *[0.01004] * 20)
+    assert finding.verdict == "watch"
+    assert "by 0.01004 of its length" in finding.reason

@@ -1,11 +1,15 @@
 """What cannot be used is refused by its name, and nothing is taken or lost for it."""
 
+import gc
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import covshift
-from covshift.exceptions import CovshiftError, InvalidArgumentError, UnsupportedModelError
+from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError, UnsupportedModelError
 
 
 @pytest.mark.parametrize("model", [torch.relu, "model"])
@@ -17,6 +21,28 @@ def test_what_is_no_module_cannot_be_recorded(model):
 def test_unknown_signals_are_named_with_the_known_ones(perceptron):
     with pytest.raises(InvalidArgumentError, match=r"signals=\['weights'\]: expected some of input, preactivation"):
         covshift.record(perceptron(), signals=["weights"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_recorder_that_is_never_entered_says_so_when_it_goes_and_shows_the_line_that_made_it(
+    perceptron, tmp_path, named
+):
+    recorder, here = covshift.record(perceptron(), tmp_path / "run" if named else None), current_line()
+    where = rf"at '{tmp_path / 'run.zarr'}'" if named else "in memory"
+    with pytest.warns(CovshiftWarning, match=f"never entered, so there is no recording {where}: write") as caught:
+        del recorder
+        gc.collect()
+    assert [(one.filename, one.lineno) for one in caught] == [(__file__, here)]
+
+
+def test_a_program_that_forgot_the_with_is_told_at_its_end():
+    program = "import covshift, torch; recorder = covshift.record(torch.nn.Linear(2, 2))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "its recorder was never entered" in done.stderr
+
+
+def current_line():
+    return sys._getframe(1).f_lineno
 
 
 def test_a_recorder_serves_one_recording(perceptron):

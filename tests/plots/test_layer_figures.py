@@ -329,6 +329,15 @@ class TestFindings:
         assert [artist.get_ydata()[0] for artist in bar.get_lines() if artist.get_label() == "watch above 0.2"] == [0.2]
         assert "rule: watch above 0.2 sd" in [text.get_text() for text in ax.get_legend().texts]
 
+    def test_a_key_of_many_entries_stays_inside_the_figure(self, made):
+        shift = made().shift(50, 30)
+        shift["w1"][3] *= 1e4
+        ax = plots.plot_shift_map(shift, findings=[finding("shift", "shift", "conv3", since=30)])
+        figure = ax.get_figure()
+        figure.canvas.draw()
+        assert "beyond the scale" in [text.get_text() for text in ax.get_legend().texts]
+        assert ax.get_legend().get_window_extent().x1 <= figure.bbox.x1
+
 
 def test_intervals_over_seeds_are_those_computed_and_the_dumbbells_stay_joined(made):
     paired = made().paired(5)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from copy import deepcopy
 
 import pytest
 
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.wording import quoted
 from covshift.plots.labels import amount
+from covshift.reporting.page import render
 
 
 def test_the_sentence_and_the_verdict_come_first(single, runs):
@@ -72,6 +75,16 @@ def test_causes_come_first_and_say_what_they_explain(single, runs):
         f"Consequences: {groups[0]['consequences'][0]['check']} ({groups[0]['consequences'][0]['count']})"
         in first.words
     )
+
+
+def test_a_cause_that_ranks_by_what_follows_from_it_says_its_own_verdict(single):
+    content = deepcopy(single.told)
+    (run,) = content["runs"]
+    group = run["groups"][0]
+    run["findings"][group["lead"]]["verdict"] = "watch"
+    head = re.search(r'<p class="finding-head">.*?</p>', render(content, pictures=[defaultdict(tuple)]), re.DOTALL)[0]
+    assert f'>{group["check"]}</strong> <span class="more">watch, its consequences bad</span>' in head
+    assert "its consequences" not in single.page.find("p", class_="finding-head")[0].words
 
 
 def test_a_layer_named_in_the_findings_or_the_grid_leads_to_its_section(single):

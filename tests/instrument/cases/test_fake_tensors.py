@@ -24,6 +24,17 @@ def test_a_forward_on_fake_tensors_between_steps_is_passed_over(build, train, re
     assert (layers["example_count"].sel(layer="0", signal=["activation", "activation_grad"]) == 16).all()
 
 
+def test_a_forward_on_fake_tensors_does_not_end_the_time_to_log_for_the_step_before(build, train, record):
+    model = build("perceptron")
+    with record(model, every=2) as recorder:
+        train(model)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model(torch.randn(3, 6))
+        recorder.log(loss=0.5)
+        train(model)
+    assert recorder.recording["scalars"]["loss"].sel(step=0).item() == 0.5
+
+
 @pytest.mark.parametrize("inside", [True, False], ids=["all within the mode", "tensors of the mode, used outside"])
 def test_a_training_on_fake_tensors_ends_without_an_error(record, inside):
     with FakeTensorMode() as mode:
