@@ -32,6 +32,9 @@ HALF = 1.8
 STABLE_SHARE = 0.9, 0.5
 """C3: share of layers at a stable operating point from which on shift is solved, and below which it is not."""
 
+LEFT_CHANCE = 0.15
+"""C3: best accuracy from which on a run has left chance, 0.1 on ten classes, and moved for a reason."""
+
 DEATHS = ("gradient arrives", "scale over depth")
 """C2: checks of ``covshift.diagnose`` whose verdict "bad" is a gradient that died, exactly or in size."""
 
@@ -139,15 +142,21 @@ def covariate_shift(summaries: Summaries) -> Judgement:
             partner = summaries.beside(other)(group)
             for what, measure in measures.items():
                 number = ratio_interval(*paired(group, partner, measure))
-                effects.append(_effect(group, f"{what}, over that of {title}", number, at_most(number, 1), "", partner))
+                both = [*group, *partner]
+                learned = sum(best(run) >= LEFT_CHANCE for run in both)
+                word: Word = at_most(number, 1) if learned == len(both) else "undetermined"
+                detail = f"{learned} of {len(both)} runs left chance"
+                effects.append(_effect(group, f"{what}, over that of {title}", number, word, detail, partner))
         share = mean_interval([stable_share(run) for run in group])
         enough, too_few = at_least(share, STABLE_SHARE[0]), at_most(share, STABLE_SHARE[1])
-        word: Word = "supported" if enough == "supported" else "refuted" if too_few == "supported" else "undetermined"
+        word = "supported" if enough == "supported" else "refuted" if too_few == "supported" else "undetermined"
         effects.append(_effect(group, "share of layers at a stable operating point", share, word, ""))
     return Judgement(
         "C3",
         "ratios: supported where the interval lies at or below 1, refuted where above; share of stable layers: "
-        f"supported from {STABLE_SHARE[0]}, refuted up to {STABLE_SHARE[1]}.",
+        f"supported from {STABLE_SHARE[0]}, refuted up to {STABLE_SHARE[1]}. Added after the runs: a ratio is "
+        f"undetermined where a run of either side never reaches {LEFT_CHANCE} accuracy, for a net that does not learn "
+        "need not move.",
         "geometric mean of ratios over seeds, or mean share",
         tuple(effects),
     )

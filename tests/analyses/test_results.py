@@ -166,6 +166,15 @@ def test_c3_is_refuted_where_linked_moves_more_or_never_rests(tmp_path: Path) ->
         assert judged(tmp_path / name, "C3", runs).word == "refuted"
 
 
+def test_c3_draws_nothing_from_a_control_that_stays_at_chance(tmp_path: Path) -> None:
+    controls = (("relu", 0.1), ("linked-relu", 3.0))
+    runs = [shifting(variant, seed, factor, 10) for variant, factor in controls for seed in SEEDS]
+    runs[1]["evaluations"]["best"] = 0.11
+    ratios = judged(tmp_path, "C3", runs).effects[:2]
+    assert [effect.word for effect in ratios] == ["undetermined"] * 2
+    assert [effect.detail for effect in ratios] == ["5 of 6 runs left chance"] * 2
+
+
 @pytest.mark.parametrize(("low", "high", "word"), [
     (1.9, 2.3, "supported"), (1.1, 1.4, "refuted"), (1.5, 2.1, "undetermined"),
 ])  # fmt: skip
