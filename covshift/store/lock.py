@@ -85,7 +85,7 @@ def _locked(descriptor: int) -> bool:
 
 def _holder_and_way_out(path: Path) -> str:
     if any(lock._path == path and lock._close.alive for lock in _HELD):
-        return "a recorder of this very process: leave its with, or choose another path"
+        return f"{holder(path)}, a recorder of this very process: leave its with, or choose another path"
     return f"{holder(path)}: wait for it to end, stop it, or choose another path"
 
 

@@ -187,7 +187,7 @@ def test_a_root_and_its_copy_both_gone_are_said_to_be(tmp_path):
 
 def test_recovery_refuses_a_recording_that_is_being_written_or_of_a_newer_schema(tmp_path):
     writer = Writer(tmp_path / "run", attrs={})
-    with pytest.raises(StoreLocked, match="by a recorder of this very process: leave its with"):
+    with pytest.raises(StoreLocked, match="by pid .*, a recorder of this very process: leave its with"):
         recover(writer.path)
     writer.close()
     root = json.loads((writer.path / "zarr.json").read_text())

@@ -81,7 +81,7 @@ class TestShiftMap:
         limit, usual = norm(0.2), norm(np.median(shift["w1"].values[1:]))
         assert 0.25 < limit < 0.95
         assert usual > 0.25
-        marks = line(figure.axes[0], "beyond the colours")
+        marks = line(figure.axes[0], "beyond the scale")
         assert list(marks.get_xdata()) == [0]
 
     def test_grey_cells_have_the_colour_the_key_names(self, made, meshes):
