@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from covshift.plots import palette, style
@@ -116,6 +117,7 @@ def _cosines(ax: Axes, ics: xr.Dataset) -> None:
     label_layers(ax, ics["layer"].values, width=20)
     unlabel_rows(ax)
     ax.grid(axis="x")
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_xlabel("cosine of before and after (1: unchanged)")
     title(ax, "Direction of the gradient", size=9.0)
 

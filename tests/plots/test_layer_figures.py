@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -270,6 +272,15 @@ class TestUpdateRatio:
 
 
 class TestGradientICS:
+    def test_numbers_of_the_cosine_stand_apart_however_far_it_reaches(self, made):
+        ics, parts = made().ics(26), made().attribution(26)
+        ics["cosine"][1] = -0.95
+        ax = plots.plot_gradient_ics(ics, parts).axes[1]
+        ax.get_figure(root=True).canvas.draw()
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()]
+        assert len(boxes) >= 3
+        assert all(left.x1 + 2 < right.x0 for left, right in itertools.pairwise(boxes))
+
     def test_norms_cosines_and_parts_are_those_measured(self, made):
         ics, parts = made().ics(6), made().attribution(6)
         norms, cosines, movement = plots.plot_gradient_ics(ics, parts).axes
