@@ -72,15 +72,17 @@ def test_differences_of_groups_are_drawn_in_the_comparison_part(several):
 
 
 def test_the_range_over_seeds_is_left_out_where_it_reads_as_one_number(written, make_run, tmp_path):
-    same = make_run(pairs=1, steps=(0, 10))
-    report = written(
-        tmp_path,
-        {f"plain seed {seed}": same for seed in range(2)}
-        | {"linked seed 0": make_run(pairs=1, steps=(0, 10), linked=True)},
-    )
-    table = report.page.find("table", class_="side-by-side")[0]
-    ranges = [note.words.split(" to ") for note in table.find("span", class_="note") if " to " in note.words]
-    assert all(low != high for low, high in ranges)
+    def ranges(plain):
+        linked = {"linked seed 0": make_run(pairs=1, steps=(0, 10), linked=True)}
+        report = written(tmp_path, {f"plain seed {n}": run for n, run in enumerate(plain)} | linked, overwrite=True)
+        (table,) = report.page.find("table", class_="side-by-side")
+        return [note.words.split(" to ") for note in table.find("span", class_="note") if " to " in note.words]
+
+    runs = [make_run(pairs=1, steps=(0, 10), dying=dying) for dying in (False, True)]
+    assert ranges([runs[0], runs[0]]) == []
+    differing = ranges(runs)
+    assert differing
+    assert all(low != high for low, high in differing)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3, 1e-3])

@@ -58,10 +58,22 @@ def test_an_empty_run_stands_beside_a_recorded_one(written, make_run, tmp_path):
     assert "Nothing was recorded" in report.page.text
 
 
-@pytest.mark.parametrize("group", ["histograms", "units", "parameters", "scalars", "evaluation"])
-def test_a_recording_without_one_group_still_has_a_report(written, make_run, tmp_path, group):
+@pytest.mark.parametrize(
+    ("group", "missing"),
+    [
+        ("histograms", {"shift"}),
+        ("units", {"units", "survival"}),
+        ("parameters", {"parameters"}),
+        ("scalars", {"cost"}),
+        ("evaluation", set()),
+    ],
+)
+def test_a_recording_without_one_group_has_a_report_that_names_what_is_missing(
+    written, make_run, tmp_path, group, missing
+):
     run = make_run(pairs=1, steps=(0, 10))
     without = xr.DataTree.from_dict({path: run[path].to_dataset() for path in run.groups if f"/{group}" not in path})
     without.attrs = run.attrs
-    report = written(tmp_path, without)
-    assert ("not measured" in report.page.text) or group in ("scalars", "evaluation")
+    (whole,), (partial,) = (written(tmp_path, one, overwrite=True).told["runs"] for one in (run, without))
+    assert set(partial["missing"]) - set(whole["missing"]) == missing
+    assert (partial["logged"] == []) == (group == "scalars")

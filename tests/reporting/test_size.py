@@ -8,7 +8,7 @@ from covshift.reporting import embedding
 from covshift.reporting import report as reporting
 
 
-def test_the_course_of_a_hundred_layers_takes_less_than_150_kilobytes(written, make_run, tmp_path):
+def test_the_course_of_a_hundred_layers_takes_less_than_100_kilobytes(written, make_run, tmp_path):
     html = written(tmp_path, make_run(pairs=50, steps=(0, 10, 20))).html
     start = html.index('data-base="/runs/0/course"')
     table = html[start : html.index("</table>", start)]
