@@ -93,7 +93,8 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> F
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))
     reason = f"an update moves '{name}' by {judged.threshold.amount(judged.value)} of its length; median of {records}"
     if jumped is not None:
-        reason += f"; once by {jumped.threshold.amount(jumped.value)}"
+        reason = f"an update moved '{name}' by {jumped.threshold.amount(jumped.value)} of its length"
+        reason += f", {judged.threshold.amount(judged.value)} in the median of {records}"
         # Too small now is no fault of its own: a step size may well be lowered after that.
         return conclude(layer, reason, [jumped] if judged.threshold.falls_short(judged.value) else [jumped, judged])
     if not judged.threshold.falls_short(judged.value):

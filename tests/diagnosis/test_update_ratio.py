@@ -103,7 +103,7 @@ def test_an_update_that_overran_a_parameter_in_the_middle_is_found_though_the_la
     finding = judged(make_recording, *[2e-3] * 10, 0.6, 0.7, 0.05, *[5e-3] * 17)
     assert (finding.verdict, finding.since_step, finding.value) == ("watch", 100, pytest.approx(0.7))
     assert finding.reason == (
-        "'fc': an update moves 'fc.weight' by 0.005 of its length; median of the last 6 records; once by 0.7; first "
+        "'fc': an update moved 'fc.weight' by 0.7 of its length, 0.005 in the median of the last 6 records; first "
         "above 0.1, 10 times what it was, at step 100"
     )
     assert "what happened at that step" in finding.advice
