@@ -34,6 +34,7 @@ from covshift.analysis.effects import effect_sizes
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.finding import ROOT
+from covshift.diagnosis.terminal import by_severity
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.plots.selection import chosen
 
@@ -244,11 +245,16 @@ def _drawn_layer(subject: Subject, layer: str | None) -> tuple[str, str]:
     names, nonlinear = rows.names(layers).tolist(), rows.nonlinear(layers).tolist()
     if not names:
         raise SignalNotRecorded("recording: holds no layer; run a forward pass inside covshift.record")
-    flagged = [finding.layer for finding in subject.judged.causes] if layer is None else []
+    flagged = _worst_first(subject) if layer is None else []
     inside = [name for name, is_one in zip(names, nonlinear, strict=True) if is_one] or names
     wanted = [layer] if layer is not None else [name for name in flagged if name in names]
     name = wanted[0] if wanted else inside[len(inside) // 2]
     return name, "preactivation" if nonlinear[names.index(name)] else "activation"
+
+
+def _worst_first(subject: Subject) -> list[str]:
+    """Layers of causes in the order in which a report tells them."""
+    return [finding.layer for _, finding in by_severity(subject.judged.findings)]
 
 
 def _drawn_nonlinearity(subject: Subject) -> str:
@@ -256,7 +262,7 @@ def _drawn_nonlinearity(subject: Subject) -> str:
     layers = rows.group(subject.recording, "layers")
     names, inside = rows.names(layers), rows.nonlinearities(layers)
     made_by = dict(zip(rows.names(layers, "preactivation_of")[inside], names[inside], strict=True))
-    flagged = [finding.layer for finding in subject.judged.causes]
+    flagged = _worst_first(subject)
     wanted = [made_by.get(name, name) for name in flagged]
     return next((str(name) for name in wanted if name in names[inside]), str(names[inside][len(inside) // 2]))
 

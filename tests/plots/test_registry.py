@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,6 +14,7 @@ from covshift import plots
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
+from covshift.plots import asking
 from covshift.plots.registry import FIGURES
 from covshift.plots.selection import chosen
 from covshift.schema import Layer
@@ -39,6 +42,18 @@ def recording(make_recording) -> xr.DataTree:
     scalars = {step: {"loss": 1.0 / (step + 1)} for step in steps}
     flat = {"act0": lambda z: z <= 0, "act1": lambda z: np.abs(z) > 9}
     return make_recording(steps, layers=LAYERS, flat=flat, parameters=parameters, scalars=scalars)
+
+
+def test_the_layer_drawn_unasked_is_the_cause_from_which_the_worst_follows(recording):
+    def found(check, layer, verdict, cause=""):
+        return Finding(check, layer, verdict, 0, 1.0, None, THRESHOLDS["silent_units"], "", "", explained_by=cause)
+
+    mild, silent = found("update ratio", "fc1", "watch"), found("units", "act0", "watch")
+    cut = found("gradient arrives", "fc0", "bad", "units in act0")
+    judged = Diagnosis((cut, mild, silent), ("fc0", "act0", "fc1", "act1"))
+    subject = SimpleNamespace(recording=recording, judged=judged)
+    (river,), _ = asking.river(subject, None)
+    assert river.attrs["layer"] == "act0"
 
 
 def with_probes(recording: xr.DataTree, made) -> xr.DataTree:
