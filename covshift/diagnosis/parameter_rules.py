@@ -56,17 +56,14 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
 
 def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
     """The largest ratio after the warm-up that is out of line with those before; one such update is no mere spike."""
-    ratio, before = np.where(np.isfinite(ratio), ratio, np.nan), np.full(len(ratio), np.nan)
-    for index in range(_FEWEST_BEFORE, len(ratio)):
-        before[index] = rows.median(ratio[max(index - gradient_scale.TRAILING, 0) : index])
-    threshold = THRESHOLDS["update_jump"]
-    out_of_line = threshold.exceeded(ratio) & (ratio >= _JUMP * before)
-    out_of_line[: math.ceil(WARM_UP_SHARE * len(steps))] = False
-    if not out_of_line.any():
+    threshold, warm = THRESHOLDS["update_jump"], max(math.ceil(WARM_UP_SHARE * len(steps)), _FEWEST_BEFORE)
+    known = np.where(np.isfinite(ratio), ratio, np.nan)
+    large = warm + np.flatnonzero(threshold.exceeded(known[warm:]))
+    jumps = [at for at in large if known[at] >= _JUMP * rows.median(known[max(at - gradient_scale.TRAILING, 0) : at])]
+    if not jumps:
         return None
-    first = int(steps[out_of_line.argmax()])
     crossed = f"first {threshold.beyond}, {_JUMP:g} times what it was, at step"
-    return Judgement(threshold, float(ratio[out_of_line].max()), first, _JUMPED, crossed=crossed)
+    return Judgement(threshold, float(known[jumps].max()), int(steps[jumps[0]]), _JUMPED, crossed=crossed)
 
 
 def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> Finding:
