@@ -18,8 +18,9 @@ from rich.text import Text
 from covshift.analysis import rows
 from covshift.cli.common import Debug, console, one_line_errors
 from covshift.diagnosis import Diagnosis, diagnose
+from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.finding import of_layers, worst
-from covshift.diagnosis.terminal import STYLES, by_severity
+from covshift.diagnosis.terminal import STYLES
 from covshift.exceptions import SignalNotRecorded
 from covshift.store import reader
 

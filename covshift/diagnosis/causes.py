@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import xarray as xr
 
 from covshift.analysis import rows
-from covshift.diagnosis.finding import WHOLE_RUN, Finding
-from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
+from covshift.diagnosis.thresholds import THRESHOLDS, Verdict
 
 _ALL_DEAD = 0.999
 
@@ -71,6 +71,22 @@ def explained(findings: Sequence[Finding], order: Order) -> list[Finding]:
         replace(finding, explained_by=_name(root(finding))) if cause.get(id(finding)) is not None else finding
         for finding in findings
     ]
+
+
+def by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
+    """Causes with the worst verdict of themselves and what follows from them.
+
+    Worst first; of one verdict, those from which most follows; else in the order of findings.
+    """
+    causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
+    led = [(cause, following(cause, findings)) for cause in causes]
+    ranked = [(worst([cause.verdict, *(one.verdict for one in after)]), len(after), cause) for cause, after in led]
+    return [(verdict, cause) for verdict, _, cause in sorted(ranked, key=lambda one: (SEVERITY.index(one[0]), -one[1]))]
+
+
+def following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
+    """Findings that ``cause`` explains."""
+    return [finding for finding in findings if finding.explained_by == _name(cause)]
 
 
 def _cause(finding: Finding, causes: Sequence[tuple[Rule, list[Finding]]], order: Order) -> Finding | None:

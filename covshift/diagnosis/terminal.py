@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from covshift.diagnosis.finding import SEVERITY, Finding, of_layers, worst
+from covshift.diagnosis.causes import by_severity, following
+from covshift.diagnosis.finding import Finding, of_layers
 from covshift.diagnosis.thresholds import Verdict
 from covshift.diagnosis.wording import plural, quoted
 
@@ -41,21 +42,6 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     return Group(Text(sentence, style="bold"), Text(""), table)
 
 
-def by_severity(findings: Sequence[Finding]) -> list[tuple[Verdict, Finding]]:
-    """Causes with the worst verdict of themselves and what follows from them.
-
-    Worst first; of one verdict, those from which most follows; else in the order of findings.
-    """
-    causes = [finding for finding in findings if finding.verdict in ("bad", "watch") and not finding.explained_by]
-    led = [(cause, _following(cause, findings)) for cause in causes]
-    ranked = [(worst([cause.verdict, *(one.verdict for one in after)]), len(after), cause) for cause, after in led]
-    return [(verdict, cause) for verdict, _, cause in sorted(ranked, key=lambda one: (SEVERITY.index(one[0]), -one[1]))]
-
-
-def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.explained_by == f"{cause.check} in {cause.layer}"]
-
-
 def _cause(verdict: Verdict, finding: Finding, findings: Sequence[Finding]) -> Text:
     from rich.text import Text
 
@@ -64,10 +50,10 @@ def _cause(verdict: Verdict, finding: Finding, findings: Sequence[Finding]) -> T
     text.append("\n" if finding.verdict == verdict else f": {finding.verdict}, its consequences {verdict}\n")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
-    following = _following(finding, findings)
-    if following:
-        checks = dict.fromkeys(one.check for one in following)
-        parts = [f"{check} ({sum(one.check == check for one in following)})" for check in checks]
+    after = following(finding, findings)
+    if after:
+        checks = dict.fromkeys(one.check for one in after)
+        parts = [f"{check} ({sum(one.check == check for one in after)})" for check in checks]
         text.append(f"Consequences: {', '.join(parts)}\n", style="dim")
     return text
 

@@ -32,9 +32,9 @@ from covshift.analysis import (
 from covshift.analysis.differences import group_differences
 from covshift.analysis.effects import effect_sizes
 from covshift.diagnosis import Diagnosis, Finding, diagnose
+from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.diagnosis import WHOLE_RUN
 from covshift.diagnosis.finding import ROOT
-from covshift.diagnosis.terminal import by_severity
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 from covshift.plots.selection import chosen
 

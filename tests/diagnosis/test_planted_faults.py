@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from covshift.diagnosis import diagnose
+from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.finding import WHOLE_RUN
-from covshift.diagnosis.terminal import by_severity
 from covshift.schema import Layer, Mode, Status
 
 SINCE = 60
