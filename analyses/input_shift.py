@@ -46,13 +46,13 @@ PAPER = Plan(
 CPU = replace(
     PAPER,
     variants=("relu", "relu-wide", "linked-relu", "batch-norm"),
-    steps=600,
+    steps=400,
     shuffled=True,
-    evaluate_every=200,
-    test_examples=2_000,
+    evaluate_every=100,
+    test_examples=1_000,
     watched_examples=1_000,
     final_examples=5_000,
-    record_every=50,
+    record_every=25,
 )
 SMOKE = smoke(
     CPU, ("linked-relu",), axes=(("input", ("standardised", "raw")),), batch_size=16, steps=6, evaluate_every=3

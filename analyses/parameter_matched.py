@@ -32,12 +32,13 @@ PAPER = Plan(
 )
 CPU = replace(
     PAPER,
-    steps=epochs(1),
+    steps=800,
     shuffled=True,
-    evaluate_every=521,
-    test_examples=2_000,
+    evaluate_every=400,
+    test_examples=1_000,
+    final_examples=5_000,
     watched_examples=1_000,
-    record_every=50,
+    record_every=40,
 )
 SMOKE = smoke(CPU, ("relu-wide", "linked-relu"), batch_size=16, steps=6, evaluate_every=3)
 

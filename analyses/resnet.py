@@ -35,8 +35,8 @@ PAPER = Plan(
 CPU = replace(
     PAPER,
     variants=("relu", "linked-relu", "selu", "linked-selu"),
-    steps=150,
-    evaluate_every=75,
+    steps=100,
+    evaluate_every=50,
     test_examples=1_000,
     final_examples=2_000,
     watched_examples=500,

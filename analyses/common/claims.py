@@ -114,7 +114,7 @@ def dead_units(summaries: Summaries) -> Judgement:
 def gradient_death(summaries: Summaries) -> Judgement:
     """C2: linked nets without normalisation in which covshift finds that the gradient died."""
     effects = []
-    bare = Summaries((*summaries.where("depth"), *summaries.where("no_batchnorm", norm="none")))
+    bare = Summaries((*summaries.where("depth"), *summaries.where("no_batchnorm")))
     for group in _linked(bare):
         died = [any(run["diagnosis"]["checks"].get(check, {}).get("bad") for check in DEATHS) for run in group]
         slopes = mean_interval([run["profiles"]["activation_grad"]["slope"][-1] for run in group])

@@ -45,7 +45,8 @@ def paper_tables() -> list[PaperTable]:
             "paper, time": {variant: pair[1] for variant, pair in numbers.items()},
         }
         title = f"ResNet-50, normalisation: {norm}"
-        found.append(PaperTable("N", title, "no_batchnorm", {"norm": norm}, columns))
+        experiment = "resnet" if norm == "batch-norm" else "no_batchnorm"
+        found.append(PaperTable("N", title, experiment, {}, columns))
     return found
 
 
