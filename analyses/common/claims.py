@@ -1,8 +1,9 @@
 """The paper's six claims, each judged by an effect, its interval over seeds and a criterion fixed before the runs.
 
 An effect is ``supported`` or ``refuted`` where its whole interval lies on one side of the criterion, ``undetermined``
-where it does not or where fewer than three seeds were run. A claim is refuted by one refuted effect, supported where
-all are, and ``not run`` where there is none. Criteria are ours: the paper states none.
+where it does not or where fewer than three seeds were run. Where no more were asked for, it is an ``illustration``,
+which decides nothing. A claim is refuted by one refuted effect, supported where all that decide are supported, and
+``not run`` where there is no effect. Criteria are ours: the paper states none.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from common.intervals import FEWEST_SEEDS, Interval, mean_interval, ratio_interval
-from common.summaries import Summaries, Summary, accuracy, best, paired
+from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, left_chance, paired
 from common.variants import BASES, VARIANTS
 
-Word = Literal["supported", "refuted", "undetermined", "not run"]
+Word = Literal["supported", "refuted", "undetermined", "illustration", "not run"]
 
 ACCURACY_MARGIN = 0.01
 """C6: linked may be worse than its control by this much and still be competitive."""
@@ -31,9 +32,6 @@ HALF = 1.8
 
 STABLE_SHARE = 0.9, 0.5
 """C3: share of layers at a stable operating point from which on shift is solved, and below which it is not."""
-
-LEFT_CHANCE = 0.15
-"""C3: best accuracy from which on a run has left chance, 0.1 on ten classes, and moved for a reason."""
 
 DEATHS = ("gradient arrives", "scale over depth")
 """C2: checks of ``covshift.diagnose`` whose verdict "bad" is a gradient that died, exactly or in size."""
@@ -68,9 +66,9 @@ class Judgement:
     @property
     def word(self) -> Word:
         """The verdict on the claim as a whole."""
-        words = {effect.word for effect in self.effects}
-        if not words:
+        if not self.effects:
             return "not run"
+        words = {effect.word for effect in self.effects} - {"illustration"}
         if "refuted" in words:
             return "refuted"
         return "supported" if words == {"supported"} else "undetermined"
@@ -100,7 +98,7 @@ def dead_units(summaries: Summaries) -> Judgement:
         counts = [sum(run["units"]["silent"][-1]) for run in group]
         word: Word = "refuted" if any(counts) else "supported"
         detail = f"silent linked units in {len(counts)} runs: {', '.join(map(str, counts))}"
-        effects.append(_effect(group, "", number, _if_enough(group, word), detail, single))
+        effects.append(_effect(group, "", number, word, detail, single))
     return Judgement(
         "C1",
         "supported where no linked unit of any run is silent on all watched images at its end (at least "
@@ -120,7 +118,7 @@ def gradient_death(summaries: Summaries) -> Judgement:
         slopes = mean_interval([run["profiles"]["activation_grad"]["slope"][-1] for run in group])
         word: Word = "refuted" if any(died) else "supported"
         detail = f"dead in {sum(died)} of {len(died)} runs; best accuracy {_best(group):.3f}"
-        effects.append(_effect(group, "", slopes, _if_enough(group, word), detail))
+        effects.append(_effect(group, "", slopes, word, detail))
     return Judgement(
         "C2",
         'supported where no run has a finding "bad" of the checks gradient arrives and scale over depth (at least '
@@ -143,7 +141,7 @@ def covariate_shift(summaries: Summaries) -> Judgement:
             for what, measure in measures.items():
                 number = ratio_interval(*paired(group, partner, measure))
                 both = [*group, *partner]
-                learned = sum(best(run) >= LEFT_CHANCE for run in both)
+                learned = sum(left_chance(run) for run in both)
                 word: Word = at_most(number, 1) if learned == len(both) else "undetermined"
                 detail = f"{learned} of {len(both)} runs left chance"
                 effects.append(_effect(group, f"{what}, over that of {title}", number, word, detail, partner))
@@ -280,10 +278,6 @@ def _linked(summaries: Summaries) -> list[Summaries]:
     return sorted(groups, key=lambda group: order.index(group.first["variant"]))
 
 
-def _if_enough(group: Summaries, word: Word) -> Word:
-    return word if len(group) >= FEWEST_SEEDS else "undetermined"
-
-
 def _effect(
     group: Summaries, what: str, number: Interval, word: Word, detail: str, other: Summaries | None = None
 ) -> Effect:
@@ -291,6 +285,8 @@ def _effect(
     condition = ", ".join(f"{name} {value}" for name, value in one["condition"].items())
     parts = [one["title"], condition, one["preset"] if one["preset"] != "cpu" else "", what]
     names = (*group.names, *(other.names if other is not None else ()))
+    if len(group) < FEWEST_SEEDS:
+        word = "illustration" if one["plan"]["seeds"] < FEWEST_SEEDS else "undetermined"
     return Effect(": ".join(part for part in parts if part), number, word, detail, names)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from common import claims, tables
 from common.claims import Effect, Judgement
 from common.published import CLAIMS
-from common.summaries import Summaries, best, unique
+from common.summaries import LEFT_CHANCE, Summaries, best, unique
 
 SOURCE = "arXiv 1712.02609"
 _GENERATED = "<!-- Written by analyses/results.py from docs/results/data; change that, not this. -->\n"
@@ -20,6 +20,10 @@ _STATISTICS = (
     '"Best of a run" is the paper\'s statistic: the best test accuracy of all evaluations of a run, then the largest '
     'and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the accuracy '
     'at the end of a run, and "95 % of further runs" the interval in which that of a further seed would lie.\n'
+)
+_LEARNS = (
+    "## Depth: who leaves chance, and when\n\nThe first evaluation of the curve with a test accuracy of "
+    f"{LEFT_CHANCE} or more; chance is 0.1.\n"
 )
 _SILENT = (
     "## Depth: silent units\n\nUnits that gave nothing but zero on every watched training image at the end of the run "
@@ -58,11 +62,10 @@ def overview(summaries: Summaries, judgements: list[Judgement], figures: list[st
         "## Depth: accuracy\n",
         *(tables.accuracy_tables(table, summaries) for table in depth),
         _STATISTICS,
+        _LEARNS,
+        *_by_setting(summaries, tables.who_learns),
         _SILENT,
-        *(
-            [f"### {name}\n\n{tables.dead_summary(runs)}" for name, runs in summaries.where("depth").settings()]
-            or [f"{tables.NOT_RUN}\n"]
-        ),
+        *_by_setting(summaries, tables.dead_summary),
         *(f"![{figure}](figures/{figure})\n" for figure in figures),
         "## What this rests on\n",
         *provenance(summaries),
@@ -88,8 +91,13 @@ def all_tables(summaries: Summaries) -> str:
 def units(summaries: Summaries) -> str:
     """units.md: silent units of every layer of the depth net."""
     parts = [_GENERATED, "# Silent units of every layer of the depth net, medians over seeds\n"]
-    found = [f"### {name}\n\n{tables.unit_table(runs)}" for name, runs in summaries.where("depth").settings()]
-    return "\n".join(parts + (found or [f"{tables.NOT_RUN}\n"]))
+    return "\n".join(parts + _by_setting(summaries, tables.unit_table))
+
+
+def _by_setting(summaries: Summaries, table: Callable[[Summaries], str]) -> list[str]:
+    """A table of every setting of the depth net."""
+    settings = summaries.where("depth").settings()
+    return [f"### {name}\n\n{table(runs)}" for name, runs in settings] or [f"{tables.NOT_RUN}\n"]
 
 
 def claim_page(judgement: Judgement, summaries: Summaries) -> str:

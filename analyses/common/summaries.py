@@ -13,6 +13,9 @@ from common.variants import VARIANTS
 
 Summary = dict[str, Any]
 
+LEFT_CHANCE = 0.15
+"""Test accuracy from which on a run has left chance, 0.1 on ten classes."""
+
 
 @dataclass(frozen=True)
 class Summaries:
@@ -117,6 +120,11 @@ def accuracy(run: Summary) -> float:
 def best(run: Summary) -> float:
     """The largest test accuracy of all evaluations: what the paper reports of a run."""
     return float(run["evaluations"]["best"])
+
+
+def left_chance(run: Summary) -> bool:
+    """Whether any evaluation found more than chance."""
+    return best(run) >= LEFT_CHANCE
 
 
 def middle(run: Summary) -> float:

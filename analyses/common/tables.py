@@ -10,7 +10,7 @@ from typing import Any
 
 from common import published
 from common.intervals import Interval, prediction_interval
-from common.summaries import Summaries, accuracy, best, middle
+from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, middle
 from common.variants import BASES, VARIANTS
 
 NOT_RUN = "not run"
@@ -150,6 +150,30 @@ def dead_summary(runs: Summaries) -> str:
         ])  # fmt: skip
     headings = ["", "silent units: median", "range", "first layer with one", "layers wholly silent", "seeds"]
     return markdown(headings, rows) if rows else f"{NOT_RUN}\n"
+
+
+def who_learns(runs: Summaries) -> str:
+    """One row a variant: how many runs leave chance, at which evaluation first, and what they end at."""
+    rows = []
+    for group in runs.groups():
+        first = [step for run in group if (step := _first_above_chance(run)) is not None]
+        steps = sorted({run["steps"] for run in group})
+        rows.append([
+            group.first["title"],
+            f"{len(first)} of {len(group)}",
+            " to ".join(f"{step:,}" for step in dict.fromkeys((min(first), max(first)))) if first else "never",
+            _number(statistics.median(group.values(accuracy)), 4),
+            " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1]))),
+        ])  # fmt: skip
+    headings = ["", "runs that leave chance", "first above it at step", "last: median", "steps run"]
+    return markdown(headings, rows) if rows else f"{NOT_RUN}\n"
+
+
+def _first_above_chance(run: Summary) -> int | None:
+    """Step of the first evaluation of a run's curve that is above chance; None where none is."""
+    curve = run["curve"]
+    found = zip(curve["step"], curve["test_accuracy"], strict=True)
+    return next((step for step, value in found if value >= LEFT_CHANCE), None)
 
 
 def step_times(summaries: Summaries) -> str:

@@ -31,7 +31,7 @@ def summary(experiment: str, variant: str, seed: int, **changed: Any) -> dict[st
         "covshift_results_version": 1, "key": "k", "experiment": experiment, "preset": "cpu", "variant": variant,
         "title": claims.VARIANTS[variant].title if variant in claims.VARIANTS else variant, "condition": {},
         "seed": seed,
-        "plan": {"batch_size": 32}, "distance_from_paper": {"steps": {"here": 100, "paper": 312600}},
+        "plan": {"batch_size": 32, "seeds": 3}, "distance_from_paper": {"steps": {"here": 100, "paper": 312600}},
         "data": {"name": "cifar10", "sha256": "abc", "description": "Recompressed as JPEG."},
         "machine": machine | {"commit": "f00"}, "complete": True, "steps": 100, "parameters": 1000,
         "test_accuracy": accuracy, "test_loss": 1.0,
@@ -124,7 +124,27 @@ def test_no_silent_linked_unit_in_three_seeds_supports_c1_and_one_refutes_it(tmp
     dead = judged(tmp_path / "b", "C1", depth_runs({"relu": [2, 2, 2], "linked-relu": [0, 1, 0]}))
     assert dead.word == "refuted"
     few = judged(tmp_path / "c", "C1", depth_runs({"relu": [2, 2], "linked-relu": [0, 0]}))
-    assert few.word == "undetermined"
+    assert few.effects[0].word == few.word == "undetermined"
+
+
+@pytest.mark.parametrize(("silent", "word"), [(0, "supported"), (1, "refuted")])
+def test_one_long_run_is_an_illustration_and_decides_nothing(tmp_path: Path, silent: int, word: str) -> None:
+    runs = depth_runs({"relu": [2, 1, 2], "linked-relu": [silent] * 3})
+    runs += depth_runs({"relu": [2], "linked-relu": [1 - silent]}, preset="cpu-9000", steps=9000, plan={"seeds": 1})
+    found = judged(tmp_path, "C1", runs)
+    assert sorted(effect.word for effect in found.effects) == sorted(["illustration", word])
+    assert found.word == word
+
+
+def test_who_leaves_chance_is_said_with_the_step_of_the_first_evaluation_above_it(tmp_path: Path) -> None:
+    runs = depth_runs({"relu": [0, 0], "linked-relu": [0, 0]})
+    for run, above in zip(runs, (None, None, 200, 300), strict=True):
+        steps = [100, 200, 300]
+        values = [0.16 if above is not None and step >= above else 0.14 for step in steps]
+        run["curve"] = {"step": steps, "test_accuracy": values}
+    found = tables.who_learns(Summaries.of(folder_of(tmp_path, runs))).splitlines()
+    assert "| ReLU | 0 of 2 | never | 0.5050 | 100 |" in found
+    assert "| LK-ReLU | 2 of 2 | 200 to 300 | 0.5050 | 100 |" in found
 
 
 @pytest.mark.parametrize("check", ["gradient arrives", "scale over depth"])
