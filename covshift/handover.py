@@ -53,6 +53,11 @@ class Handover:
         What is due: it tells which steps a resume leaves out, and how large the recording will be.
     unobserved : collection of str
         Names of the modules that are not recorded; it tells which layers a resume leaves out.
+
+    Attributes
+    ----------
+    has_taken : bool
+        Whether any block was given: of a step, an evaluation or a probe.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Handover:
         cadences: Cadences,
         unobserved: Collection[str],
     ) -> None:
+        self.has_taken = False
         self._cadences, self._unobserved = cadences, unobserved
         self._observed, self._meter, self._incidents, self._ranks = layers, meter, incidents, ranks
         self._rank_count = 1 if ranks is None else ranks.size
@@ -122,6 +128,7 @@ class Handover:
 
     def give(self, block: Block, parameters: Mapping[str, Any], *, scale: float) -> None:
         """Take a closed block: to be written at once, or by rank 0 after the next :meth:`meet_ranks`."""
+        self.has_taken = True
         with self._incidents.guard("record"):
             record = self._record(block, parameters, scale)
             if self._ranks is None:

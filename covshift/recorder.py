@@ -325,6 +325,8 @@ class Recorder:
         if self._evaluation is not None:
             return None if self._steps.is_paused else self._evaluation
         if not torch.is_grad_enabled():
+            if self._hooks.follows:
+                self._steps.forward_without_gradient()
             return None
         self._steps.forward()
         if self._probe is not None:

@@ -87,7 +87,7 @@ class TrainingSteps:
         self._block: Block | None = None
         self._opening = threading.Lock()
         self._unfinished: _Unfinished | None = None
-        self.count = self.records = 0
+        self.count = self.records = self._without_gradient = 0
         self.is_paused = False
         self.log = Log()
         self.clock = StepClock(
@@ -118,6 +118,10 @@ class TrainingSteps:
         self.clock.forward()
         self.finish()
         self._give_scalars()
+
+    def forward_without_gradient(self) -> None:
+        """A forward pass that no training step can follow from, and that no evaluation asks for."""
+        self._without_gradient += 1
 
     def block(self) -> Block | None:
         """The block that a forward pass is to fill; None where the step now open is not recorded."""
@@ -275,4 +279,12 @@ class TrainingSteps:
                 "model",
                 "parameters have changed, but no forward pass and no optimizer step of the model was seen, so nothing "
                 "was recorded: a training step compiled as a whole? Compile the model, or parts of it, instead",
+            )
+        elif self._without_gradient and not self.clock.forwards_of_step and not self._handover.has_taken:
+            self._incidents.warn_once(
+                "no step",
+                "model",
+                f"nothing was recorded: every forward pass ({self._without_gradient}) ran under no_grad or "
+                "inference_mode, from which no training step follows; to record an evaluation, write 'with "
+                "recorder.evaluation():' around it",
             )

@@ -38,8 +38,10 @@ def test_a_module_put_in_anothers_place_is_the_one_that_is_measured(shallow):
 
 def test_a_traced_model_is_traced_as_without_a_recorder(shallow):
     model = shallow().eval()
-    with pytest.warns(DeprecationWarning, match="trace"), covshift.record(model, every=1):
+    with pytest.warns(DeprecationWarning, match="trace"), covshift.record(model, every=1) as recorder:
         traced = torch.jit.trace(model, torch.randn(2, 6))
+        with recorder.evaluation():
+            model(torch.randn(2, 6))
     x = torch.randn(3, 6)
     torch.testing.assert_close(traced(x), model(x))
 

@@ -118,6 +118,33 @@ def test_training_of_which_nothing_at_all_was_seen_does_not_end_in_silence():
             pass
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loop_that_only_evaluates_does_not_end_in_silence(mode):
+    model, batch = perceptron(), torch.randn(5, 4)
+    said = r"every forward pass \(2\) ran under no_grad or inference_mode.*with recorder\.evaluation\(\):"
+    with pytest.warns(CovshiftWarning, match=said), covshift.record(model) as recorder, mode():
+        for _ in range(2):
+            model(batch)
+    assert len(recorder.warnings) == 1
+
+
+def test_passes_without_gradients_beside_what_is_recorded_are_nothing_to_warn_of():
+    model, batch = perceptron(), torch.randn(5, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with covshift.record(model) as evaluated, torch.no_grad():
+            model(batch)
+            with evaluated.evaluation():
+                model(batch)
+        with covshift.record(model) as trained:
+            with torch.no_grad():
+                model(batch)
+            model(batch).sum().backward()
+            trained.step()
+        with covshift.record(model) as paused, paused.pause(), torch.no_grad():
+            model(batch)
+
+
 @pytest.mark.parametrize("how", ["function", "in place", "replaced"])
 def test_compiled_parts_run_as_before_while_functions_are_recorded(how):
     class Mixed(nn.Module):
