@@ -100,7 +100,8 @@ def dead_units(
         With the gradient, "fires" reads "receives a gradient", and dead units are those that stopped learning: also
         those stuck at a constant output that is not 0.
     stream : {"train", "evaluation"}
-        Which rows. An evaluation pass is a finite set of examples: silent on all of them is dead, exactly.
+        Which rows. An evaluation pass is a finite set of examples: silent on all of them is dead, exactly. Passes may
+        repeat their examples, so those of the last one are all the evidence, however many passes there were.
     distinct_examples : int, optional
         Size of the data set the batches are drawn from: further passes over it are no further evidence. Without it
         every example seen counts.
@@ -118,8 +119,8 @@ def dead_units(
         ``examples`` (step, unit)
             Examples of the record; 0 where the unit was not recorded.
         ``silent_examples``, ``silent_records`` (unit)
-            Examples (at most ``distinct_examples``) and records since the unit last fired: records of units, and those
-            between them in which its whole layer was silent.
+            Examples (at most ``distinct_examples``; of evaluation passes those of the last) and records since the unit
+            last fired: records of units, and those between them in which its whole layer was silent.
         ``rate_upper_bound`` (unit)
             Bound on its firing rate from those, see :func:`rate_upper_bound`, over all units of the result.
         ``firing_rate`` (unit)
@@ -149,12 +150,13 @@ def dead_units(
         raise InvalidArgumentError(f"distinct_examples={distinct_examples}: expected a number of examples >= 1")
     activity = _activity(recording, layers, signal, stream)
     silence = _Silence.at_the_end(activity, _SilentLayers.between(recording, activity.steps, signal, stream))
-    evidence = np.minimum(silence.examples, distinct_examples or np.inf)
+    exact = stream == "evaluation"
+    evidence = np.minimum(silence.examples, activity.last_examples if exact else distinct_examples or np.inf)
     bound = rate_upper_bound(evidence, tests=max(len(activity.layer), 1), alpha=alpha)
     firing = _firing_rate(activity)
-    state = _states(activity, silence, bound, firing, exact=stream == "evaluation", alpha=alpha)
+    state = _states(activity, silence, bound, firing, exact=exact, alpha=alpha)
     gone = np.isin(state, ["silent", "dead"])
-    revivals, revived = _revivals(activity, distinct_examples, alpha)
+    revivals, revived = _revivals(activity, distinct_examples, alpha, repeated=exact)
     return xr.Dataset(
         {
             "silent": (("step", "unit"), activity.silent),
@@ -224,6 +226,13 @@ class _Activity:
     @property
     def recorded(self) -> NDArray[np.bool_]:
         return np.asarray(self.examples > 0)
+
+    @property
+    def last_examples(self) -> NDArray[np.int64]:
+        """Examples of the last record of each unit; shape (unit,)."""
+        position = np.arange(len(self.steps))[:, None]
+        last = np.where(self.recorded, position, -1).max(axis=0, initial=-1)
+        return np.asarray(self.examples[last, np.arange(len(last))])
 
     @property
     def silent(self) -> NDArray[np.bool_]:
@@ -332,9 +341,12 @@ def _share(activity: _Activity, records: NDArray[np.bool_]) -> NDArray[np.float6
 
 
 def _revivals(
-    activity: _Activity, distinct_examples: int | None, alpha: float
+    activity: _Activity, distinct_examples: int | None, alpha: float, *, repeated: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many silences that counted as deaths ended, and at which step the last of them did."""
+    """How many silences that counted as deaths ended, and at which step the last of them did.
+
+    ``repeated`` where further records may show the same examples, and so are no further evidence.
+    """
     units = len(activity.layer)
     needed = np.log(alpha / max(units, 1)) / np.log1p(-SILENCE_RATE)
     records, examples, revivals = (np.zeros(units, dtype=np.int64) for _ in range(3))
@@ -344,7 +356,8 @@ def _revivals(
         back = fired & (records >= DEAD_WINDOWS) & (np.minimum(examples, distinct_examples or np.inf) >= needed)
         revivals += back
         revived[back] = step
-        records, examples = np.where(fired, 0, records + (seen > 0)), np.where(fired, 0, examples + seen)
+        silent = np.maximum(examples, seen) if repeated else examples + seen
+        records, examples = np.where(fired, 0, records + (seen > 0)), np.where(fired, 0, silent)
     return revivals, revived
 
 

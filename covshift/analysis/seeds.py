@@ -6,7 +6,7 @@ The unit of replication is the run. Two seeds give an interval, though a wide on
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -26,6 +26,9 @@ _SEED = re.compile(r"[\s_-]*seed[\s_=-]*\d+$", flags=re.IGNORECASE)
 def seed_groups(recordings: Mapping[str, xr.DataTree]) -> dict[str, str]:
     """Group of every run: its attribute ``variant``, else its name without a trailing ``seed <number>``.
 
+    Runs of one variant that cannot differ by their seed alone, because a ``seed`` repeats or their ``parameter_count``
+    differs, are told apart by their names without the seed; and those of one such name by the whole name.
+
     Parameters
     ----------
     recordings : mapping of str to DataTree
@@ -36,7 +39,23 @@ def seed_groups(recordings: Mapping[str, xr.DataTree]) -> dict[str, str]:
     dict of str to str
         Run name to group name, in the order of the runs.
     """
-    return {name: str(run.attrs.get("variant", "")) or _SEED.sub("", name) or name for name, run in recordings.items()}
+    nameless = {name: _SEED.sub("", name) or name for name in recordings}
+    groups = {name: str(run.attrs.get("variant", "")) or nameless[name] for name, run in recordings.items()}
+    for finer in (nameless, {name: name for name in recordings}):
+        mixed = {group for group in groups.values() if not _differ_by_seed(_runs_of(group, groups, recordings))}
+        groups = {name: finer[name] if group in mixed else group for name, group in groups.items()}
+    return groups
+
+
+def _runs_of(group: str, groups: Mapping[str, str], recordings: Mapping[str, xr.DataTree]) -> list[xr.DataTree]:
+    return [recordings[name] for name, one in groups.items() if one == group]
+
+
+def _differ_by_seed(runs: Sequence[xr.DataTree]) -> bool:
+    """Whether nothing that runs say of themselves speaks against their differing by the seed alone."""
+    seeds = [run.attrs["seed"] for run in runs if "seed" in run.attrs]
+    sizes = {run.attrs["parameter_count"] for run in runs if "parameter_count" in run.attrs}
+    return len(seeds) == len(set(seeds)) and len(sizes) <= 1
 
 
 def over_seeds(

@@ -13,8 +13,8 @@ from covshift import schema
 from covshift.analysis import rows, shift
 from covshift.analysis.shift_records import batch_normalised
 from covshift.diagnosis import streams
-from covshift.diagnosis.judgement import Floats, Judgement, Steps, onset
-from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.judgement import Floats, Judgement, Steps, crossing, onset
+from covshift.diagnosis.thresholds import THRESHOLDS, Threshold
 from covshift.exceptions import SignalNotRecorded
 
 FEWEST_PAIRS = 3
@@ -43,9 +43,17 @@ class UnitMovement:
         if len(recent) < FEWEST_PAIRS or self.units < 2:
             return Judgement(threshold, math.nan, None, SHIFTS)
         mean, (low, high) = float(recent.mean()), interval_over_pairs(recent)
-        begun = onset(self.steps, threshold.exceeded(np.sqrt(np.maximum(self.excess, 0.0))), np.isfinite(self.excess))
+        begun, crossed = onset_of_squares(threshold, self.steps, self.excess)
         # What sampling may explain is no evidence.
-        return Judgement(threshold, math.sqrt(max(mean, 0.0)) if low > 0 else 0.0, begun, SHIFTS, (low, high))
+        value = math.sqrt(max(mean, 0.0)) if low > 0 else 0.0
+        return Judgement(threshold, value, begun, SHIFTS, (low, high), crossed=crossed)
+
+
+def onset_of_squares(threshold: Threshold, steps: Steps, squares: Floats) -> tuple[int | None, str]:
+    """Step since when roots of ``squares`` (step,) exceed a threshold, and in which words."""
+    exceeded, known = threshold.exceeded(np.sqrt(np.maximum(squares, 0.0))), np.isfinite(squares)
+    begun = onset(steps, exceeded, known)
+    return begun, crossing(threshold.beyond, steps, begun, exceeded, known)
 
 
 def interval_over_pairs(squares: Floats) -> tuple[float, float]:

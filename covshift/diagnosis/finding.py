@@ -33,8 +33,8 @@ class Finding:
     verdict : {"ok", "watch", "bad", "not measured"}
         The judgement.
     since_step : int or None
-        First step from which on the threshold was mostly exceeded; None where ok or not measured. What ``value`` says
-        of the end need not hold then.
+        First step from which on the threshold was mostly exceeded, or as often as ``reason`` says; None where ok or
+        not measured. What ``value`` says of the end need not hold then.
     value : float
         What was compared with the threshold; NaN where not measured.
     interval : (float, float) or None

@@ -102,6 +102,24 @@ def conclude(layer: str, reason: str, judgements: Sequence[Judgement]) -> Findin
     )
 
 
+def crossing(
+    what: str, steps: Steps, begun: int | None, exceeded: NDArray[np.bool_], measured: NDArray[np.bool_]
+) -> str:
+    """What leads up to the step of an :func:`onset`: ``what`` mostly held since then, or in how many records it did.
+
+    Examples
+    --------
+    >>> steps, none = np.arange(0, 50, 10), np.zeros(5, dtype=bool)
+    >>> crossing("above 2", steps, 10, np.array([0, 1, 0, 1, 1], dtype=bool), ~none)
+    'mostly above 2 since step'
+    >>> crossing("above 2", steps, 10, np.array([0, 1, 0, 0, 0], dtype=bool), ~none)
+    'above 2 in 1 of 4 records since step'
+    """
+    since = measured & (steps >= (0 if begun is None else begun))
+    records, times = int(since.sum()), int((since & exceeded).sum())
+    return f"mostly {what} since step" if 2 * times > records else f"{what} in {times} of {records} records since step"
+
+
 def holds_since(steps: Steps, series: Floats, value: float, window: slice) -> int | None:
     """First step from which on every number of ``series`` is exactly ``value``; None where not all of ``window`` are.
 
@@ -122,10 +140,11 @@ def holds_since(steps: Steps, series: Floats, value: float, window: slice) -> in
 
 
 def onset(steps: Steps, exceeded: NDArray[np.bool_], measured: NDArray[np.bool_] | None = None) -> int | None:
-    """First step from which on a threshold was mostly exceeded, None where it never was.
+    """First step from which on a threshold was mostly exceeded, None where it never was exceeded.
 
-    It opens the stretch to the end of the recording in which exceeding records outnumber the others by most, so one
-    good record does not reset it, nor does one bad record long before start it.
+    It opens the stretch to the end of the recording in which exceeding records outnumber the others by most, or are
+    outnumbered by least, so one good record does not reset it, nor does one bad record long before start it.
+    :func:`crossing` says which.
 
     Parameters
     ----------

@@ -27,7 +27,21 @@ _SATURATED = (
 )
 
 
+_MORE_RECORDS = "more or less dependent records: a longer run, a larger every=, larger batches"
+_ACTIVE = (
+    "an activation of which more works: further records cannot show rest at a point like this one; `saturation` and "
+    "`units` say how far it is from one"
+)
+
 _OF_STREAM = {"train": "", "probe": " of the probe", "evaluation": " of evaluation passes"}
+
+
+_MARGINS = {
+    "location": operating_point.LOCATION_MARGIN,
+    "scale": operating_point.SCALE_MARGIN,
+    "distribution": operating_point.LOCATION_MARGIN,
+    "active mass": operating_parts.MASS_MARGIN,
+}
 
 
 def operating_points(recording: xr.DataTree, *, trained: xr.Dataset | None = None) -> list[Finding]:
@@ -79,7 +93,7 @@ def _of_stream(recording: xr.DataTree, stream: str, found: xr.Dataset) -> tuple[
 
 
 def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: str) -> Finding:
-    state, interval = str(point["state"]), (float(point["location_low"]), float(point["location_high"]))
+    state = str(point["state"])
     threshold = THRESHOLDS["drift"]
     if state == "FROZEN":
         reason = "frozen: its parameters and those before it do not move, or no gradient arrives"
@@ -103,19 +117,18 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: st
     if state == "STABLE":
         since = f", since step {int(point['settled_step'])}" if point["settled_step"] >= 0 else ""
         reason = f"stable{since}: {reason}"
-        return conclude(layer, reason, [Judgement(threshold, abs(float(point["location_drift"])), None, "", interval)])
+        value, interval = _sizes(point)["location"]
+        return conclude(layer, reason, [Judgement(threshold, value, None, "", interval)])
     if state == "DRIFTING":
-        value = _largest(point)
+        sizes = _sizes(point)
+        value, interval = max(sizes[part] for part in str(point["drifts_by"]).split(", "))
         judged = Judgement(threshold, value, window_start, _UNSETTLED, interval, reached_step=window_start)
         return conclude(layer, f"drifting: {reason}", [judged])
-    need = "more or less dependent records: a longer run, a larger every=, larger batches"
-    return not_measured(
-        "operating point",
-        layer,
-        f"{quoted(layer)}: neither stable nor drifting is shown: {reason}",
-        need,
-        threshold=threshold,
-    )
+    said, need = "neither stable nor drifting is shown", _MORE_RECORDS
+    if point["active_mass"] < operating_point.LEAST_MASS:
+        said = f"no drift is shown, and no rest where under {percent(operating_point.LEAST_MASS)} is active"
+        need = _ACTIVE
+    return not_measured("operating point", layer, f"{quoted(layer)}: {said}: {reason}", need, threshold=threshold)
 
 
 def _parts(point: dict[str, float]) -> list[str]:
@@ -135,15 +148,24 @@ def _parts(point: dict[str, float]) -> list[str]:
     return parts
 
 
-def _largest(point: dict[str, float]) -> float:
-    """Largest drift relative to its own margin, in the unit of the threshold on location."""
-    relative = [
-        abs(point["location_drift"]) / operating_point.LOCATION_MARGIN,
-        abs(point["scale_drift"]) / operating_point.SCALE_MARGIN,
-        point["shape_shift"] / operating_point.LOCATION_MARGIN,
-        max(abs(point["mass_low"]), abs(point["mass_high"])) / operating_parts.MASS_MARGIN,
-    ]
-    return float(np.nanmax(relative)) * operating_point.LOCATION_MARGIN
+def _sizes(point: dict[str, float]) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Size of the drift of each part with its interval, relative to the part's margin, in the unit of that on location.
+
+    Drifts are turned so that they are positive.
+    """
+    drifts = {
+        "location": (point["location_drift"], point["location_low"], point["location_high"]),
+        "scale": (point["scale_drift"], point["scale_low"], point["scale_high"]),
+        "distribution": (point["shape_shift"], point["shape_low"], point["shape_high"]),
+        # The interval is Student's, about the drift.
+        "active mass": ((point["mass_low"] + point["mass_high"]) / 2, point["mass_low"], point["mass_high"]),
+    }
+    sizes = {}
+    for part, drift in drifts.items():
+        central, *ends = (float(end) * operating_point.LOCATION_MARGIN / _MARGINS[part] for end in drift)
+        low, high = ends if central >= 0 else (-ends[1], -ends[0])
+        sizes[part] = abs(central), (low, high)
+    return sizes
 
 
 def saturation(recording: xr.DataTree) -> list[Finding]:

@@ -14,9 +14,9 @@ import xarray as xr
 from covshift.analysis import rows
 from covshift.analysis.inference import MIN_PAIRS
 from covshift.diagnosis import streams
-from covshift.diagnosis.comparisons import FEWEST_PAIRS, SHIFTS, Comparison
+from covshift.diagnosis.comparisons import FEWEST_PAIRS, SHIFTS, Comparison, onset_of_squares
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
-from covshift.diagnosis.judgement import Judgement, conclude, onset
+from covshift.diagnosis.judgement import Judgement, conclude
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import between, number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
@@ -77,8 +77,7 @@ def _judged(layer: str, compared: Comparison) -> Finding:
     place, threshold = compared.place[layer], THRESHOLDS["shift"]
     value, interval = compared.size(layer), compared.interval(layer)
     reason = _words(layer, compared, value, interval)
-    squares = compared.squares[:, place]
-    begun = onset(compared.steps, threshold.exceeded(np.sqrt(np.maximum(squares, 0.0))), np.isfinite(squares))
+    begun, crossed = onset_of_squares(threshold, compared.steps, compared.squares[:, place])
     units = compared.units.get(layer)
     of_units = None if units is None else units.judgement
     units_move = of_units is not None and of_units.verdict == "watch"
@@ -88,7 +87,7 @@ def _judged(layer: str, compared: Comparison) -> Finding:
     if threshold.verdict(value) != "ok" and explained and not units_move:
         need = "more pairs or larger batches: sampling alone may explain this"
         return not_measured("shift", layer, f"{quoted(layer)}: {reason}", need, threshold=threshold)
-    pooled = Judgement(threshold, 0.0 if explained else value, begun, SHIFTS, interval)
+    pooled = Judgement(threshold, 0.0 if explained else value, begun, SHIFTS, interval, crossed=crossed)
     return conclude(layer, reason, [pooled] if of_units is None else [pooled, of_units])
 
 

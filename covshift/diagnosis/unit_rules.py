@@ -46,9 +46,10 @@ SILENT_RATE = 0.01
 def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) -> list[Finding]:
     """Share of dead units in every nonlinearity, at the end of the recording.
 
-    An evaluation pass in the last window of training decides where there is one, since it is an exact statement about
-    its examples; else the training batches do. Silent units whose evidence is short of "dead" make at most ``watch``,
-    and nothing at all where the bound on their firing rate is loose.
+    An evaluation pass in the last window of training decides where there is one of enough examples to bound the firing
+    rate of a silent unit by :data:`SILENT_RATE`, since it is an exact statement about them; else the training batches
+    do. Silent units whose evidence is short of "dead" make at most ``watch``, and those whose rate is bounded no
+    tighter than that, such as a unit silent for two records, are no silent units yet.
 
     Parameters
     ----------
@@ -57,8 +58,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     distinct_examples : int, optional
         Size of the data set the training batches are drawn from.
     """
-    stream = "evaluation" if streams.is_recent(recording, "evaluation", "units") else "train"
-    units = dead_units(recording, stream=stream, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
+    stream, units = _evidence(recording, distinct_examples)
     if not units.sizes["unit"]:
         reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
         need = "activation modules, or functions with functional=True, of a known unit axis (unit_axis= states it)"
@@ -76,24 +76,46 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             continue
         mine = columns["layer"] == layer
         state = columns["state"][mine]
-        quiet = np.isin(state, ["silent", "dead"])
+        bound = columns["rate_upper_bound"][mine]
+        gone = np.isin(state, ["silent", "dead"])
+        quiet = gone & (bound <= SILENT_RATE)
+        dead = quiet & (state == "dead")
+        fresh = gone & ~quiet
+        told = quiet if quiet.any() else fresh
         census = _Census(
             units=int(mine.sum()),
-            dead=int((state == "dead").sum()),
-            silent=int((state == "silent").sum()),
+            dead=int(dead.sum()),
+            silent=int((quiet & ~dead).sum()),
+            fresh=int(fresh.sum()),
             rare=int((state == "rare").sum()),
             stuck=int(stuck[mine].sum()),
             always_on=int(always[mine].sum()),
             revived=int((units["revivals"].values[mine] > 0).sum()),
-            examples=int(columns["silent_examples"][mine][quiet].min(initial=np.iinfo(np.int64).max)),
-            bound=float(columns["rate_upper_bound"][mine][quiet].max(initial=0.0)),
-            dead_since=Onsets.of(since[mine][state == "dead"], int(mine.sum())),
+            examples=int(columns["silent_examples"][mine][told].min(initial=np.iinfo(np.int64).max)),
+            bound=float(bound[told].max(initial=0.0)),
+            dead_since=Onsets.of(since[mine][dead], int(mine.sum())),
             quiet_since=Onsets.of(since[mine][quiet], int(mine.sum())),
             tested=units.sizes["unit"],
             exact=stream == "evaluation",
         )
         findings.append(census.finding(str(layer)))
     return findings
+
+
+def _evidence(recording: xr.DataTree, distinct_examples: int | None) -> tuple[str, xr.Dataset]:
+    """The stream that decides, and the state of its units."""
+    if streams.is_recent(recording, "evaluation", "units"):
+        passes = dead_units(recording, stream="evaluation", alpha=_FAMILY_ERROR)
+        examples = passes["examples"].values[-1:].max(initial=0)
+        is_enough = examples >= _examples_needed(SILENT_RATE, passes.sizes["unit"])
+        if is_enough or not streams.is_recorded(recording, "train", "units"):
+            return "evaluation", passes
+    return "train", dead_units(recording, distinct_examples=distinct_examples, alpha=_FAMILY_ERROR)
+
+
+def _examples_needed(rate: float, tested: int) -> int:
+    """Examples in which a unit must be silent for its firing rate to be bounded by ``rate``, see ``dead_units``."""
+    return math.ceil(math.log(_FAMILY_ERROR / max(tested, 1)) / math.log1p(-rate))
 
 
 def _without_numbers(recording: xr.DataTree, stream: str) -> set[str]:
@@ -154,12 +176,15 @@ def _since_training(recording: xr.DataTree, units: xr.Dataset) -> NDArray[np.int
 class _Census:
     """Units of one layer by state.
 
-    ``examples`` and ``bound`` are of those that are silent or dead: the fewest, and the highest.
+    ``silent`` and ``dead`` units have a firing rate bounded by :data:`SILENT_RATE`; ``fresh`` ones fired in no example
+    either, but in too few to tell. ``examples`` and ``bound`` are of the former, or else of the latter: the fewest, and
+    the highest.
     """
 
     units: int
     dead: int
     silent: int
+    fresh: int
     rare: int
     stuck: int
     always_on: int
@@ -178,38 +203,33 @@ class _Census:
         dead = judge_share("dead_units", self.dead / self.units, self.dead_since, advice)
         silent = judge_share("silent_units", quiet, self.quiet_since, advice)
         stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
-        if dead.verdict != "ok" or silent.verdict == "ok" or self.bound <= SILENT_RATE:
+        all_silent = judge_share("silent_units", quiet + self.fresh / self.units, self.quiet_since, advice)
+        if all_silent.verdict == "ok" or any(one.verdict != "ok" for one in (dead, silent, stuck)):
             return conclude(layer, self._words(), [dead, silent, stuck])
-        silent_at, dead_at = (self._examples_needed(rate) for rate in (SILENT_RATE, DEAD_RATE))
+        silent_at, dead_at = (_examples_needed(rate, self.tested) for rate in (SILENT_RATE, DEAD_RATE))
         need = (
             f"{plural(silent_at, 'example')} without firing, which would bound the rate by {number(SILENT_RATE)} "
             f"({dead_at:,} by {number(DEAD_RATE)}): a longer run, or units counted in every record by units_every=1"
         )
         return not_measured("units", layer, f"{quoted(layer)}: {self._words()}", need, threshold=silent.threshold)
 
-    def _examples_needed(self, rate: float) -> int:
-        """Examples in which a unit must be silent for its firing rate to be bounded by ``rate``, see ``dead_units``."""
-        return math.ceil(math.log(_FAMILY_ERROR / self.tested) / math.log1p(-rate))
-
     def _words(self) -> str:
         others = {
+            "more silent, in too few examples to tell": self.fresh if self.dead + self.silent else 0,
             "stuck at an output that is not 0": self.stuck,
             "fire rarely": self.rare,
             "are always on": self.always_on,
             "revived": self.revived,
         }
         rare = "".join(f"; {count} {what}" for what, count in others.items() if count)
-        if not self.dead + self.silent:
+        if not self.dead + self.silent + self.fresh:
             return f"none of {plural(self.units, 'unit')} silent{rare}"
         if self.dead and self.quiet_since.last_step > self.dead_since.last_step:
             rare = f"; the last fell silent at step {self.quiet_since.last_step}{rare}"
         units, examples = plural(self.units, "unit"), plural(self.examples, "example")
-        if self.exact:
+        if self.exact and not self.fresh:
             return f"{self.dead} of {units} dead: silent on all {examples} of the evaluation pass{rare}"
         evidence = f"in {examples} (firing rate < {number(self.bound)} at 95 %){rare}"
-        if not self.silent:
-            return f"{self.dead} of {units} dead: silent {evidence}"
-        dead = (
-            f"{self.dead} of {units} dead and {self.silent} silent" if self.dead else f"{self.silent} of {units} silent"
-        )
-        return f"{dead} {evidence}"
+        if not self.dead:
+            return f"{self.silent or self.fresh} of {units} silent {evidence}"
+        return f"{self.dead} of {units} dead{f' and {self.silent} silent' if self.silent else ': silent'} {evidence}"

@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 from covshift import schema
 from covshift.analysis import linkage, rows
 from covshift.diagnosis.finding import WHOLE_RUN, Finding, not_measured
-from covshift.diagnosis.judgement import Judgement, Steps, conclude, judge, onset
+from covshift.diagnosis.judgement import Judgement, Steps, conclude, crossing, judge, onset
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
+from covshift.exceptions import SignalNotRecorded
 
 Counts = NDArray[np.uint64]
 
 _START_UP = 100
+_FEWEST_BROKEN = 2
+"""Records with broken gradients below which they are isolated, whatever their share of a short recording."""
 
 _OVERFLOW = (
     "look at what grew in the layers and steps just before the first that has them; a lower learning rate or gradient "
@@ -31,8 +34,9 @@ _NOT_LINKED = (
 def non_finite(recording: xr.DataTree) -> list[Finding]:
     """Whether any activation or gradient was NaN or infinite, in the whole recording.
 
-    Any such activation is ``bad``. Isolated gradients are allowed, because loss scaling makes and skips them. Layers
-    without a number have no finding; where that are all of them, the run's says so.
+    Any such activation is ``bad``. Isolated gradients are allowed, because loss scaling makes and skips them: those of
+    a single record, those of the first 100 steps, and in a recording of no more steps those of steps that are logged
+    as skipped. Layers without a number have no finding; where that are all of them, the run's says so.
     """
     layers = rows.group(recording, "layers")
     counts = {name: layers[name].values for name in ("count", "nan_count", "posinf_count", "neginf_count")}
@@ -44,20 +48,35 @@ def non_finite(recording: xr.DataTree) -> list[Finding]:
         reason = f"{WHOLE_RUN}: {plural(len(steps), 'record')} with no number of any layer"
         need = "`covshift info` tells why: rows lost and marked absent, or layers that no recorded step has called"
         return [not_measured("non-finite", WHOLE_RUN, reason, need)]
-    return [
-        _of_numbers(layer, steps[seen[:, index]], values[seen[:, index], index], gradients[seen[:, index], index])
-        for index, layer in enumerate(rows.names(layers).tolist())
-        if seen[:, index].any()
-    ]
+    counted = _counted(recording, steps)
+    findings = []
+    for index, layer in enumerate(rows.names(layers).tolist()):
+        ran = seen[:, index]
+        if ran.any():
+            findings.append(_of_numbers(layer, steps[ran], values[ran, index], gradients[ran, index], counted[ran]))
+    return findings
 
 
-def _of_numbers(layer: str, steps: Steps, values: Counts, gradients: Counts) -> Finding:
-    late = steps > _START_UP if (steps > _START_UP).any() else np.ones(len(steps), dtype=bool)
+def _counted(recording: xr.DataTree, steps: Steps) -> NDArray[np.bool_]:
+    """Records in which broken gradients count."""
+    late = np.asarray(steps > _START_UP)
+    if late.any():
+        return late
+    try:
+        skipped = rows.group(recording, "scalars")["step_skipped"].reindex(step=steps).values == 1
+    except (SignalNotRecorded, KeyError):
+        return ~late
+    return np.asarray(~skipped)
+
+
+def _of_numbers(layer: str, steps: Steps, values: Counts, gradients: Counts, counted: NDArray[np.bool_]) -> Finding:
     broken_values, broken_gradients = values > 0, gradients > 0
     first = int(steps[broken_values.argmax()]) if broken_values.any() else None
-    begun = onset(steps, broken_gradients, late)
-    share, run = float(broken_gradients[late].mean()), float(_longest_run(broken_gradients[late]))
-    most = "in most records since step"
+    judged_gradients = broken_gradients[counted]
+    begun = onset(steps, broken_gradients, counted)
+    run, isolated = float(_longest_run(judged_gradients)), judged_gradients.sum() < _FEWEST_BROKEN
+    share = 0.0 if isolated else float(judged_gradients.mean())
+    most = crossing("non-finite", steps, begun, broken_gradients, counted)
     judged = [
         Judgement(
             THRESHOLDS["non_finite_values"], float(broken_values.mean()), first, _OVERFLOW, crossed="first at step"

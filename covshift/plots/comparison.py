@@ -271,7 +271,7 @@ def _furthest_apart(values: xr.DataArray, *, scale: str) -> str:
     numbers = values.values.astype(np.float64)
     both = np.isfinite(numbers).sum(axis=0) > 1
     if not both.any():
-        return "one run only"
+        return "in no layer two runs to compare" if len(numbers) > 1 else "one run, or one group of runs, only"
     high = np.where(both, np.nanmax(np.where(both, numbers, 0.0), axis=0), np.nan)
     low = np.where(both, np.nanmin(np.where(both, numbers, 0.0), axis=0), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -127,6 +127,21 @@ def test_on_an_evaluation_pass_silence_is_exact(make_recording):
     assert units["born_dead"].values.tolist() == [False, True, False, False]
 
 
+def test_passes_over_the_same_examples_are_the_evidence_of_one(make_recording):
+    passes = {step: {"act": fires(500, 0, 0, 1, 500)} for step in range(4)}
+    passes[4] = {"act": fires(300, 0, 1, 0, 300)}
+    units = dead_units(make_recording({}, layers=[RELU], evaluation=passes), stream="evaluation")
+    assert units["silent_examples"].values.tolist() == [300, 0, 300, 0]
+    assert units["silent_records"].values.tolist() == [5, 0, 1, 0]
+    bound = 1 - (0.05 / 4) ** (1 / 300)
+    assert units["rate_upper_bound"].values[[0, 2]] == pytest.approx(bound)
+    # Four passes of 500 would bound the rate of unit 1 by 0.22 %; one of 500 bounds it by 0.87 %, and one of 60 by 7 %.
+    assert units["revivals"].values.tolist() == [0, 1, 0, 0]
+    few = {step: {"act": fires(60, step == 9, 60, 60, 60)} for step in range(10)}
+    revived = dead_units(make_recording({}, layers=[RELU], evaluation=few), stream="evaluation")["revivals"]
+    assert revived.values.tolist() == [0, 0, 0, 0]
+
+
 def test_members_of_a_linkage_are_one_unit_silent_only_together(make_recording):
     # Units 0 and 2 are linked, and 1 and 3: in each record one member of the first fires, none of the second.
     records = [fires(5000, 5000, 0, 0, 0), fires(5000, 0, 0, 5000, 0), fires(5000, 1, 0, 0, 0)]

@@ -64,3 +64,17 @@ def test_runs_are_grouped_by_variant_else_by_name_without_seed():
     named = xr.DataTree(xr.Dataset(attrs={"variant": "relu"}))
     runs = {"whatever": named, "plain seed 1": tree, "plain-seed2": tree, "plain_seed=3": tree, "seed 4": tree}
     assert list(seed_groups(runs).values()) == ["relu", "plain", "plain", "plain", "seed 4"]
+
+
+def test_runs_of_one_variant_that_differ_by_more_than_the_seed_are_no_seeds_of_one_group():
+    def run(seed, parameters=10, variant="selu"):
+        return xr.DataTree(xr.Dataset(attrs={"variant": variant, "seed": seed, "parameter_count": parameters}))
+
+    together = {"keras-seed-0": run(0), "keras-seed-1": run(1)}
+    assert list(seed_groups(together).values()) == ["selu", "selu"]
+    starts = together | {"lsuv-seed-0": run(0), "relu-seed-0": run(0, variant="relu")}
+    assert list(seed_groups(starts).values()) == ["keras", "keras", "lsuv", "relu"]
+    depths = {"d10-seed-0": run(0), "d10-seed-1": run(1), "d50-seed-2": run(2, 50)}
+    assert list(seed_groups(depths).values()) == ["d10", "d10", "d50"]
+    again = {"d10-seed-0": run(0), "d10-seed-1": run(0)}
+    assert list(seed_groups(again).values()) == ["d10-seed-0", "d10-seed-1"]

@@ -9,7 +9,7 @@ from covshift.schema import Layer
 STEPS = range(0, 400, 10)
 
 
-def judged(make_recording, *, values=(), gradients=(), spoil=np.nan, steps=STEPS):
+def judged(make_recording, *, values=(), gradients=(), spoil=np.nan, steps=STEPS, **options):
     rows = {}
     for step in steps:
         activation, gradient = np.ones((2, 4, 3))
@@ -18,7 +18,7 @@ def judged(make_recording, *, values=(), gradients=(), spoil=np.nan, steps=STEPS
         if step in gradients:
             gradient[1, 1] = spoil
         rows[step] = {"fc": {"activation": activation, "activation_grad": gradient}}
-    (finding,) = non_finite(make_recording(rows))
+    (finding,) = non_finite(make_recording(rows, **options))
     return finding
 
 
@@ -58,6 +58,21 @@ def test_a_run_of_overflows_is_bad_even_in_a_long_recording(make_recording):
 def test_a_short_recording_has_no_start_up_to_leave_out(make_recording):
     finding = judged(make_recording, gradients=[0, 1, 2], steps=range(10))
     assert (finding.verdict, finding.since_step) == ("bad", 0)
+
+
+def test_one_broken_record_is_isolated_however_short_the_recording(make_recording):
+    assert judged(make_recording, gradients=[200], steps=range(90, 280, 10)).verdict == "ok"
+    found = judged(make_recording, gradients=[200, 240], steps=range(90, 280, 10))
+    assert (found.verdict, found.since_step) == ("bad", 240)
+    assert found.reason.endswith("; non-finite in 1 of 4 records since step 240")
+
+
+def test_in_a_short_recording_steps_that_the_scaler_skipped_do_not_count(make_recording):
+    skips = [0, 1, 2]
+    scalars = {step: {"step_skipped": float(step in skips)} for step in range(10)}
+    assert judged(make_recording, gradients=skips, steps=range(10), scalars=scalars).verdict == "ok"
+    found = judged(make_recording, gradients=[*skips, 5, 6, 7], steps=range(10), scalars=scalars)
+    assert (found.verdict, found.since_step, found.value) == ("bad", 5, pytest.approx(3 / 7))
 
 
 def test_a_layer_that_never_ran_has_no_finding(make_recording):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from covshift.analysis.operating_point import stability
 from covshift.diagnosis.operating_rules import operating_points, saturation
 from covshift.schema import Layer
 
@@ -31,6 +32,39 @@ def test_a_drifting_layer_is_to_watch(make_recording):
     assert found.value == pytest.approx(2 * 39 / 89, abs=0.15)
     assert found.reason.startswith("'fc': drifting: units by 0.")
     assert "at the price of" in found.advice
+
+
+@pytest.mark.parametrize(("change", "part"), [
+    (lambda z, t: z - 2 * t, "location"), (lambda z, t: z * (1 + 2 * t), "scale"),
+    (lambda z, t: z / (1 + 2 * t), "scale"),
+])  # fmt: skip
+def test_the_value_of_a_drift_is_that_of_a_part_that_drifts_with_its_own_interval(make_recording, change, part):
+    recording = run(make_recording, change)
+    (found,) = operating_points(recording)
+    point = stability(recording).isel(layer=0)
+    assert part in str(point["drifts_by"].values)
+    low, high = found.interval
+    assert found.value > 0.2
+    assert 0 < low < found.value < high
+    margin = {"location": 0.2, "scale": np.log(1.2)}[part]
+    assert found.value == pytest.approx(abs(float(point[f"{part}_drift"])) * 0.2 / margin)
+    ends = sorted(abs(float(point[f"{part}_{end}"])) * 0.2 / margin for end in ("low", "high"))
+    assert (low, high) == pytest.approx(tuple(ends))
+
+
+def test_rest_where_hardly_anything_is_active_asks_for_no_further_records(make_recording):
+    layers = [
+        Layer("fc", "Linear", 0, 1, 0, UNITS),
+        Layer("act", "Tanh", 1, 1, 0, UNITS, activation="Tanh", preactivation_of="fc"),
+    ]
+    draws = np.random.default_rng(0).normal(size=(RECORDS, EXAMPLES, UNITS))
+    steps = {i: {"fc": {"activation": 9 + z}, "act": {"activation": np.tanh(9 + z)}} for i, z in enumerate(draws)}
+    row = {"weight_norm": 1.0, "update_norm": 1e-3, "gradient_norm": 1.0, "gradient_measured": 1}
+    recording = make_recording(steps, layers=layers, parameters={step: {"fc.weight": row} for step in steps})
+    (found,) = [one for one in operating_points(recording) if one.layer == "act"]
+    assert found.verdict == "not measured"
+    assert "no rest where under 5 % is active" in found.reason
+    assert found.advice.startswith("an activation of which more works: further records cannot show rest")
 
 
 def test_a_layer_whose_weights_do_not_move_is_frozen_and_to_watch(make_recording):

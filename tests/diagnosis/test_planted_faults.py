@@ -119,6 +119,37 @@ def test_an_evaluation_pass_settles_which_units_are_dead(planted, healthy_steps)
     )
 
 
+def test_an_evaluation_pass_of_few_examples_does_not_overrule_training(
+    planted, make_recording, network_layers, healthy_steps
+):
+    few = {
+        layer: {name: values[:8] * np.array([0, 1, 1, 1]) for name, values in signals.items()}
+        for layer, signals in healthy_steps[0].items()
+    }
+    recording = planted(evaluation=dict.fromkeys((110, 120, 130), few))
+    assert of(diagnose(recording), "units", "act0").reason == "'act0': none of 4 units silent"
+    alone = of(diagnose(make_recording({}, layers=network_layers, evaluation={130: few})), "units", "act0")
+    assert alone.verdict == "not measured"
+    assert "1 of 4 units silent in 8 examples" in alone.reason
+
+
+def test_a_unit_just_fallen_silent_does_not_hide_those_long_silent(planted):
+    def one_more_at_the_end(step, tensors):
+        kill(step, tensors)
+        tensors["act0"]["activation"] = tensors["act0"]["activation"][:120]
+        if step >= SINCE:
+            tensors["act0"]["activation"] = tensors["act0"]["activation"] * np.array([0, 1, 1, 1])
+        if step == 130:
+            tensors["act0"]["activation"] = tensors["act0"]["activation"] * np.array([0, 0, 1, 1])
+
+    found = of(diagnose(planted(one_more_at_the_end)), "units", "act0")
+    assert (found.verdict, found.value, found.since_step) == ("watch", 0.25, SINCE)
+    assert found.reason == (
+        "'act0': 1 of 4 units silent in 960 examples (firing rate < 0.0062 at 95 %); 1 more silent, in too few "
+        "examples to tell; since step 60"
+    )
+
+
 def test_a_death_that_an_evaluation_pass_proves_is_dated_by_training(planted, healthy_steps):
     tensors = {layer: dict(signals) for layer, signals in healthy_steps[0].items()}
     kill(SINCE, tensors)

@@ -63,6 +63,17 @@ def test_under_batch_norm_the_same_examples_tell_the_shift(planted, normalised, 
     assert "from one histogram to the next" in of(recording, "conv0").reason
 
 
+def test_one_jump_is_said_to_be_one_and_not_to_last(planted, normalised):
+    jump = passes(0.0)
+    for step, rows in jump.items():
+        if step >= 100:
+            rows["conv1"]["activation"] = rows["conv1"]["activation"] + 1.0
+    found = of(planted(layers=normalised, probe=jump), "conv1")
+    # The pairs that end at 100, 110, 120 and 130 are four records, of which the first moved.
+    assert (found.verdict, found.since_step) == ("watch", 100)
+    assert found.reason.endswith("; above 0.2 sd in 1 of 4 records since step 100")
+
+
 def test_evaluation_passes_over_other_examples_are_judged_with_their_noise(planted, normalised):
     still, moving = (of(planted(layers=normalised, evaluation=passes(m, seed=7)), "conv1") for m in (0.0, 0.5))
     assert "mean of 5 pairs with 200 examples a side" in still.reason
@@ -110,6 +121,15 @@ def test_the_same_examples_are_known_by_the_moments_of_the_input(make_recording,
     assert has_same_examples(make_recording({}, layers=normalised, evaluation=shuffled), "evaluation")
     unseen = {step: {k: v for k, v in rows.items() if k != "input"} for step, rows in passes(0.5).items()}
     assert not has_same_examples(make_recording({}, layers=normalised, evaluation=unseen), "evaluation")
+
+
+def test_a_constant_input_is_the_same_in_every_pass(make_recording, normalised):
+    constant = passes(0.5)
+    for rows in constant.values():
+        rows["input"]["input"] = np.ones((200, 4))
+    assert has_same_examples(make_recording({}, layers=normalised, evaluation=constant), "evaluation")
+    constant[20]["input"]["input"] = np.full((200, 4), 2.0)
+    assert not has_same_examples(make_recording({}, layers=normalised, evaluation=constant), "evaluation")
 
 
 def test_a_stream_is_recent_where_it_reaches_the_last_window(planted, normalised):
