@@ -59,6 +59,9 @@ DATASETS: Mapping[str, Callable[[Path, bool], ImageSplit]] = {
     "digits-32": _enlarged_digits,
 }
 
+TRAINING_IMAGES = {"cifar10": 50_000, "fashion-mnist": 60_000, "digits-32": 1_400}
+"""How many each data set has."""
+
 
 @cache
 def load(name: str, folder: Path, *, download: bool) -> ImageSplit:

@@ -141,6 +141,8 @@ def provenance(summaries: Summaries) -> Iterator[str]:
         yield f"- Data {text}"
     for text in unique(_machine(run["machine"]) for run in summaries):
         yield f"- {text}"
+    for text in unique(run["judged_by"] for run in summaries if "judged_by" in run):
+        yield f"- Recordings judged again by {text}"
     for text in unique(
         f"python analyses/{run['experiment']}.py --data DIR --preset {run['preset']}" for run in summaries
     ):

@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
+import covshift
 import results
 from common import claims, figures, published, tables
+from common.data import DATASETS, TRAINING_IMAGES
 from common.files import thinned, write_json
 from common.intervals import mean_interval, prediction_interval, ratio_interval
+from common.pages import provenance
 from common.summaries import Summaries
+from covshift.datasets import digits
 
 SEEDS = range(3)
 
@@ -306,6 +312,41 @@ def test_the_fate_of_the_signal_is_read_from_the_first_record(sizes: list[float 
     run = summary("depth", "linked-silu", 0)
     run["profiles"]["activation"] = run["profiles"]["activation"] | {"rms": [sizes, [1.0] * 4]}
     assert claims.forward_fate(run) == fate
+
+
+def test_judging_again_makes_anew_what_comes_from_the_recording_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "depth_cpu_relu_seed-0"
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0.0, -1.0
+    with covshift.record(model, folder / "recording.zarr", every=1) as recorder:
+        for _ in range(3):
+            model(torch.randn(40, 4)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        watched = torch.randn(700, 4)
+        with recorder.evaluation(), torch.no_grad():
+            model(watched)
+    silent = model[:2](watched).eq(0).all(dim=0).sum()
+    assert silent >= 1
+    plan = {"seeds": 3, "train_examples": 120}
+    before = summary("depth", "relu", 0, plan=plan)
+    write_json(folder / "summary.json", before)
+    (tmp_path / "without").mkdir()
+    write_json(tmp_path / "without" / "summary.json", before)
+    assert results.judge_again(tmp_path) == 1
+    after = json.loads((folder / "summary.json").read_text())
+    assert (after["units"]["silent"][-1], after["units"]["examples"]) == ([int(silent)], 700)
+    assert after["judged_by"].startswith(f"covshift {covshift.__version__} at ")
+    made = {"units", "profiles", "diagnosis", "judged_by"}
+    assert {name: after[name] for name in before if name not in made} == {n: before[n] for n in before if n not in made}
+    assert "Recordings judged again by covshift" in "\n".join(provenance(Summaries.of(tmp_path)))
+
+
+def test_data_sets_have_as_many_training_images_as_is_said() -> None:
+    assert TRAINING_IMAGES["digits-32"] == len(digits().train_images)
+    assert set(TRAINING_IMAGES) == set(DATASETS)
 
 
 def test_collecting_takes_everything_but_smoke_runs(tmp_path: Path) -> None:
