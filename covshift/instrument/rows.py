@@ -115,6 +115,28 @@ def arranged(record: Record, layers: Sequence[schema.Layer]) -> Record:
     return replace(record, layers=layers, collected=Collected(moved, statuses, structural))
 
 
+def in_known_units(record: Record, known: Mapping[str, int]) -> tuple[Record, list[schema.Layer]]:
+    """The record with as many units of every layer as are ``known`` by its name, and the layers that came with others.
+
+    None of their units are kept, as of a tensor whose unit axis changes its length within one process: the lengths of
+    sequences, which an axis may count, differ between batches, ranks and the processes of a resumed recording.
+    """
+    differing = {
+        place: layer
+        for place, layer in enumerate(record.layers)
+        if known.get(layer.name, layer.unit_count) != layer.unit_count
+    }
+    if not differing:
+        return record, []
+    layers = list(record.layers)
+    for place, layer in differing.items():
+        layers[place] = replace(layer, unit_count=known[layer.name])
+    pooled = record.collected.pooled
+    units = {key: part for key, part in pooled.units.items() if key // SIGNAL_COUNT not in differing}
+    collected = replace(record.collected, pooled=replace(pooled, units=units))
+    return replace(record, layers=layers, collected=collected), list(differing.values())
+
+
 def stored_rows(record: Record) -> list[schema.Row]:
     """One row for each group the record is due for."""
     step, layers = record.collected, record.layers

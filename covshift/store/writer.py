@@ -142,9 +142,9 @@ class Writer:
         return dict(self._waiting.last_steps)
 
     @property
-    def stored_layers(self) -> tuple[str, ...]:
-        """Names of the layers the recording holds, those of earlier processes included."""
-        return tuple(layer.name for layer in self._placement.stored.layers)
+    def stored_layers(self) -> tuple[schema.Layer, ...]:
+        """Layers the recording holds, those of earlier processes included."""
+        return self._placement.stored.layers
 
     @property
     def is_busy(self) -> bool:
