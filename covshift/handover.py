@@ -20,7 +20,7 @@ from covshift.instrument.distributed import ENDED, Ranks, merged
 from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.pairing import Pairing
 from covshift.instrument.parameters import ParameterMeter
-from covshift.instrument.rows import Record, arranged, in_known_units, record_of, stored_rows
+from covshift.instrument.rows import MOST_COUNTED, Record, arranged, in_known_units, record_of, stored_rows, uncounted
 from covshift.instrument.scaling import unscaled
 from covshift.instrument.schedule import Cadences
 from covshift.store import reader
@@ -196,6 +196,7 @@ class Handover:
         except ResumeMismatch as error:
             self._warn(f"{error}; nothing of this run is recorded")
             return
+        self._name_uncounted(record)
         self._append(self.writer, stored_rows(arranged(record, list(self._layers.values()))))
 
     def _in_known_units(self, record: Record) -> Record:
@@ -211,6 +212,16 @@ class Handover:
             )
         self._unit_counts |= {layer.name: layer.unit_count for layer in fitting.layers}
         return fitting
+
+    def _name_uncounted(self, record: Record) -> None:
+        for name in uncounted(record):
+            self._incidents.warn_once(
+                "uncounted",
+                name,
+                f"layer '{name}': more than {MOST_COUNTED:,} elements of a unit, or of a bin of its histogram, in one "
+                f"record (step {record.step}); its units or its histogram are left out of such records, all else is "
+                "recorded. To have them, give the model fewer examples in one evaluation, or in one step",
+            )
 
     def _append(self, writer: Writer, rows: list[schema.Row]) -> None:
         """Acknowledge rows; what the disk refuses is lost, which is no defect and is named for what it is."""
