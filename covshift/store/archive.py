@@ -248,7 +248,8 @@ class Archive:
         keys = [key for key in self._groups[path].documents() if key != path]
         arrays = {key.rpartition("/")[2]: array_at(root, key) for key in keys}
         stepped = {name: array[first:last] for name, array in arrays.items() if _is_stepped(array)}
-        flags = {name: stepped.pop(name) for name in ("step", "source", "mode") if name in stepped}
+        # In other groups, source and mode are what a user has logged under these names.
+        flags = {variable.name: stepped.pop(variable.name) for variable in layout.step_variables(path)}
         sources = [schema.Source(flag) for flag in flags.get("source", [schema.Source.TRAIN] * (last - first))]
         modes = [schema.Mode(flag) for flag in flags.get("mode", [schema.Mode.TRAIN] * (last - first))]
         return [

@@ -231,6 +231,19 @@ def test_every_variable_of_superseded_rows_equals_what_was_appended(tmp_path):
     assert tree["histograms"].sizes["step"] == 3
 
 
+def test_scalars_logged_as_source_and_mode_are_superseded_like_any_others(tmp_path):
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        for step in range(4):
+            writer.append([Row("scalars", step, {"mode": np.float64(step + 0.37), "source": np.float64(-step)})])
+    with Writer(writer.path, attrs={}, resume=True) as again:
+        assert again.resume_at(2) == {"scalars": 2}
+    tree = store.open(writer.path)
+    for place, steps in (("scalars", [0, 1]), ("superseded/attempt_0/scalars", [2, 3])):
+        assert tree[place].step.values.tolist() == steps
+        assert tree[place]["mode"].values.tolist() == [step + 0.37 for step in steps]
+        assert tree[place]["source"].values.tolist() == [-step for step in steps]
+
+
 def test_rows_that_were_superseded_never_come_back_in_variables_the_new_rows_leave_out(tmp_path):
     path = record(tmp_path / "run", range(300), 1)
     with Writer(path, attrs={}, resume=True) as writer:
