@@ -57,7 +57,8 @@ class Writer:
     fsync : bool, default False
         Bring every record and every fold to the device, so that a power failure loses no acknowledged record either.
     journal_directory : path-like, optional
-        Local directory of lock and journal for an fsspec URL; by default one below the system's temporary directory.
+        Local directory of lock and journal for an fsspec URL; by default in a directory of the user's own below
+        the system's temporary one.
     max_memory : int, default 1 GiB
         Most bytes a recording in memory may take; rows beyond are left out, with one warning.
 
