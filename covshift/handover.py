@@ -20,7 +20,7 @@ from covshift.instrument.distributed import ENDED, Ranks, merged
 from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.pairing import Pairing
 from covshift.instrument.parameters import ParameterMeter
-from covshift.instrument.rows import Record, arranged, record_of, stored_rows
+from covshift.instrument.rows import MOST_COUNTED, Record, arranged, in_known_units, record_of, stored_rows, uncounted
 from covshift.instrument.scaling import unscaled
 from covshift.instrument.schedule import Cadences
 from covshift.store import reader
@@ -78,6 +78,7 @@ class Handover:
         self._waiting: list[Record] = []
         self._pairing = Pairing()
         self._layers: dict[str, schema.Layer] = {}
+        self._unit_counts: dict[str, int] = {}
         self._has_parameters = False
         self._make_writer = make_writer
         self.writer: Writer | None = None
@@ -87,6 +88,7 @@ class Handover:
         if self._ranks is None or self._ranks.is_first:
             self.writer = self._make_writer()
             self.writer.warn = self._warn
+            self._unit_counts = {layer.name: layer.unit_count for layer in self.writer.stored_layers}
 
     @property
     def is_resumed(self) -> bool:
@@ -116,7 +118,7 @@ class Handover:
                 f"{resumed}, before its first record, and {_ends(last)}: all of them are set aside under superseded/; "
                 "start_step= counts the optimizer steps already done"
             )
-        lost = [name for name in self.writer.stored_layers if _module_of(name) in self._unobserved]
+        lost = [layer.name for layer in self.writer.stored_layers if _module_of(layer.name) in self._unobserved]
         if lost:
             self._warn(
                 f"{resumed} and holds layers that are not observed any more, {listed(lost)}: they read as absent from "
@@ -188,13 +190,38 @@ class Handover:
     def _write(self, given: Sequence[Record]) -> None:
         if self.writer is None:
             return
-        record = merged(given, ranks=self._rank_count)
+        record = merged([self._in_known_units(one) for one in given], ranks=self._rank_count)
         try:
             self._declare(self.writer, record)
         except ResumeMismatch as error:
             self._warn(f"{error}; nothing of this run is recorded")
             return
+        self._name_uncounted(record)
         self._append(self.writer, stored_rows(arranged(record, list(self._layers.values()))))
+
+    def _in_known_units(self, record: Record) -> Record:
+        """The record with the units that its layers have had so far; the layers that came with others are named."""
+        fitting, differing = in_known_units(record, self._unit_counts)
+        for layer in differing:
+            self._incidents.warn_once(
+                "units",
+                layer.name,
+                f"layer '{layer.name}': {layer.unit_count} units, but it was recorded with "
+                f"{self._unit_counts[layer.name]}; units are left out where their number is another, all else is "
+                "recorded. To have them, begin a recording with unit_axis= naming an axis that keeps its length",
+            )
+        self._unit_counts |= {layer.name: layer.unit_count for layer in fitting.layers}
+        return fitting
+
+    def _name_uncounted(self, record: Record) -> None:
+        for name in uncounted(record):
+            self._incidents.warn_once(
+                "uncounted",
+                name,
+                f"layer '{name}': more than {MOST_COUNTED:,} elements of a unit, or of a bin of its histogram, in one "
+                f"record (step {record.step}); its units or its histogram are left out of such records, all else is "
+                "recorded. To have them, give the model fewer examples in one evaluation, or in one step",
+            )
 
     def _append(self, writer: Writer, rows: list[schema.Row]) -> None:
         """Acknowledge rows; what the disk refuses is lost, which is no defect and is named for what it is."""

@@ -30,6 +30,9 @@ _VALUE_COLUMNS = {INPUT: 0, PREACTIVATION: 1, ACTIVATION: 2}
 _GRADIENT_COLUMNS = {ACTIVATION_GRAD: 0, PREACTIVATION_GRAD: 1}
 _UNIT_COLUMNS = {ACTIVATION: 0, ACTIVATION_GRAD: 1}
 
+MOST_COUNTED = int(np.iinfo(np.uint32).max)
+"""Elements of a unit, or of a bin, that one record can tell: their counts are stored in 32 bits."""
+
 
 @dataclass
 class Collected:
@@ -115,6 +118,28 @@ def arranged(record: Record, layers: Sequence[schema.Layer]) -> Record:
     return replace(record, layers=layers, collected=Collected(moved, statuses, structural))
 
 
+def in_known_units(record: Record, known: Mapping[str, int]) -> tuple[Record, list[schema.Layer]]:
+    """The record with as many units of every layer as are ``known`` by its name, and the layers that came with others.
+
+    None of their units are kept, as of a tensor whose unit axis changes its length within one process: the lengths of
+    sequences, which an axis may count, differ between batches, ranks and the processes of a resumed recording.
+    """
+    differing = {
+        place: layer
+        for place, layer in enumerate(record.layers)
+        if known.get(layer.name, layer.unit_count) != layer.unit_count
+    }
+    if not differing:
+        return record, []
+    layers = list(record.layers)
+    for place, layer in differing.items():
+        layers[place] = replace(layer, unit_count=known[layer.name])
+    pooled = record.collected.pooled
+    units = {key: part for key, part in pooled.units.items() if key // SIGNAL_COUNT not in differing}
+    collected = replace(record.collected, pooled=replace(pooled, units=units))
+    return replace(record, layers=layers, collected=collected), list(differing.values())
+
+
 def stored_rows(record: Record) -> list[schema.Row]:
     """One row for each group the record is due for."""
     step, layers = record.collected, record.layers
@@ -129,6 +154,24 @@ def stored_rows(record: Record) -> list[schema.Row]:
         for name, arrays in parts.items()
     ]
     return [*rows, schema.Row("parameters", record.step, record.parameters)] if record.parameters else rows
+
+
+def uncounted(record: Record) -> list[str]:
+    """Names of the layers of which :func:`stored_rows` leaves out units or a histogram, for their counts do not fit."""
+    pooled = record.collected.pooled
+    # No unit and no bin has more elements than the layer, so nearly always this is all that has to be asked.
+    large = pooled.keys[pooled.rows[:, numbers.COUNT] > MOST_COUNTED].tolist()
+    places = [
+        key // SIGNAL_COUNT
+        for key in large
+        if (record.units and key in pooled.units and not _fits(pooled.units[key].count))
+        or (record.histograms and key in pooled.histograms and not _fits(pooled.histograms[key].counts))
+    ]
+    return [record.layers[place].name for place in dict.fromkeys(places)]
+
+
+def _fits(counts: NDArray[np.int64]) -> bool:
+    return int(counts.max(initial=0)) <= MOST_COUNTED
 
 
 def layer_arrays(step: Collected, layers: Sequence[schema.Layer]) -> dict[str, Any]:
@@ -159,7 +202,7 @@ def _sums_and_extremes(rows: numbers.Numbers) -> NDArray[np.float64]:
 
 
 def histogram_arrays(histograms: Mapping[int, Histogram], layer_count: int) -> dict[str, SparseCounts]:
-    """Variables of the ``histograms`` group, sparse."""
+    """Variables of the ``histograms`` group, sparse; none of a histogram with a count above :data:`MOST_COUNTED`."""
     return {
         "value_histogram": _sparse(
             histograms, _VALUE_COLUMNS, (layer_count, len(_VALUE_COLUMNS), schema.EXAMPLE_GROUPS, VALUES.size)
@@ -175,15 +218,12 @@ def _sparse(histograms: Mapping[int, Histogram], columns: Mapping[int, int], sha
     indices, counts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for key in sorted(histograms):
         layer, signal = divmod(key, SIGNAL_COUNT)
-        if signal in columns:
+        if signal in columns and _fits(histograms[key].counts):
             flat = histograms[key].counts.reshape(-1)
             occupied = np.flatnonzero(flat)
             indices.append(occupied + (layer * shape[1] + columns[signal]) * cell)
             counts.append(flat[occupied])
-    values = np.concatenate(counts)
-    if values.size and values.max() > np.iinfo(np.uint32).max:
-        raise OverflowError("a histogram bin holds more than 2**32 - 1 elements in one record; record fewer batches")
-    return SparseCounts(shape, np.concatenate(indices).astype(np.uint32), values.astype(np.uint32))
+    return SparseCounts(shape, np.concatenate(indices).astype(np.uint32), np.concatenate(counts).astype(np.uint32))
 
 
 _UNIT_FIELDS = {
@@ -197,13 +237,18 @@ _UNIT_FIELDS = {
 
 
 def unit_arrays(units: Mapping[int, UnitSummary], layers: Sequence[schema.Layer]) -> dict[str, Any]:
-    """Variables of the ``units`` group, shape ``(unit, signal)``; units of all layers in a row."""
+    """Variables of the ``units`` group, shape ``(unit, signal)``; units of all layers in a row.
+
+    Units of a layer that has a count above :data:`MOST_COUNTED` read as absent: a number is never stored wrapped.
+    """
     ends = np.cumsum([layer.unit_count for layer in layers])
     arrays = {
         variable.name: np.full((int(ends[-1]) if layers else 0, 2), variable.fill_value, dtype=variable.dtype)
         for variable in schema.UNITS.variables
     }
     for key, summary in units.items():
+        if not _fits(summary.count):
+            continue
         layer, signal = divmod(key, SIGNAL_COUNT)
         place = slice(ends[layer] - layers[layer].unit_count, ends[layer]), _UNIT_COLUMNS[signal]
         empty = summary.finite_count == 0

@@ -7,7 +7,7 @@ that a root damaged later can be restored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -163,15 +163,48 @@ class Archive:
     def supersede(self, step: int, axes: Axes) -> dict[str, int]:
         """Move rows at ``step`` and later to ``superseded/attempt_<k>`` and begin the next attempt, in one commit.
 
+        Rows of evaluations and probes at ``step`` itself stay: they tell of the model after as many steps, none of
+        which is made again. :meth:`supersede_again` moves them where they are made again themselves.
+
         Returns
         -------
         dict of str to int
             Rows moved, by group; empty where there were none, and no attempt is begun.
         """
-        kept, last = self._rows_before(step), self.last_steps()[schema.LAYERS.name]
-        moved = {path: self._groups[path].committed - count for path, count in kept.items()}
-        moved = {path: count for path, count in moved.items() if count}
-        folder = f"{layout.SUPERSEDED}/attempt_{self.attempt}"
+        kept = self._rows_before({path: step + bool(layout.stream_of(path)) for path in self._groups})
+        moved, last = self._beyond(kept), self.last_steps()[schema.LAYERS.name]
+        note = {
+            "time_utc": now(),
+            "step": step,
+            "last_step": last if last >= 0 else None,
+            "superseded": self._aside if moved else None,
+            "attrs": self.changed_attrs,
+        }
+        self._set_aside(kept, axes, resumes=[*self._resumes, note])
+        return moved
+
+    def supersede_again(self, streams: Collection[str], step: int, axes: Axes) -> None:
+        """Move the rows that ``streams`` have at the ``step`` of the last resume, as :meth:`supersede` moves others."""
+        kept = self._rows_before({path: step for path in self._groups if layout.stream_of(path) in streams})
+        *before, last = self._resumes
+        note = {**last, "superseded_again": [*last.get("superseded_again", []), self._aside]}
+        self._set_aside(kept, axes, resumes=[*before, note])
+
+    @property
+    def _resumes(self) -> list[dict[str, Any]]:
+        return list(self.attrs.get(layout.RESUMES_ATTRIBUTE, []))
+
+    @property
+    def _aside(self) -> str:
+        return f"{layout.SUPERSEDED}/attempt_{self.attempt}"
+
+    def _beyond(self, kept: Mapping[str, int]) -> dict[str, int]:
+        beyond = {path: self._groups[path].committed - count for path, count in kept.items()}
+        return {path: count for path, count in beyond.items() if count}
+
+    def _set_aside(self, kept: Mapping[str, int], axes: Axes, *, resumes: Sequence[Mapping[str, Any]]) -> None:
+        """Move rows beyond the ``kept`` ones of their groups, and note it in ``resumes``."""
+        moved, folder = self._beyond(kept), self._aside
         self._medium.delete(folder)
         copies: dict[str, Any] = {}
         for path in moved:
@@ -180,7 +213,7 @@ class Archive:
         try:
             for path in moved:
                 self._groups[path].cut(kept[path])
-            self._note_resume(step, folder if moved else None, last)
+            self.attrs[layout.RESUMES_ATTRIBUTE] = list(resumes)
             self._superseded, self.attempt = self._superseded | copies, self.attempt + bool(moved)
             self.commit(closed=False)
         except OSError:
@@ -189,19 +222,14 @@ class Archive:
                 self._groups[path].cut(lengths[path])
             raise
         self.trim()
-        return moved
 
-    def _note_resume(self, step: int, folder: str | None, last: int) -> None:
-        noted = self.attrs.get(layout.RESUMES_ATTRIBUTE, [])
-        note = {"time_utc": now(), "step": step, "last_step": last if last >= 0 else None, "superseded": folder}
-        note["attrs"] = self.changed_attrs
-        self.attrs[layout.RESUMES_ATTRIBUTE] = [*noted, note]
-
-    def _rows_before(self, step: int) -> dict[str, int]:
+    def _rows_before(self, steps: Mapping[str, int]) -> dict[str, int]:
+        """Committed rows before a step of each group in ``steps`` that has any."""
         root = opened(self._medium)
-        stored = {path: group.committed for path, group in self._groups.items() if group.committed}
+        stored = {path: self._groups[path].committed for path in steps if self._groups[path].committed}
         return {
-            path: int(np.searchsorted(array_at(root, f"{path}/step")[:count], step)) for path, count in stored.items()
+            path: int(np.searchsorted(array_at(root, f"{path}/step")[:count], steps[path]))
+            for path, count in stored.items()
         }
 
     def _copied(self, path: str, start: int, target: str, axes: Axes) -> dict[str, Any]:
@@ -220,7 +248,8 @@ class Archive:
         keys = [key for key in self._groups[path].documents() if key != path]
         arrays = {key.rpartition("/")[2]: array_at(root, key) for key in keys}
         stepped = {name: array[first:last] for name, array in arrays.items() if _is_stepped(array)}
-        flags = {name: stepped.pop(name) for name in ("step", "source", "mode") if name in stepped}
+        # In other groups, source and mode are what a user has logged under these names.
+        flags = {variable.name: stepped.pop(variable.name) for variable in layout.step_variables(path)}
         sources = [schema.Source(flag) for flag in flags.get("source", [schema.Source.TRAIN] * (last - first))]
         modes = [schema.Mode(flag) for flag in flags.get("mode", [schema.Mode.TRAIN] * (last - first))]
         return [

@@ -113,6 +113,17 @@ def has_source_and_mode(path: str) -> bool:
     return schema.group_of(path).name in schema.EVALUATION_GROUPS
 
 
+def stream_of(path: str) -> str:
+    """Stream of the group at ``path``, one of :data:`covshift.schema.STREAMS`: "" for training.
+
+    Examples
+    --------
+    >>> stream_of("evaluation/layers"), stream_of("layers")
+    ('evaluation', '')
+    """
+    return path.rpartition("/")[0]
+
+
 def step_variables(path: str) -> tuple[schema.Variable, ...]:
     """Coordinates on ``step`` of the group at ``path``, ``step`` itself first."""
     return (STEP, *schema.STEP_COORDINATES) if has_source_and_mode(path) else (STEP,)

@@ -181,7 +181,7 @@ def _claimed(
         url = _recording_url(os.fspath(path))
         remote = Remote(url)
         local = Path(hidden) if hidden is not None else local_directory(url)
-        lock = Lock(local / LOCK)
+        lock = _lock_of_url(url, local, is_ours=hidden is None)
         stands = _stands_at(remote, url, overwrite=overwrite, resume=resume, lock=lock)
         return Opened(Archive(remote, attrs), Axes(), remote, None, url, local, lock, resumed=stands and resume)
     place = layout.place_of(path)
@@ -209,15 +209,32 @@ def _stands_at(medium: Medium, place: Path | str, *, overwrite: bool, resume: bo
     return stands
 
 
+def _lock_of_url(url: str, local: Path, *, is_ours: bool) -> Lock:
+    """The lock in the directory ``local``; where that ``is_ours``, the one around it is made for this user alone."""
+    try:
+        if is_ours:
+            local.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Lock(local / LOCK)
+    except OSError as error:
+        raise RecordingError(
+            f"path='{url}': its lock and journal cannot be kept in '{local}' ({error}); name a directory you may write "
+            "to in the environment variable TMPDIR, or give the writer journal_directory="
+        ) from error
+
+
 def _recording_url(url: str) -> str:
     url = url.rstrip("/")
     return url if url.endswith(layout.SUFFIX) else url + layout.SUFFIX
 
 
 def local_directory(url: str) -> Path:
-    """Where lock and journal of a recording at an fsspec URL lie unless told otherwise."""
+    """Where lock and journal of a recording at an fsspec URL lie unless told otherwise.
+
+    In a directory of each user's own: the temporary one may be everybody's, but Windows gives every user another.
+    """
     name = f"{url.rsplit('/', 1)[-1]}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-    return Path(tempfile.gettempdir()) / "covshift" / name
+    user = f"covshift-{os.getuid()}" if hasattr(os, "getuid") else "covshift"
+    return Path(tempfile.gettempdir()) / user / name
 
 
 def _demand_free(path: Path) -> None:

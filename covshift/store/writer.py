@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore
 from covshift import schema
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingError
 from covshift.schema import Row
-from covshift.store import endings, frames
+from covshift.store import endings, frames, layout
 from covshift.store.folding import Cadence, Folding, fold_of
 from covshift.store.frames import Record
 from covshift.store.journal import Journal
@@ -57,7 +57,8 @@ class Writer:
     fsync : bool, default False
         Bring every record and every fold to the device, so that a power failure loses no acknowledged record either.
     journal_directory : path-like, optional
-        Local directory of lock and journal for an fsspec URL; by default one below the system's temporary directory.
+        Local directory of lock and journal for an fsspec URL; by default in a directory of the user's own below
+        the system's temporary one.
     max_memory : int, default 1 GiB
         Most bytes a recording in memory may take; rows beyond are left out, with one warning.
 
@@ -107,6 +108,7 @@ class Writer:
         self.path = self._opened.path
         self._archive, self._placement = self._opened.archive, Placement(self._opened.axes)
         self._needs_step = self._opened.resumed
+        self._resumed_at, self._kept_there = -1, set[str]()
         self._begin()
         self._folding = Folding(background=background and path is not None)
         self._closed = self._has_said_full = False
@@ -142,9 +144,9 @@ class Writer:
         return dict(self._waiting.last_steps)
 
     @property
-    def stored_layers(self) -> tuple[str, ...]:
-        """Names of the layers the recording holds, those of earlier processes included."""
-        return tuple(layer.name for layer in self._placement.stored.layers)
+    def stored_layers(self) -> tuple[schema.Layer, ...]:
+        """Layers the recording holds, those of earlier processes included."""
+        return self._placement.stored.layers
 
     @property
     def is_busy(self) -> bool:
@@ -153,6 +155,9 @@ class Writer:
 
     def resume_at(self, step: int) -> dict[str, int]:
         """Continue at ``step``: rows at this step and later move to ``superseded/attempt_<k>``, in one commit.
+
+        Evaluations and probes at ``step`` itself, which lie behind the resumed training, stay until they are made
+        again: rows of their stream at that step then move in the same way.
 
         Returns
         -------
@@ -176,6 +181,8 @@ class Writer:
             moved = self._archive.supersede(step, self._placement.stored)
         self._needs_step = False
         self._begin()
+        self._resumed_at = step
+        self._kept_there = {layout.stream_of(path) for path, last in self.last_steps.items() if last == step}
         return moved
 
     def declare_layers(self, layers: Sequence[schema.Layer]) -> None:
@@ -227,7 +234,9 @@ class Writer:
         """
         self._demand_open()
         with self._calling():
-            ordered = self._waiting.numbered([checked(row, self._placement.declared) for row in rows])
+            fitting = [checked(row, self._placement.declared) for row in rows]
+            self._supersede_made_again(fitting)
+            ordered = self._waiting.numbered(fitting)
             taken = [self._placement.placed(one) for one in ordered]
             if not taken or self._is_full():
                 return
@@ -239,6 +248,18 @@ class Writer:
             if fold is not None:
                 self._folding.run(fold)
             self._report_failure()
+
+    def _supersede_made_again(self, rows: Sequence[Row]) -> None:
+        """Make room for an evaluation or a probe at the step resumed at, where the recording has one already."""
+        again = self._kept_there & {layout.stream_of(row.group) for row in rows if row.step == self._resumed_at}
+        if not again:
+            return
+        self._fold_now(closed=False)
+        with in_words(self._place, "the record was not taken; make room or mend the disk, then append it again"):
+            self._opened.demand_in_place()
+            self._archive.supersede_again(again, self._resumed_at, self._placement.stored)
+        self._kept_there -= again
+        self._begin()
 
     def _is_full(self) -> bool:
         """Whether a recording in memory may grow no further; says so once."""

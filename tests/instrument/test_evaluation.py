@@ -8,6 +8,7 @@ from torch import nn
 import covshift
 from covshift import schema
 from covshift.exceptions import CovshiftWarning
+from covshift.instrument import rows
 from covshift.schema import Status
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -91,3 +92,29 @@ def test_a_validation_batch_without_no_grad_does_not_mix_with_training(perceptro
         optimizer.step()
         recording = recorder.recording
     assert cell(recording, "example_count", layer="0", signal="activation") == 16
+
+
+def test_counts_that_one_record_cannot_tell_cost_units_and_histograms_of_those_layers_alone(monkeypatch):
+    monkeypatch.setattr(rows, "MOST_COUNTED", 50)
+    net = nn.Sequential(nn.Conv1d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[[-1.0]], [[-2.0]]]))
+        net[0].bias.zero_()
+    with covshift.record(net) as recorder, pytest.warns(CovshiftWarning) as said:
+        with torch.no_grad(), recorder.evaluation():
+            for _ in range(2):
+                net(torch.ones(10, 1, 8))
+        recording = recorder.recording
+    beginnings = [str(one.message).partition(" elements of a unit, or of a bin")[0] for one in said]
+    assert beginnings == [f"layer '{name}': more than 4,294,967,295" for name in "012"]
+    assert "fewer examples in one evaluation" in recorder.warnings[0]
+    layers = recording["evaluation/layers"]["count"].isel(step=0).sel(layer=["0", "1", "2", "3"], signal="activation")
+    assert layers.values.tolist() == [320, 320, 320, 60]
+    histograms = recording["evaluation/histograms"]["value_histogram"].isel(step=0).sel(value_signal="activation")
+    # Of each of four groups of examples: 40 elements in two bins of the convolution, 80 zeros of what comes after it.
+    binned = histograms.sel(layer=["0", "1", "2", "3"]).sum(["group", "value_bin"])
+    assert binned.values.tolist() == [320, 0, 0, 60]
+    units = recording["evaluation/units"]["unit_count"].isel(step=0).sel(signal="activation")
+    owner = recording["layers"].layer.values[recording["evaluation/units"]["layer_index"].values]
+    counts = {name: set(units.values[owner == name].tolist()) for name in "0123"}
+    assert counts == {"0": {0}, "1": {0}, "2": {20}, "3": {20}}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import covshift
+from covshift.exceptions import CovshiftWarning
 from covshift.instrument.distributed import ENDED, Exchange, merged
 from covshift.instrument.pairing import MOST_HELD, Pairing
 from covshift.summary import summarize
@@ -88,13 +89,28 @@ class Rank:
                 self.net(self.batch())
 
 
+class RankOfSequences(Rank):
+    """Rank 0 trains on sequences of 7 positions, rank 1 on those of 9."""
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.net = nn.Sequential(nn.Conv1d(4, 5, 3), nn.ReLU())
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.net[0].register_forward_hook(self._see)
+        self.inputs = []
+
+    def batch(self):
+        self.inputs.append(torch.randn(3, 4, 7 + 2 * self.number, generator=self.generator))
+        return self.inputs[-1]
+
+
 @pytest.fixture
 def together(monkeypatch):
     """Run ``program(rank)`` in a thread for each of ``size`` ranks, recording; the ranks and rank 0's recording."""
 
-    def run(program, *, size=2, **options):
+    def run(program, *, size=2, make=Rank, **options):
         meeting, here = Meeting(size), threading.local()
-        ranks, errors = [Rank(number) for number in range(size)], []
+        ranks, errors = [make(number) for number in range(size)], []
         for room in ("attach", "recorder"):
             monkeypatch.setattr(f"covshift.{room}.is_distributed", lambda: True)
         monkeypatch.setattr("covshift.attach.rank", lambda: here.rank)
@@ -149,6 +165,23 @@ def joined(*by_step):
 def of(ranks, what="seen", *, every=1):
     """By step, what was seen by all ranks that saw something."""
     return joined(*({step: seen for step, seen in getattr(rank, what).items() if step % every == 0} for rank in ranks))
+
+
+def test_ranks_whose_sequences_differ_in_length_lose_units_of_positions_alone_and_name_them_once(together):
+    with pytest.warns(CovshiftWarning, match=r"^layer '\(input\)': 9 units, but it was recorded with 7; units are"):
+        ranks, recording = together(lambda rank: rank.train(3), make=RankOfSequences, every=1, units_every=1)
+    assert [len(rank.recorder.warnings) for rank in ranks] == [1, 0]
+    layers, histograms = (recording[name].to_dataset() for name in ("layers", "histograms"))
+    units = recording["units"].to_dataset().sel(signal="activation")
+    for step in range(3):
+        inputs = [rank.inputs[step] for rank in ranks]
+        row = layers.sel(step=step, layer="(input)", signal="input")
+        binned = histograms["value_histogram"].sel(step=step, layer="(input)", value_signal="input")
+        assert int(row["count"]) == int(binned.sum()) == sum(x.numel() for x in inputs)
+        np.testing.assert_allclose(float(row["sum"]), sum(x.double().sum() for x in inputs), rtol=1e-12)
+        parts = [summarize(rank.seen[step][0], unit_axis=1).units for rank in ranks]
+        counts = units["unit_count"].sel(step=step).values.tolist()
+        assert counts[:12] == [0] * 7 + parts[0].merge(parts[1]).count.tolist()
 
 
 def test_an_evaluation_of_one_rank_alone_costs_no_other_record(together):

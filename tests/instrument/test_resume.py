@@ -124,3 +124,57 @@ def test_a_resume_far_ahead_counts_what_it_leaves_out_without_asking_for_every_s
         run(tmp_path / "a", far + 1, start=far, resume=True)
     with pytest.raises(InvalidArgumentError, match=r"step=1000000000000001: expected the number of optimizer steps"):
         covshift.record(nn.Linear(1, 1), None, start_step=10**15 + 1)
+
+
+def chained(path, starts, *, evaluates_first=False, **options):
+    """Jobs of three steps each, which evaluate at their end, perhaps at their beginning too: sums of the outputs."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 4), torch.randn(8, 4)
+    optimizer, sums = torch.optim.SGD(model.parameters(), lr=0.01), []
+
+    def evaluate(recorder):
+        with torch.no_grad(), recorder.evaluation():
+            sums.append(float(model(x).double().sum()))
+
+    for start in starts:
+        with covshift.record(model, path, every=1, resume=True, start_step=start, **options) as recorder:
+            if evaluates_first:
+                with torch.no_grad():
+                    model.bias.add_(1)
+                evaluate(recorder)
+            for _ in range(3):
+                model(x).sum().backward()
+                optimizer.step()
+            evaluate(recorder)
+        assert recorder.warnings == []
+    return sums
+
+
+def test_jobs_that_evaluate_before_their_checkpoint_keep_every_evaluation(tmp_path):
+    sums = chained(tmp_path / "run", (0, 3, 6))
+    recording = covshift.open(tmp_path / "run")
+    rows = recording["evaluation/layers"].to_dataset().sel(layer="(root)", signal="activation")
+    assert rows.step.values.tolist() == [3, 6, 9]
+    np.testing.assert_allclose(rows["sum"], sums, rtol=1e-6)
+    assert recording["layers"].step.values.tolist() == list(range(9))
+    assert "superseded" not in recording.children
+
+
+def test_of_two_evaluations_after_as_many_steps_the_one_of_the_job_that_goes_on_stands(tmp_path):
+    sums = chained(tmp_path / "run", (0, 3), evaluates_first=True)
+    recording = covshift.open(tmp_path / "run")
+    rows = recording["evaluation/layers"].to_dataset().sel(layer="(root)", signal="activation")
+    assert rows.step.values.tolist() == [0, 3, 6]
+    assert abs(sums[2] - sums[1]) > 1
+    np.testing.assert_allclose(rows["sum"], [sums[0], sums[2], sums[3]], rtol=1e-6)
+    replaced = recording["superseded/attempt_0/evaluation/layers"].to_dataset()
+    np.testing.assert_allclose(replaced["sum"].sel(layer="(root)", signal="activation"), [sums[1]], rtol=1e-6)
+
+
+def test_the_probe_of_the_last_state_stays_where_a_job_goes_on_without_one(tmp_path):
+    probe = torch.ones(2, 4)
+    chained(tmp_path / "run", (0,), probe=probe, probe_every=1)
+    chained(tmp_path / "run", (3,))
+    assert covshift.open(tmp_path / "run")["probe/layers"].step.values.tolist() == [0, 1, 2, 3]
+    chained(tmp_path / "run", (6,), probe=probe, probe_every=1)
+    assert covshift.open(tmp_path / "run")["probe/layers"].step.values.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]

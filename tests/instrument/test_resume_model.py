@@ -185,23 +185,71 @@ def test_a_resume_that_observes_more_layers_adds_them(tmp_path):
     assert recorder.warnings == []
 
 
-def test_a_layer_of_another_width_that_the_model_does_not_tell_ends_the_recording_and_not_the_training(tmp_path):
-    def convolution():
-        return nn.Sequential(nn.Flatten(), nn.ReLU())
+def test_a_resume_with_sequences_of_another_length_leaves_out_their_units_alone_and_names_them_once(tmp_path):
+    inputs = {0: torch.randn(4, 3, 50), 1: torch.randn(4, 3, 60), 2: torch.randn(4, 3, 60)}
 
+    def run(*steps):
+        torch.manual_seed(0)
+        model = nn.Conv1d(3, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with covshift.record(model, tmp_path / "run", every=1, units_every=1, resume=True, start_step=steps[0]) as one:
+            for step in steps:
+                model(inputs[step]).sum().backward()
+                optimizer.step()
+        return one
+
+    run(0)
+    message = r"^layer '\(input\)': 60 units, but it was recorded with 50; .* unit_axis= naming an axis that keeps"
+    with pytest.warns(CovshiftWarning, match=message) as said:
+        recorder = run(1, 2)
+    assert len(said) == len(recorder.warnings) == 1
+    recording = covshift.open(tmp_path / "run")
+    assert recording.attrs["warnings"] == recorder.warnings
+    of_input = {"layer": "(input)", "signal": "input"}
+    rows = recording["layers"].to_dataset().sel(of_input)
+    histograms = recording["histograms"]["value_histogram"].sel(layer="(input)", value_signal="input")
+    assert rows.step.values.tolist() == [0, 1, 2]
+    for step, x in inputs.items():
+        assert int(rows["count"].sel(step=step)) == int(histograms.sel(step=step).sum()) == x.numel()
+        np.testing.assert_allclose(rows["sum"].sel(step=step), x.double().sum(), rtol=1e-12)
+    units = recording["units"].to_dataset().sel(signal="activation")
+    of_output = units.isel(unit=np.arange(units.sizes["unit"]) >= 50)
+    assert of_output["unit_count"].values.tolist() == [[4 * (x.shape[2] - 2)] * 8 for x in inputs.values()]
+
+
+def test_units_of_an_output_that_counts_positions_are_absent_where_a_resume_has_another_number_of_them(tmp_path):
     def run(width, start=None):
-        model, weight = convolution(), torch.ones(3, width, requires_grad=True)
+        model, weight = nn.Sequential(nn.Flatten(), nn.ReLU()), torch.ones(3, width, requires_grad=True)
         optimizer = torch.optim.SGD([weight], lr=0.1)
-        with covshift.record(model, tmp_path / "run", every=1, resume=True, start_step=start) as recorder:
+        with covshift.record(model, tmp_path / "run", every=1, units_every=1, resume=True, start_step=start) as one:
             for _ in range(2):
                 model(weight).sum().backward()
                 optimizer.step()
-                recorder.step()
-        return recorder
+                one.step()
+        return one
 
     run(4)
-    with pytest.warns(CovshiftWarning, match=r"unit_count=6, .* with 4.*nothing of this run is recorded"):
+    with pytest.warns(CovshiftWarning, match=r"layer '.*': 6 units, but it was recorded with 4;"):
         recorder = run(6, start=2)
     assert "report" not in " ".join(recorder.warnings)
+    recording = covshift.open(tmp_path / "run")
+    counts = recording["layers"]["count"].sel(layer="1", signal=["activation", "activation_grad"])
+    assert counts.values.tolist() == [[12, 12], [12, 12], [18, 18], [18, 18]]
+    units = recording["units"].to_dataset()
+    own = units.isel(unit=units["layer_index"].values == list(recording["layers"].layer.values).index("1"))
+    for name in ("unit_count", "unit_positive_count", "unit_active_examples"):
+        assert own[name].sel(signal="activation").values.tolist() == [[3] * 4] * 2 + [[0] * 4] * 2
+    assert own["unit_mean"].sel(step=[2, 3]).isnull().all()
+
+
+def test_parameters_of_another_size_that_the_recording_does_not_tell_end_it_and_not_the_training(tmp_path):
+    path = train(net(), tmp_path / "run", 2).path
+    root = json.loads((path / "zarr.json").read_text())
+    del root["attributes"]["covshift_model"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.warns(CovshiftWarning) as said:
+        recorder = train(net(hidden=6), path, 2, resume=True, start_step=2)
+    assert any("size=24, but it was recorded with 20" in str(one.message) for one in said)
+    assert any("nothing of this run is recorded" in message for message in recorder.warnings)
     assert recorder.step_count == 4
-    assert covshift.open(tmp_path / "run")["layers"].sizes["step"] == 2
+    assert covshift.open(path)["layers"].sizes["step"] == 2

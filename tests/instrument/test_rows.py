@@ -8,8 +8,12 @@ from torch import nn
 
 import covshift
 from covshift import schema
+from covshift.grid import VALUES
+from covshift.instrument import rows
+from covshift.instrument.block import SIGNAL_COUNT
 from covshift.instrument.schedule import at_steps, first
 from covshift.schema import Status
+from covshift.summary.summary import Histogram, UnitSummary
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -137,3 +141,21 @@ def test_preactivations_asked_for_alone_have_rows_of_their_own(perceptron, recor
     for signal in signals:
         assert cell(recording, "count", layer="1", signal=signal) == 16 * 8
         assert cell(recording, "status", layer="1", signal=signal) == Status.OK
+
+
+@pytest.mark.parametrize(("elements", "stored"), [(2**32 - 1, 2**32 - 1), (2**32, 0), (2**32 + 5, 0)])
+def test_a_count_is_stored_as_it_is_or_not_at_all(elements, stored):
+    n = np.array([elements])
+    large = UnitSummary(n, n, n, n, n, n * 0.5, n * 0.5, n * 0.5, n * 0.5)
+    small = UnitSummary(*[np.array([7])] * 5, *[np.array([0.5])] * 4)
+    layers = [schema.Layer(name, "ReLU", 0, unit_count=1) for name in ("large", "small")]
+    units = rows.unit_arrays({2: large, SIGNAL_COUNT + 2: small}, layers)
+    for name in ("unit_count", "unit_zero_count", "unit_positive_count", "unit_active_examples"):
+        assert units[name][:, 0].tolist() == [stored, 7]
+    assert np.isnan(units["unit_mean"][:, 0]).tolist() == [not stored, False]
+    counts = np.zeros((schema.EXAMPLE_GROUPS, VALUES.size), np.int64)
+    counts[1, 5], other = elements, counts.copy()
+    other[1, 5] = 7
+    histograms = {2: Histogram(VALUES, counts), SIGNAL_COUNT + 2: Histogram(VALUES, other)}
+    dense = rows.histogram_arrays(histograms, 2)["value_histogram"].dense()
+    assert dense.sum((1, 2, 3)).tolist() == [stored, 7]

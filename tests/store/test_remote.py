@@ -1,14 +1,19 @@
 """Recordings behind an fsspec URL: ``memory://`` stands for object stores."""
 
+import os
+import re
+import stat
+
 import fsspec
 import numpy as np
 import pytest
 import xarray as xr
 
 from covshift import store
-from covshift.exceptions import RecordingExists, StoreLocked
+from covshift.exceptions import RecordingError, RecordingExists, StoreLocked
 from covshift.schema import Layer, Row
 from covshift.store import Writer, endings
+from covshift.store.opening import local_directory
 
 
 @pytest.fixture
@@ -68,8 +73,27 @@ def test_a_recording_at_a_url_is_not_replaced_unasked_and_is_resumed_and_superse
     assert_whole(store.open(url), 3)
 
 
-def test_without_a_directory_given_the_journal_lies_below_the_temporary_one(url, tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name != "posix", reason="users and modes of POSIX")
+def test_without_a_directory_given_the_journal_lies_in_one_of_the_user_alone_below_the_temporary_one(
+    url, tmp_path, monkeypatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    record(url, range(2), None).close()
-    (place,) = (tmp_path / "covshift").iterdir()
-    assert place.name.startswith("run.zarr-")
+    for user, steps in ((1, range(2)), (2, range(2, 4))):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        record(url, steps, None, resume=user == 2).close()
+    places = sorted(tmp_path.iterdir())
+    assert [place.name for place in places] == ["covshift-1", "covshift-2"]
+    assert [stat.S_IMODE(place.stat().st_mode) for place in places] == [0o700, 0o700]
+    assert all(one.name.startswith("run.zarr-") for place in places for one in place.iterdir())
+    assert_whole(store.open(url), 4)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_local_directory_that_cannot_be_written_is_named_with_the_way_out(url, tmp_path, monkeypatch, given):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = tmp_path / "mine" if given else local_directory(url).parent
+    place.write_text("no directory")
+    words = f"path='{re.escape(url)}': its lock .* '{re.escape(str(place))}.*TMPDIR, or give .* journal_directory="
+    with pytest.raises(RecordingError, match=words):
+        Writer(url, attrs={}, journal_directory=place / "run" if given else None)
+    assert not fsspec.filesystem("memory").exists(url)

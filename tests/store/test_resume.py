@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from covshift import store
+from covshift import schema, store
 from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingDamaged, RecordingError, StoreLocked
-from covshift.schema import Layer, Parameter, Row, SparseCounts
+from covshift.schema import Layer, Mode, Parameter, Row, SparseCounts
 from covshift.store import Writer, endings, layout
 from covshift.store.archive import Archive
 
@@ -147,6 +147,66 @@ def test_a_resume_supersedes_the_rows_from_its_step_on_and_steps_stay_unique(tmp
     ]
 
 
+def evaluated(step, value, *, units=True, stream="evaluation"):
+    row = Row(f"{stream}/layers", step, {"count": np.full((2, 5), value, "u8")}, schema.STREAMS[stream], Mode.EVAL)
+    means = {"unit_mean": np.full((3, 2), value, "f4")}
+    return [row, Row(f"{stream}/units", step, means, schema.STREAMS[stream], Mode.EVAL)] if units else [row]
+
+
+@pytest.mark.parametrize("stream", ["evaluation", "probe"])
+def test_rows_of_the_model_as_it_is_resumed_stay_until_they_are_made_again_and_go_as_a_whole_then(tmp_path, stream):
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        writer.declare_layers(LAYERS)
+        for step in range(6):
+            writer.append([*rows(step, 1), *evaluated(step, 10 + step, stream=stream)])
+    path = writer.path
+    with Writer(path, attrs={}, resume=True) as writer:
+        moved = {"layers": 3, "scalars": 3, f"{stream}/layers": 2, f"{stream}/units": 2}
+        assert writer.resume_at(3) == moved
+        writer.declare_layers(LAYERS)
+        assert store.open(path)[f"{stream}/layers"].step.values.tolist() == [0, 1, 2, 3]
+        writer.append(rows(3, 2))
+        writer.append(evaluated(3, 20, units=False, stream=stream))
+        writer.append([*rows(4, 2), *evaluated(4, 21, stream=stream)])
+        in_journal = store.open(path).load()
+    for tree in (in_journal, store.open(path), xr.open_datatree(path)):
+        assert tree["layers"].step.values.tolist() == [0, 1, 2, 3, 4]
+        assert tree["scalars/loss"].values.tolist() == [1, 1, 1, 2, 2]
+        again = tree[f"{stream}/layers"]
+        assert again.step.values.tolist() == [0, 1, 2, 3, 4]
+        assert again["count"].sel(layer="a", signal="input").values.tolist() == [10, 11, 12, 20, 21]
+        assert again["source"].values.tolist() == [schema.STREAMS[stream]] * 5
+        assert tree[f"{stream}/units"].step.values.tolist() == [0, 1, 2, 4]
+        aside = [tree[f"superseded/attempt_{attempt}"] for attempt in (0, 1)]
+        assert [one[f"{stream}/units"].step.values.tolist() for one in aside] == [[4, 5], [3]]
+        assert aside[1][f"{stream}/layers/count"].values.tolist() == [[[13] * 5] * 2]
+        assert list(aside[1].children) == [stream]
+    (noted,) = tree.attrs["covshift_resumes"]
+    assert (noted["superseded"], noted["superseded_again"]) == ("superseded/attempt_0", ["superseded/attempt_1"])
+
+
+def test_an_evaluation_made_again_that_the_disk_refuses_leaves_the_one_before(tmp_path, monkeypatch):
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        writer.declare_layers(LAYERS)
+        writer.append([*rows(0, 1), *evaluated(1, 10)])
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with Writer(writer.path, attrs={}, resume=True) as again:
+        assert again.resume_at(1) == {}
+        again.declare_layers(LAYERS)
+        with monkeypatch.context() as patch:
+            patch.setattr(Archive, "commit", full)
+            with pytest.raises(RecordingError, match="No space left on device.*append it again"):
+                again.append(evaluated(1, 20))
+        assert store.open(writer.path)["evaluation/layers/count"].max() == 10
+        again.append(evaluated(1, 20))
+        assert store.open(writer.path)["evaluation/layers/count"].values.tolist() == [[[20] * 5] * 2]
+        with pytest.raises(InvalidArgumentError, match="step=1: expected a step after 1"):
+            again.append(evaluated(1, 30))
+
+
 def test_every_variable_of_superseded_rows_equals_what_was_appended(tmp_path):
     rng = np.random.default_rng(0)
     cells = SparseCounts((2, 3, 4, 648), np.array([5, 9000], "u4"), np.array([7, 2**32 - 1], "u4"))
@@ -169,6 +229,19 @@ def test_every_variable_of_superseded_rows_equals_what_was_appended(tmp_path):
             dense = values.dense() if isinstance(values, SparseCounts) else values
             np.testing.assert_array_equal(tree[place][name].sel(step=row.step), dense)
     assert tree["histograms"].sizes["step"] == 3
+
+
+def test_scalars_logged_as_source_and_mode_are_superseded_like_any_others(tmp_path):
+    with Writer(tmp_path / "run", attrs={}) as writer:
+        for step in range(4):
+            writer.append([Row("scalars", step, {"mode": np.float64(step + 0.37), "source": np.float64(-step)})])
+    with Writer(writer.path, attrs={}, resume=True) as again:
+        assert again.resume_at(2) == {"scalars": 2}
+    tree = store.open(writer.path)
+    for place, steps in (("scalars", [0, 1]), ("superseded/attempt_0/scalars", [2, 3])):
+        assert tree[place].step.values.tolist() == steps
+        assert tree[place]["mode"].values.tolist() == [step + 0.37 for step in steps]
+        assert tree[place]["source"].values.tolist() == [-step for step in steps]
 
 
 def test_rows_that_were_superseded_never_come_back_in_variables_the_new_rows_leave_out(tmp_path):
