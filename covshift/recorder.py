@@ -160,7 +160,7 @@ class Recorder:
             self._observer.abandon()
             self._active = False
         if self._evaluation is not None:
-            self._evaluation.close()
+            self._close(self._evaluation)
             self._evaluation = None
         self._steps.end(is_complete=is_complete)
         if is_complete:
@@ -316,7 +316,8 @@ class Recorder:
     def _close(self, block: Block) -> None:
         """End a block; forward passes that an exception has interrupted add nothing to it."""
         self._observer.forget_interrupted()
-        block.close()
+        with self._incidents.guard("record"):
+            block.close()
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""

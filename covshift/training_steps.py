@@ -48,7 +48,7 @@ class TrainingSteps:
     meets_ranks : bool
         Whether records are pooled with other ranks.
     close : callable
-        Closes the block of a step that has ended.
+        Closes the block of a step that has ended, or will not.
     attend : callable
         Called where another step is open than before.
 
@@ -254,7 +254,7 @@ class TrainingSteps:
                 self._settle_skipped()
             self.finish()
         if self._block is not None:
-            self._block.close()
+            self._close(self._block)
             self._block = None
         self._give_scalars()
         self.log.end()

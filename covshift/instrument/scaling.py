@@ -125,4 +125,6 @@ def moved(counts: Counts, grid: Grid, octaves: int) -> Counts:
 
 
 def _divided(units: UnitSummary, scale: float) -> UnitSummary:
-    return replace(units, mean=units.mean / scale, m2=units.m2 / scale**2, min=units.min / scale, max=units.max / scale)
+    with np.errstate(over="ignore", under="ignore"):
+        mean, m2, low, high = units.mean / scale, units.m2 / scale**2, units.min / scale, units.max / scale
+    return replace(units, mean=mean, m2=m2, min=low, max=high)
