@@ -284,7 +284,12 @@ class Observer:
         call = forward.call(self.call_sites.reached(module, above, within, root=sites.ROOT))
         is_nonlinearity = known.is_activation and known.is_observed
         z = args[0] if args else given(args) if is_nonlinearity else None
-        reads = forward.find(z) if isinstance(z, torch.Tensor) else None
+        # Of an inference tensor it costs a summary to say. Rows of a nonlinearity depend on what it reads; of other
+        # modules only the axes do, which their first call tells.
+        is_asked = is_nonlinearity or (known.is_observed and not call.has_returned)
+        reads = None
+        if isinstance(z, torch.Tensor) and (is_asked or not z.is_inference()):
+            reads = forward.find(z)
         forward.stack.append(Running(module, call, reads))
         known.was_called = True
         if module._forward_hooks or module._forward_pre_hooks:
