@@ -160,7 +160,7 @@ class Recorder:
             self._observer.abandon()
             self._active = False
         if self._evaluation is not None:
-            self._evaluation.close()
+            self._close(self._evaluation)
             self._evaluation = None
         self._steps.end(is_complete=is_complete)
         if is_complete:
@@ -180,8 +180,11 @@ class Recorder:
 
     @property
     def step_count(self) -> int:
-        """Optimizer steps done so far, which is also the number of the step now open."""
-        return self._steps.count
+        """Optimizer steps done so far, which is also the number of the step now open.
+
+        One that the scaler skips counts from its ``update()`` on.
+        """
+        return self._steps.done.steps
 
     @property
     def recording(self) -> xr.DataTree:
@@ -201,7 +204,8 @@ class Recorder:
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint must keep so that the recording can be resumed with it."""
-        return {"step": self.step_count, "records": self._steps.records}
+        done = self._steps.done
+        return {"step": done.steps, "records": done.records}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where :meth:`state_dict` was taken; before entering.
@@ -286,16 +290,17 @@ class Recorder:
         if self._evaluation is not None:
             yield
             return
-        is_first = self._last_evaluation != self.step_count
+        step = self.step_count
+        is_first = self._last_evaluation != step
         if not is_first:
             self._incidents.warn_once(
                 "evaluation",
                 "model",
-                f"evaluation(): a pass was already recorded after {self.step_count} steps; this one is not recorded, "
+                f"evaluation(): a pass was already recorded after {step} steps; this one is not recorded, "
                 "nor are other second passes at one step",
             )
         self._observer.abandon()
-        self._evaluation = block = Block(self.step_count, stream="evaluation")
+        self._evaluation = block = Block(step, stream="evaluation")
         self._attend()
         try:
             yield
@@ -304,7 +309,7 @@ class Recorder:
             self._close(block)
             self._attend()
         if is_first and not block.is_empty:
-            self._last_evaluation = self.step_count
+            self._last_evaluation = step
             self._handover.give(block, {}, scale=1.0)
 
     def _attend(self) -> None:
@@ -316,7 +321,8 @@ class Recorder:
     def _close(self, block: Block) -> None:
         """End a block; forward passes that an exception has interrupted add nothing to it."""
         self._observer.forget_interrupted()
-        block.close()
+        with self._incidents.guard("record"):
+            block.close()
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""

@@ -32,6 +32,13 @@ class _Unfinished(NamedTuple):
     scale: float
 
 
+class Done(NamedTuple):
+    """Optimizer steps, and records that were due for them."""
+
+    steps: int
+    records: int
+
+
 class TrainingSteps:
     """Opens, closes and hands over the steps of one training.
 
@@ -48,7 +55,7 @@ class TrainingSteps:
     meets_ranks : bool
         Whether records are pooled with other ranks.
     close : callable
-        Closes the block of a step that has ended.
+        Closes the block of a step that has ended, or will not.
     attend : callable
         Called where another step is open than before.
 
@@ -107,6 +114,17 @@ class TrainingSteps:
         self.log.begin_at(step)
 
     @property
+    def done(self) -> Done:
+        """What is done by now: a step that the scaler has skipped is, though only the next forward pass closes it.
+
+        It is not closed here: merged ranks meet where a step closes, and only one of them may be asking.
+        """
+        with self._incidents.guard("step"):
+            if self._scale.skipped():
+                return Done(self.count + 1, self.records + self._counts_as_record(self._block))
+        return Done(self.count, self.records)
+
+    @property
     def is_due(self) -> bool:
         """Whether the step now open is to be recorded."""
         return self._block is not None or self._cadences.steps(self.count)
@@ -115,9 +133,20 @@ class TrainingSteps:
         """A forward pass with gradients begins, and with it the time to update or log the step before is over."""
         self._settle_skipped()
         self._scale.begin()
+        self._name_vanished_scale()
         self.clock.forward()
         self.finish()
         self._give_scalars()
+
+    def _name_vanished_scale(self) -> None:
+        if self._scale.in_force == 0.0:
+            self._incidents.warn_once(
+                "scale 0",
+                "gradients",
+                "scaler: its scale has fallen to 0, as it does where every step is skipped: gradients cannot be "
+                "unscaled by it and are not measured, and steps that it skips from here on are not seen. Look for the "
+                "first loss that is NaN or infinite, or give the scaler a larger init_scale=",
+            )
 
     def forward_without_gradient(self) -> None:
         """A forward pass that no training step can follow from, and that no evaluation asks for."""
@@ -145,7 +174,7 @@ class TrainingSteps:
 
     def _after_backward(self) -> None:
         with self._incidents.guard("parameters"):
-            self._meter.after_backward(scale=self._scale.in_force)
+            self._meter.after_backward(scale=self._scale.divisor)
 
     def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> bool:
         if self._unfinished is not None and (runs_model or not self.clock.continues(optimizer)):
@@ -208,13 +237,11 @@ class TrainingSteps:
         if self._scale.is_known:
             self.log.note(loss_scale=self._scale.in_force, step_skipped=float(skipped))
         self.log.close_step(is_recorded=block is not None)
-        meets = self._meets_ranks and self._cadences.steps(self.count)
-        if block is not None or meets:
-            # Of ranks that merge, one that did not record this step counts it, too: slower cadences must agree.
-            self.records += 1
+        self.records += self._counts_as_record(block)
+        meets = self._meets
         if block is not None:
             self._close(block)
-            self._unfinished = _Unfinished(block, self._scale.in_force)
+            self._unfinished = _Unfinished(block, self._scale.divisor)
         else:
             self._meter.forget()
         self._scale.end(skipped=skipped)
@@ -226,6 +253,18 @@ class TrainingSteps:
         if meets:
             waiting = self._unfinished
             self._handover.meet_ranks(complete=self.count if waiting is None else waiting.block.step)
+
+    @property
+    def _meets(self) -> bool:
+        """Whether ranks meet where the step now open ends."""
+        return self._meets_ranks and self._cadences.steps(self.count)
+
+    def _counts_as_record(self, block: Block | None) -> bool:
+        """Whether the step now open, which fills ``block``, is one of the records by which slower cadences go.
+
+        Of ranks that merge, one that does not record it counts it, too: their cadences must agree.
+        """
+        return block is not None or self._meets
 
     def _settle_skipped(self) -> None:
         """Say of the step before what its scaler has told by now: that it was skipped, or one of its optimizers was."""
@@ -252,9 +291,12 @@ class TrainingSteps:
             self.clock.settle()
             if is_complete:
                 self._settle_skipped()
+            else:
+                self.count, self.records = self.done
+            self._scale.end(skipped=True)
             self.finish()
         if self._block is not None:
-            self._block.close()
+            self._close(self._block)
             self._block = None
         self._give_scalars()
         self.log.end()

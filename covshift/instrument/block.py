@@ -59,13 +59,15 @@ class Block:
 
         Of forward passes still running, in other threads or around the whole step, what was done so far counts.
         """
-        for draft in tuple(self.running):
-            self.end(draft, is_kept=True)
-        self.closed = True
-        self.after_backward = None
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+        try:
+            for draft in tuple(self.running):
+                self.end(draft, is_kept=True)
+        finally:
+            self.closed = True
+            self.after_backward = None
+            for handle in self.handles:
+                handle.remove()
+            self.handles.clear()
 
     def in_mode(self, *, training: bool) -> Pass:
         """Rows of the forward passes that ran with ``model.training == training``."""
@@ -87,11 +89,13 @@ class Block:
 
     def end(self, draft: Draft, *, is_kept: bool) -> None:
         """A forward pass has returned, or was interrupted and does not count."""
-        if is_kept:
-            draft.keep()
-        else:
-            draft.drop()
-        self.running.discard(draft)
+        try:
+            if is_kept:
+                draft.keep()
+            else:
+                draft.drop()
+        finally:
+            self.running.discard(draft)
 
     @staticmethod
     def can_tell_end_of_backward() -> bool:

@@ -112,6 +112,8 @@ class Call:
         By path of the output, "" where the output is one tensor.
     producer : str or None
         Layer whose output was the first input this call read as a pre-activation; None before that.
+    has_returned : bool
+        Whether it was followed to its end in any forward pass, so that layers it has are described.
     preactivation, preactivation_grad : Reading or None
         How a pre-activation that no recorded layer has produced is read.
     children : dict of int to CallSite
@@ -123,6 +125,7 @@ class Call:
     name: str
     layers: dict[str, Observed] = field(default_factory=dict)
     producer: str | None = None
+    has_returned: bool = False
     preactivation: Reading | None = None
     preactivation_grad: Reading | None = None
     children: dict[int, CallSite] = field(default_factory=dict)

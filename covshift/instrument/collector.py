@@ -157,6 +157,7 @@ class Collector:
             elif known.is_leaf or _holds_values(tensor):
                 forward.pass_over(tensor)
                 self._name_unsupported(running, path, tensor)
+        running.call.has_returned = True
 
     def _name_unsupported(self, running: Running, path: str, tensor: torch.Tensor) -> None:
         name = _named(running, path)
@@ -209,8 +210,10 @@ class Collector:
         if self._wants[ACTIVATION]:
             row = rows.add(key, tensor, seen.values)
             rows.set_status(key, Status.OK if seen.example_axis is not None else Status.AXIS_UNKNOWN)
+        elif tensor.is_inference():
+            row = rows.add(NOBODY, tensor, seen.values)
         # Whatever is wanted of it: what passes it on is no layer of its own, what reads it takes over its axes.
-        forward.remember(tensor, layer, row)
+        forward.remember(tensor, layer, seen.values, row)
         if self._wants[ACTIVATION_GRAD]:
             place = Row(forward.block, rows, layer.key + ACTIVATION_GRAD, seen.gradients, True, layer.layer.name)
             self._ask_for_gradient(forward, place, running.module, tensor, seen.values)

@@ -53,7 +53,7 @@ class GradientSamples:
                 both, squares_before, squares_now = products(before, now).T
                 first = squares_before if self._passes == 1 else self._squares
                 # Infinite gradients, by which a loss scale is found, leave NaN.
-                with np.errstate(invalid="ignore"):
+                with np.errstate(over="ignore", invalid="ignore"):
                     self._squares = first + squares_before + squares_now - 2 * both
             self._passes += 1
             self._scale = scale
@@ -82,7 +82,8 @@ class GradientSamples:
         if earlier is None:
             return None
         both, first, second = products(earlier, now).T
-        lengths = np.sqrt(first) * np.sqrt(second)
+        with np.errstate(under="ignore", invalid="ignore"):
+            lengths = np.sqrt(first) * np.sqrt(second)
         known = (lengths > 0) & np.isfinite(lengths) & np.isfinite(both)
         cosines = np.divide(both, lengths, out=np.full(both.shape, np.nan), where=known)
         return np.asarray(np.clip(cosines, -1.0, 1.0))
@@ -112,10 +113,10 @@ class GradientSamples:
         if final is None or passes < 2 or forwards not in (None, passes):
             return None
         share = -(-sizes // final.steps) / np.maximum(sizes, 1)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             scatter = self._squares - products(final, final)[:, 1] / passes
-        noise = passes / (passes - 1) * np.maximum(scatter, 0.0) / np.where(share > 0, share, np.nan)
-        return np.asarray(np.where(self._is_sum, np.sqrt(noise) / self._scale, np.nan))
+            noise = passes / (passes - 1) * np.maximum(scatter, 0.0) / np.where(share > 0, share, np.nan)
+            return np.asarray(np.where(self._is_sum, np.sqrt(noise) / self._scale, np.nan))
 
     def forget(self) -> None:
         """Drop what belongs to the step now open, not the sample of the record before."""

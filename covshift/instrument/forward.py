@@ -7,6 +7,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,14 +15,20 @@ from covshift.instrument.block import Block
 from covshift.instrument.calls import is_running
 from covshift.instrument.callsites import Call, CallSite, Observed
 from covshift.instrument.passes import Draft
+from covshift.summary.table import NOBODY, Reading
 
 
 class Seen(NamedTuple):
-    """A tensor already met in this forward pass: whose output it is, and its row in the table, if it has one."""
+    """A tensor already met in this forward pass: whose output it is, how it is read, and its row in the table, if any.
+
+    ``version`` counts its modifications in place until then, and is None for inference tensors, which count none. Those
+    always have a row.
+    """
 
     tensor: weakref.ref[torch.Tensor]
-    version: int
+    version: int | None
     layer: Observed
+    reading: Reading
     row: int
 
 
@@ -78,13 +85,23 @@ class Forward:
         self.block.end(self.rows, is_kept=is_kept)
 
     def find(self, tensor: torch.Tensor) -> Seen | None:
-        """What is known of this very tensor, unless it was modified in place since."""
-        seen = self.seen.get(id(tensor))
-        return seen if seen and seen.tensor() is tensor and seen.version == _version(tensor) else None
+        """What is known of this very tensor, unless it was modified in place since.
 
-    def remember(self, tensor: torch.Tensor, layer: Observed, row: int) -> None:
+        An inference tensor counts as modified unless its row, read anew from all of its elements, is the same to the
+        last bit. That costs as much as the row did, and on an accelerator waits for it.
+        """
+        seen = self.seen.get(id(tensor))
+        if seen is None or seen.tensor() is not tensor or seen.version != _version(tensor):
+            return None
+        return seen if seen.version is not None or self._reads_as_before(tensor, seen) else None
+
+    def _reads_as_before(self, tensor: torch.Tensor, seen: Seen) -> bool:
+        row = self.rows.add(NOBODY, tensor, seen.reading)
+        return np.array_equal(self.rows.row(row), self.rows.row(seen.row), equal_nan=True)
+
+    def remember(self, tensor: torch.Tensor, layer: Observed, reading: Reading, row: int) -> None:
         """Let :meth:`find` know a tensor, without keeping it alive."""
-        self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, row)
+        self.seen[id(tensor)] = Seen(weakref.ref(tensor), _version(tensor), layer, reading, row)
 
     def pass_over(self, tensor: torch.Tensor) -> None:
         """Let :meth:`has_met` know a tensor that is not summarised."""
@@ -110,6 +127,6 @@ class Forward:
         return None
 
 
-def _version(tensor: torch.Tensor) -> int:
-    """In-place modifications so far; inference tensors do not count theirs."""
-    return -1 if tensor.is_inference() else tensor._version
+def _version(tensor: torch.Tensor) -> int | None:
+    """In-place modifications so far; None for inference tensors, which do not count theirs."""
+    return None if tensor.is_inference() else tensor._version

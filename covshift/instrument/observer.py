@@ -175,7 +175,7 @@ class Observer:
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
             self._incidents.failed(self._modules[id(module)].name, error)
         if local.depth == 0 or (running is not None and forward.is_outermost(running)):
-            forward.end(is_kept=not forward.has_raised(output))
+            self._end(forward, is_kept=not forward.has_raised(output))
             self._abandon(local)
 
     def _abandon(self, local: _Local, *, entering: nn.Module | None = None) -> None:
@@ -183,9 +183,13 @@ class Observer:
         forward, functions = local.forward, local.functions
         local.depth, local.forward, local.functions = 0, None, None
         if forward is not None and not forward.rows.is_over:
-            forward.end(is_kept=forward.is_running(entering=entering))
+            self._end(forward, is_kept=forward.is_running(entering=entering))
         if functions is not None:
             functions.leave()
+
+    def _end(self, forward: Forward, *, is_kept: bool) -> None:
+        with self._incidents.guard("forward"):
+            forward.end(is_kept=is_kept)
 
     def abandon(self) -> None:
         """Follow the forward pass of this thread no more."""
@@ -280,7 +284,12 @@ class Observer:
         call = forward.call(self.call_sites.reached(module, above, within, root=sites.ROOT))
         is_nonlinearity = known.is_activation and known.is_observed
         z = args[0] if args else given(args) if is_nonlinearity else None
-        reads = forward.find(z) if isinstance(z, torch.Tensor) else None
+        # Of an inference tensor it costs a summary to say. Rows of a nonlinearity depend on what it reads; of other
+        # modules only the axes do, which their first call tells.
+        is_asked = is_nonlinearity or (known.is_observed and not call.has_returned)
+        reads = None
+        if isinstance(z, torch.Tensor) and (is_asked or not z.is_inference()):
+            reads = forward.find(z)
         forward.stack.append(Running(module, call, reads))
         known.was_called = True
         if module._forward_hooks or module._forward_pre_hooks:

@@ -124,12 +124,19 @@ class Draft:
             self._count()
 
     def _count(self) -> None:
+        """Do what waits. What fails is raised in the end, so that it costs no other row."""
+        failure = None
         while self._waiting:
             try:
                 action, arguments = self._waiting.popleft()
             except IndexError:
-                return
-            action(*arguments)
+                break
+            try:
+                action(*arguments)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def drop(self) -> None:
         """The pass was interrupted: forget its rows, and the gradients that may still come."""

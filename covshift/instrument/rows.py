@@ -196,7 +196,8 @@ def _sums_and_extremes(rows: numbers.Numbers) -> NDArray[np.float64]:
     """Sum, m2, m3, m4, min and max of each row; without finite elements sums are 0 and extremes NaN."""
     finite = numbers.finite_count(rows)
     columns = rows[:, numbers.MEAN :].T.copy()
-    columns[0] *= finite
+    with np.errstate(over="ignore", under="ignore"):
+        columns[0] *= finite
     columns[4:, finite == 0] = np.nan
     return columns
 
@@ -254,7 +255,7 @@ def unit_arrays(units: Mapping[int, UnitSummary], layers: Sequence[schema.Layer]
         empty = summary.finite_count == 0
         for name, attribute in _UNIT_FIELDS.items():
             values = getattr(summary, attribute)
-            # float64 activations beyond float32 read infinite here; the layer's own numbers are float64.
-            with np.errstate(over="ignore"):
+            # float64 activations beyond float32 read infinite or 0 here; the layer's own numbers are float64.
+            with np.errstate(over="ignore", under="ignore"):
                 arrays[name][place] = np.where(empty, np.nan, values) if arrays[name].dtype.kind == "f" else values
     return arrays

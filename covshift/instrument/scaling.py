@@ -34,9 +34,12 @@ def told_to_skip(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def handed_scale(optimizer: torch.optim.Optimizer) -> float:
-    """What the optimizer will divide gradients by: some fused ones are handed the loss scale by the scaler."""
+    """What the optimizer will divide gradients by: some fused ones are handed the loss scale by the scaler.
+
+    NaN for a scale of 0, by which nothing can be divided.
+    """
     scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    return 1.0 if scale is None else float(scale) or math.nan
 
 
 class LossScale:
@@ -68,8 +71,9 @@ class LossScale:
         if self._scaler is None:
             return math.nan
         scale = float(self._scaler.get_scale())
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scaler.get_scale() gave {scale}: expected a number above 0")
+        # A scaler halves its scale at every step that it skips: float32 reaches 0, and stays there.
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scaler.get_scale() gave {scale}: expected a number from 0")
         return scale
 
     def end(self, *, skipped: bool = False) -> None:
@@ -81,9 +85,14 @@ class LossScale:
         """The scale that gradients of the step now open carry, 1 without a scaler."""
         return 1.0 if self._scaler is None or math.isnan(self._begun) else self._begun
 
+    @property
+    def divisor(self) -> float:
+        """What unscales gradients of the step now open: the scale, or NaN where that is 0 and has left nothing."""
+        return self.in_force or math.nan
+
 
 def unscaled(pooled: Pooled, scale: float) -> Pooled:
-    """The same rows with gradients divided by the scale of the loss.
+    """The same rows with gradients divided by the scale of the loss; NaN leaves their moments not measured.
 
     Kinds of elements stay as they were seen: an element that underflowed under the scale is a zero. Histograms move by
     whole octaves, which powers of two do exactly; for any other scale those of gradients are left out.
@@ -125,4 +134,6 @@ def moved(counts: Counts, grid: Grid, octaves: int) -> Counts:
 
 
 def _divided(units: UnitSummary, scale: float) -> UnitSummary:
-    return replace(units, mean=units.mean / scale, m2=units.m2 / scale**2, min=units.min / scale, max=units.max / scale)
+    with np.errstate(over="ignore", under="ignore"):
+        mean, m2, low, high = units.mean / scale, units.m2 / scale**2, units.min / scale, units.max / scale
+    return replace(units, mean=mean, m2=m2, min=low, max=high)

@@ -132,7 +132,7 @@ def _stored(values: NDArray[Any], variable: Variable, path: str, *, owner: Calla
             f"{path}/{variable.name}: dtype {values.dtype}: expected {dtype} or what converts to it"
         )
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return values.astype(dtype)
     limits = np.iinfo(dtype)
     outside = np.flatnonzero((values < limits.min) | (values > limits.max))

@@ -5,7 +5,7 @@ Norms are accumulated in float64, because a float32 norm of elements of 1e-23 re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from math import gcd
 from pathlib import Path
@@ -19,6 +19,8 @@ from covshift.summary import cpu
 
 Floats = NDArray[np.float64]
 _SINGLE = np.empty(0, np.float32)
+PART = 2**20
+"""Elements that torch operations take in at once: their float64 copies need 16 MiB, whatever the size of the tensor."""
 
 
 class Norms(NamedTuple):
@@ -206,14 +208,27 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 @torch.no_grad()
 def _sums(tensor: torch.Tensor) -> torch.Tensor:
     """The three sums of one tensor, as a float64 vector on its device."""
-    total = tensor.numel()
     values = tensor.detach()
     if values.layout != torch.strided:
         # Repeated entries of a sparse gradient must be summed before anything is counted.
         values = values.coalesce().values() if values.layout == torch.sparse_coo else values.to_dense()
-    sums = (_squares(_wide(values)).sum(), (values != 0).sum(), torch.isfinite(values).logical_not().sum())
-    squares, nonzero, nonfinite = (part.to(torch.float64) for part in sums)
-    return torch.stack([squares, total - nonzero, nonfinite])
+    squares, nonzero, nonfinite = torch.stack([_sums_of(part) for part in _parts(values)]).sum(0)
+    return torch.stack([squares, tensor.numel() - nonzero, nonfinite])
+
+
+def _sums_of(part: torch.Tensor) -> torch.Tensor:
+    sums = (_squares(_wide(part)).sum(), (part != 0).sum(), torch.isfinite(part).logical_not().sum())
+    return torch.stack([one.to(torch.float64) for one in sums])
+
+
+def _parts(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Views of at most :data:`PART` elements that together show each element once; subclasses may refuse to be cut."""
+    if values.numel() <= PART or type(values) is not torch.Tensor:
+        yield values
+        return
+    longest = max(range(values.ndim), key=lambda axis: values.shape[axis])
+    for half in values.tensor_split(2, dim=longest):
+        yield from _parts(half)
 
 
 def _together(vectors: list[torch.Tensor]) -> list[Floats]:

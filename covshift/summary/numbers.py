@@ -126,7 +126,8 @@ def pooled_by_key(keys: NDArray[np.int64], rows: Numbers) -> tuple[NDArray[np.in
 def rescaled(rows: Numbers, scale: float) -> Numbers:
     """Rows of the same elements divided by ``scale``, a positive number; kinds and counts stay as they were seen."""
     divided = rows.copy()
-    divided[:, [MEAN, MIN, MAX]] /= scale
-    for power, column in enumerate((M2, M3, M4), start=2):
-        divided[:, column] /= scale**power
+    with np.errstate(over="ignore", under="ignore"):
+        divided[:, [MEAN, MIN, MAX]] /= scale
+        for power, column in enumerate((M2, M3, M4), start=2):
+            divided[:, column] /= scale**power
     return divided

@@ -96,15 +96,20 @@ class UnitSummary:
             )
         count = self.finite_count + other.finite_count
         share = other.finite_count / np.maximum(count, 1)
-        delta = other.mean - self.mean
+        # Beyond float64 squares are infinite, or vanish, whatever the user has numpy do then.
+        with np.errstate(all="ignore"):
+            # A stream without finite elements has no mean to differ from: infinity times none of them would be NaN.
+            delta = np.where((self.finite_count == 0) | (other.finite_count == 0), 0.0, other.mean - self.mean)
+            mean, cross = self.mean + delta * share, delta**2 * self.finite_count * share
+            m2 = self.m2 + other.m2 + cross
         return UnitSummary(
             self.count + other.count,
             count,
             self.zero_count + other.zero_count,
             self.positive_count + other.positive_count,
             self.active_examples + other.active_examples,
-            np.where(self.finite_count == 0, other.mean, self.mean + delta * share),
-            self.m2 + other.m2 + delta**2 * self.finite_count * share,
+            np.where(self.finite_count == 0, other.mean, mean),
+            m2,
             np.minimum(self.min, other.min),
             np.maximum(self.max, other.max),
         )

@@ -2,20 +2,22 @@
 
 import shutil
 import warnings
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import covshift
 from covshift.exceptions import CovshiftWarning
 from covshift.instrument.schedule import Schedule
+from covshift.summary.table import Table
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(perceptron, train, monkeypatch):
-    from covshift.summary.table import Table
-
     def broken(*args, **kwargs):
         raise ArithmeticError("planted")
 
@@ -30,6 +32,87 @@ def test_a_fault_of_covshift_costs_a_row_and_one_warning_not_the_training(percep
         losses = train(model, 2)
     assert len(losses) == 2
     assert len(recorder.warnings) == len(set(recorder.warnings))
+
+
+class StepsWithin(nn.Module):
+    """A model whose forward pass makes the training step, which so ends while the pass is running."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 2)
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def forward(self, x):
+        loss = self.second(self.first(x)).sum()
+        if self.optimizer is not None:
+            loss.backward()
+            self.optimizer.step()
+        return loss
+
+
+class StepsOutside(StepsWithin):
+    def __init__(self):
+        super().__init__()
+        self.optimizer = None
+
+
+def one_step(model):
+    loss = model(torch.ones(4, 6))
+    if model.optimizer is None:
+        loss.backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("make", [StepsOutside, StepsWithin])
+def test_a_fault_where_a_pass_is_counted_costs_its_row_and_one_warning_neither_training_nor_other_rows(
+    make, monkeypatch
+):
+    entered, calls = Table.enter, []
+
+    def fails_once(self, *row):
+        calls.append(row)
+        if len(calls) == 1:
+            raise ArithmeticError("planted")
+        entered(self, *row)
+
+    monkeypatch.setattr(Table, "enter", fails_once)
+    model = make()
+    before = model.first.weight.detach().clone()
+    with (
+        pytest.warns(CovshiftWarning, match="ArithmeticError: planted.; training goes on") as caught,
+        covshift.record(model, every=1) as recorder,
+    ):
+        one_step(model)
+    assert len(caught) == recorder.step_count == 1
+    assert not torch.equal(model.first.weight, before)
+    counts = recorder.recording["layers"]["count"].sel(step=0)
+    assert counts.sel(layer="(input)", signal="input") == 0
+    assert counts.sel(layer=["first", "second"], signal="activation").values.tolist() == [16, 8]
+    assert counts.sel(layer=["first", "second"], signal="activation_grad").values.tolist() == [16, 8]
+
+
+@pytest.mark.parametrize("told", ["warnings are errors", "numpy raises"])
+@pytest.mark.parametrize("size", [1e160, 1e-160])
+def test_a_model_whose_numbers_leave_float64_is_recorded_and_trained_whatever_numpy_is_told_to_do_then(told, size):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with (
+        np.errstate(all="raise") if told == "numpy raises" else nullcontext(),
+        warnings.catch_warnings(),
+        covshift.record(model, every=1) as recorder,
+    ):
+        warnings.simplefilter("error", RuntimeWarning)
+        for _ in range(2):
+            passes = [model(torch.randn(8, 4).double() * size) for _ in range(2)]
+            sum(output.sum() for output in passes).backward()
+            optimizer.step()
+    assert recorder.warnings == []
+    rows = recorder.recording["layers"].to_dataset().sel(layer="(root)", step=1)
+    both = torch.cat(passes).detach().numpy()
+    assert rows["count"].sel(signal="activation") == both.size
+    assert rows["sum"].sel(signal="activation").item() == pytest.approx(both.sum(), rel=1e-9)
+    assert np.isfinite(rows["m2"].sel(signal="activation")) == (size < 1)
 
 
 @pytest.mark.parametrize("error", [None, ValueError("the user's own")])

@@ -40,6 +40,16 @@ def test_under_another_scale_moments_are_unscaled_and_gradient_histograms_left_o
     assert set(found.histograms) == {ACTIVATION}
 
 
+@pytest.mark.parametrize(("size", "scale", "left"), [(1e300, 2.0**-100, np.inf), (1e-300, 2.0**100, 0.0)])
+def test_gradients_that_unscaling_takes_beyond_float64_are_infinite_or_zero_and_nothing_is_raised(size, scale, left):
+    table = table_of(tensors()[0], torch.full((8, 3), size, dtype=torch.float64))
+    with np.errstate(all="raise"):
+        found = unscaled(table, scale)
+    row = found.summary(ACTIVATION_GRAD)
+    assert (row.moments.mean, row.min, row.max) == (left, left, left)
+    assert found.units[ACTIVATION_GRAD].mean.tolist() == found.units[ACTIVATION_GRAD].max.tolist() == [left] * 3
+
+
 def test_values_that_leave_the_grid_join_its_outermost_bins():
     counts = np.zeros((1, GRADIENTS.size), np.int64)
     for value, number in ((2.0**-126, 1), (-(2.0**-120), 2), (0.0, 4), (np.inf, 8), (np.nan, 16), (1.0, 32)):

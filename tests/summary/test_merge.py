@@ -155,6 +155,17 @@ def test_moments_beyond_float64_merge_to_infinity_not_to_an_error():
     assert (huge.count, huge.mean, huge.m2) == (2, 0.0, math.inf)
 
 
+def test_units_beyond_float64_merge_to_infinity_whatever_numpy_is_told_to_do_then():
+    values = torch.tensor([[1e160, math.nan, 1e-200], [3e160, 2e160, -1e-200]], dtype=torch.float64)
+    first, second = (summarize(row[None], unit_axis=1).units for row in values)
+    with np.errstate(all="raise"):
+        merged, turned = first.merge(second), second.merge(first)
+    for units in (merged, turned):
+        np.testing.assert_allclose(units.mean, [2e160, 2e160, 0.0], rtol=1e-15)
+        # The second unit has one finite element, and one value does not deviate from its mean.
+        assert units.m2.tolist() == [math.inf, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("part", "first", "second", "message"),
     [

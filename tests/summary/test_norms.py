@@ -1,8 +1,12 @@
 """Oracle: numpy in float64 over dense copies."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from covshift.summary import cpu, norms
 from covshift.summary.norms import Tensors, products, sampled
@@ -34,8 +38,11 @@ def some_tensors():
     }
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_sums_are_those_of_a_dense_float64_copy(monkeypatch, compiled):
+@pytest.mark.parametrize(
+    ("compiled", "part"), [(True, norms.PART), (False, norms.PART), (False, 3)], ids=["compiled", "torch", "in parts"]
+)
+def test_sums_are_those_of_a_dense_float64_copy(monkeypatch, compiled, part):
+    monkeypatch.setattr(norms, "PART", part)
     if not compiled:
         monkeypatch.setattr(norms, "_kernels", lambda: None)
     given = some_tensors()
@@ -48,6 +55,42 @@ def test_sums_are_those_of_a_dense_float64_copy(monkeypatch, compiled):
         np.testing.assert_allclose(found.squares[index], squares, rtol=1e-12, err_msg=name)
         assert found.zeros[index] == (wide == 0).sum(), name
         assert found.nonfinite[index] == (~np.isfinite(wide)).sum(), name
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the tensors that operations have made and that are still alive, and the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage().data_ptr() for one in tree_leaves(args) if isinstance(one, torch.Tensor)}
+        for made in tree_leaves(output):
+            if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in given:
+                size = made.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(made, self._free, size)
+        return output
+
+    def _free(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64])
+def test_memory_for_sums_does_not_grow_with_the_tensor(dtype, transposed):
+    peaks = []
+    for rows in (1024, 4096):
+        tensor = torch.ones(rows, 2048, dtype=dtype)
+        with Allocated() as allocated:
+            found = Tensors([tensor.t() if transposed else tensor]).norms()
+        assert found.squares.tolist() == [tensor.numel()]
+        peaks.append(allocated.peak)
+    # Sums of 6 more parts.
+    assert norms.PART * 8 <= peaks[0] <= peaks[1] <= peaks[0] + 6 * 3 * 8 * 4 <= norms.PART * 48
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -33,6 +33,67 @@ def test_case_26_passes_without_a_graph_have_forward_rows_and_disturb_nothing(
     assert (rows["layers"]["count"].sel(layer="0", signal="activation_grad") == 16 * 8).all()
 
 
+class Summed(nn.Module):
+    """A residual block of which the sum, made in place, is read by a nonlinearity, or returned."""
+
+    def __init__(self, act, *, change=lambda y, x: y.add_(x)):
+        super().__init__()
+        self.conv, self.norm, self.act, self.change = nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), act, change
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        self.change(y, x)
+        return self.act(y) if self.act is not None else y
+
+
+def set_one(y, x):
+    y[0, 0, 0] = 7
+
+
+WITHOUT_GRAPH = {
+    "residual": lambda: nn.Sequential(Summed(nn.ReLU()), Summed(nn.ReLU())),
+    "one element": lambda: nn.Sequential(Summed(nn.ReLU(), change=set_one), nn.Conv1d(4, 4, 1)),
+    "nothing changed": lambda: nn.Sequential(Summed(nn.ReLU(), change=lambda y, x: None), nn.Conv1d(4, 4, 1)),
+    "in-place ReLU": lambda: nn.Sequential(nn.Conv1d(4, 4, 3), nn.ReLU(inplace=True), nn.Conv1d(4, 4, 3), nn.Tanh()),
+    "returned sum": lambda: nn.Sequential(Summed(None), nn.Dropout(), Summed(nn.ReLU6(inplace=True)), nn.Identity()),
+}
+
+
+def evaluated(record, make, context, x, **options):
+    torch.manual_seed(3)
+    model = make().eval()
+    with record(model, **options) as recorder, context(), recorder.evaluation():
+        for part in x.split(8):
+            model(part)
+    return model, recorder.recording
+
+
+@pytest.mark.parametrize("signals", [None, ("preactivation",)], ids=["all signals", "preactivations"])
+@pytest.mark.parametrize("kind", WITHOUT_GRAPH)
+def test_rows_under_inference_mode_are_those_under_no_grad_whatever_is_modified_in_place(record, kind, signals):
+    options = {} if signals is None else {"signals": signals}
+    x = torch.randn(16, 4, 10)
+    (_, expected), (_, found) = (
+        evaluated(record, WITHOUT_GRAPH[kind], context, x, **options)
+        for context in (torch.no_grad, torch.inference_mode)
+    )
+    for group in ("layers", "histograms", "units"):
+        assert found[f"evaluation/{group}"].to_dataset().equals(expected[f"evaluation/{group}"].to_dataset()), group
+
+
+def test_structural_zeros_under_inference_mode_are_those_of_the_sum_that_the_relu_reads(record, assert_row, cell):
+    x = torch.randn(16, 4, 10)
+    model, rows = evaluated(record, WITHOUT_GRAPH["residual"], torch.inference_mode, x)
+    with torch.no_grad():
+        before = model[0].norm(model[0].conv(x))
+        summed = before + x
+    at = {"step": 0, "group": "evaluation/layers"}
+    assert cell(rows, "structural_zero_count", layer="0.act", signal="preactivation", **at) == (summed <= 0).sum()
+    assert (summed <= 0).sum() != (before <= 0).sum()
+    assert_row(rows, summed, layer="0.act", signal="preactivation", **at)
+    assert_row(rows, before, layer="0.norm", signal="activation", **at)
+
+
 class Checkpointed(nn.Module):
     """A block with dropout and a shared activation inside an activation checkpoint, or outside of one."""
 

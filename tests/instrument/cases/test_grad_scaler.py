@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import covshift
+
 SCALE = 2.0**10
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["loops", "fused"])
 """Of a fused optimizer the scaler leaves the gradients scaled, and calls its step even where it must be skipped."""
@@ -61,6 +63,43 @@ def test_case_29_a_last_step_that_is_skipped_counts_too(record):
         scaled_training(model, scaler, 2, broken=[1])
     assert recorder.step_count == 2
     assert recorder.recording["scalars"]["step_skipped"].values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_after_a_step_that_the_scaler_skips_an_evaluation_and_a_checkpoint_count_it(record, tmp_path, every):
+    scaler, counted, states = grad_scaler(), [], []
+    with record(model := net(), every=every, scaler=scaler, path=tmp_path / "run") as recorder:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(5):
+            loss = F.cross_entropy(model(torch.randn(16, 6)), torch.randint(3, (16,)))
+            scaler.scale(loss * (float("inf") if step in (2, 4) else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            counted.append(recorder.step_count)
+            states.append(recorder.state_dict())
+            with recorder.evaluation(), torch.no_grad():
+                model(torch.randn(4 + step, 6))
+    assert counted == [1, 2, 3, 4, 5]
+    assert states == [{"step": step, "records": -(-step // every)} for step in counted]
+    assert recorder.state_dict() == states[-1]
+    rows = covshift.open(tmp_path / "run.zarr")
+    assert rows["evaluation/layers"].step.values.tolist() == counted
+    counts = rows["evaluation/layers"]["example_count"].sel(layer="0", signal="activation")
+    assert counts.values.tolist() == [4, 5, 6, 7, 8]
+    assert rows["layers"].step.values.tolist() == list(range(0, 5, every))
+    skipped = rows["scalars"]["step_skipped"].sel(step=rows["layers"].step)
+    assert skipped.values.tolist() == [0, 0, 1, 0, 1][::every]
+
+
+def test_a_skipped_step_after_which_an_exception_ends_the_loop_counts_and_what_the_scaler_does_later_does_not(record):
+    scaler = grad_scaler()
+    with pytest.raises(KeyError), record(model := net(), scaler=scaler) as recorder:
+        scaled_training(model, scaler, 2, broken=[1])
+        raise KeyError
+    assert recorder.state_dict() == {"step": 2, "records": 2}
+    scaled_training(net(), scaler, 1, broken=[0])
+    assert recorder.state_dict() == {"step": 2, "records": 2}
 
 
 @pytest.mark.parametrize("broken", [0, 1], ids=["first", "second"])
@@ -233,6 +272,48 @@ def test_without_a_scaler_there_is_no_scale_and_no_skipped_step(build, train, re
     with record(model := build("perceptron")) as recorder:
         train(model, 2)
     assert not {"loss_scale", "step_skipped"} & set(recorder.recording["scalars"].data_vars)
+
+
+def test_a_scaler_whose_scale_falls_to_zero_is_named_and_every_skip_until_then_recorded(record):
+    scaler = grad_scaler(2.0**-140)
+    with record(model := net(), scaler=scaler, warned=("its scale has fallen to 0",)) as recorder:
+        _, scales = scaled_training(model, scaler, 12, broken=range(12))
+    # Of the steps under 0 the scaler tells nothing.
+    expected = [scale for scale in scales if scale > 0]
+    assert 0.0 in scales
+    scalars = recorder.recording["scalars"].to_dataset()
+    assert scalars["loss_scale"].values.tolist() == expected
+    assert scalars["step_skipped"].values.tolist() == [1] * len(expected)
+    assert recorder.recording["layers"].step.values.tolist() == list(range(len(expected)))
+    assert recorder.step_count == len(expected)
+
+
+class Vanished:
+    def get_scale(self):
+        return 0.0
+
+
+@FUSED
+def test_under_a_scale_of_zero_gradients_are_not_measured_and_everything_else_is(record, cell, assert_row, fused):
+    model, x = net(), torch.randn(16, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=fused)
+    with record(model, scaler=Vanished(), warned=("its scale has fallen to 0",)) as recorder:
+        (model(x).sum() * 0).backward()
+        # What GradScaler.step hands to a fused optimizer.
+        optimizer.grad_scale, optimizer.found_inf = (torch.tensor(0.0), torch.tensor(1.0)) if fused else (None, None)
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    rows = recorder.recording
+    assert_row(rows, model(x), layer="2", signal="activation")
+    at = {"layer": "2", "signal": "activation_grad"}
+    assert (cell(rows, "count", **at), cell(rows, "zero_count", **at)) == (48, 48)
+    assert np.isnan([cell(rows, name, **at) for name in ("sum", "m2", "m3", "m4", "min", "max")]).all()
+    assert rows["histograms"]["gradient_histogram"].sum() == 0
+    parameters = rows["parameters"].isel(step=0)
+    assert np.isnan(parameters["gradient_norm_preclip"]).all()
+    assert np.isnan(parameters["gradient_norm"]).all() == fused
+    assert (parameters["weight_norm"] > 0).all()
+    assert rows["scalars"]["loss_scale"].values.tolist() == [0]
 
 
 def test_a_disabled_scaler_is_none(record):
