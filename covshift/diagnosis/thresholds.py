@@ -372,7 +372,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         0.05,
         "share",
         "ours; torch.amp.GradScaler skips isolated steps with infinite gradients by design",
-        "of the records after step 100 where there are any",
+        "and more than one; of the records after step 100, else of those whose step is not logged as skipped",
     ),
     "non_finite_run": Threshold(
         "non-finite",
