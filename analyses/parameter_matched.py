@@ -32,13 +32,13 @@ PAPER = Plan(
 )
 CPU = replace(
     PAPER,
-    steps=800,
+    steps=500,
     shuffled=True,
-    evaluate_every=400,
+    evaluate_every=250,
     test_examples=1_000,
     final_examples=5_000,
     watched_examples=1_000,
-    record_every=40,
+    record_every=25,
 )
 SMOKE = smoke(CPU, ("relu-wide", "linked-relu"), batch_size=16, steps=6, evaluate_every=3)
 

@@ -17,6 +17,8 @@ from covshift.reporting import write_report
 from covshift.schema import Layer
 
 EXAMPLES, UNITS, POSITIONS = 16, 4, 6
+WATCHED = 1_000
+"""Examples of the evaluation pass: enough to tell dead units from rare ones."""
 
 Builder = Callable[..., xr.DataTree]
 
@@ -46,14 +48,14 @@ def chain_layers(pairs: int, *, linked: bool, names: Sequence[str] | None) -> li
 
 
 def chain_tensors(
-    layers: Sequence[Layer], rng: np.random.Generator, *, progress: float, dying: bool
+    layers: Sequence[Layer], rng: np.random.Generator, *, progress: float, dying: bool, examples: int = EXAMPLES
 ) -> dict[str, dict[str, np.ndarray]]:
     """Tensors of one step; a dying chain loses units and gradient towards its input as ``progress`` goes to 1."""
     tensors: dict[str, dict[str, np.ndarray]] = {}
     pairs = len(layers) // 2
     for pair in range(pairs):
         producer, nonlinearity = layers[2 * pair], layers[2 * pair + 1]
-        shape = (EXAMPLES, UNITS, POSITIONS)
+        shape = (examples, UNITS, POSITIONS)
         z = rng.normal(0.3 * progress, 1.0 + progress, shape).astype(np.float32)
         lost = 0.15 * (pairs - 1 - pair) * progress if dying else 0.0
         upstream = rng.normal(0.0, 10.0 ** (-3 - lost), shape).astype(np.float32)
@@ -86,8 +88,8 @@ def build_run(
     layers = chain_layers(pairs, linked=linked, names=names)
     last = max(steps, default=0)
 
-    def at(step: int) -> dict[str, dict[str, np.ndarray]]:
-        return chain_tensors(layers, rng, progress=step / max(last, 1), dying=dying)
+    def at(step: int, examples: int = EXAMPLES) -> dict[str, dict[str, np.ndarray]]:
+        return chain_tensors(layers, rng, progress=step / max(last, 1), dying=dying, examples=examples)
 
     flat = {layer.name: (lambda z: z == 0) if linked else (lambda z: z <= 0) for layer in layers[1::2]}
     ratio = 1e-7 if dying else 1e-3
@@ -95,7 +97,7 @@ def build_run(
     recording = build(
         {step: at(step) for step in steps},
         layers=layers,
-        evaluation={last: at(last)} if len(steps) else None,
+        evaluation={last: at(last, WATCHED)} if len(steps) else None,
         flat=flat,
         parameters=dict.fromkeys(steps, weights) if len(steps) else None,
         parameter_ndim=dict.fromkeys(weights, 4),

@@ -78,8 +78,10 @@ def test_the_range_over_seeds_is_left_out_where_it_reads_as_one_number(written, 
         (table,) = report.page.find("table", class_="side-by-side")
         return [note.words.split(" to ") for note in table.find("span", class_="note") if " to " in note.words]
 
-    runs = [make_run(pairs=1, steps=(0, 10), dying=dying) for dying in (False, True)]
-    assert ranges([runs[0], runs[0]]) == []
+    runs = [make_run(pairs=1, steps=(0, 10), dying=dying, attrs={"seed": int(dying)}) for dying in (False, True)]
+    again = runs[0].copy()
+    again.attrs["seed"] = 1
+    assert ranges([runs[0], again]) == []
     differing = ranges(runs)
     assert differing
     assert all(low != high for low, high in differing)
@@ -97,7 +99,7 @@ def test_equal_numbers_of_all_seeds_read_as_no_difference(rate):
 def test_a_page_of_equal_groups_says_no_difference_where_it_printed_rounding(written, make_run, tmp_path):
     runs = {f"{group} seed {seed}": make_run(pairs=1, steps=(0, 10)) for group in ("a", "b") for seed in range(3)}
     for name, run in runs.items():
-        run.attrs["variant"] = name[0]
+        run.attrs |= {"variant": name[0], "seed": int(name[-1])}
     table = written(tmp_path, runs).page.find("table", class_="side-by-side")[0].words
     assert "no difference" in table
     assert "difference 0" not in table
