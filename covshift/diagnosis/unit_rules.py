@@ -207,9 +207,14 @@ class _Census:
         if all_silent.verdict == "ok" or any(one.verdict != "ok" for one in (dead, silent, stuck)):
             return conclude(layer, self._words(), [dead, silent, stuck])
         silent_at, dead_at = (_examples_needed(rate, self.tested) for rate in (SILENT_RATE, DEAD_RATE))
+        how = (
+            "a larger evaluation pass"
+            if self.exact
+            else "a longer run, or units counted in every record by units_every=1"
+        )
         need = (
             f"{plural(silent_at, 'example')} without firing, which would bound the rate by {number(SILENT_RATE)} "
-            f"({dead_at:,} by {number(DEAD_RATE)}): a longer run, or units counted in every record by units_every=1"
+            f"({dead_at:,} by {number(DEAD_RATE)}): {how}"
         )
         return not_measured("units", layer, f"{quoted(layer)}: {self._words()}", need, threshold=silent.threshold)
 

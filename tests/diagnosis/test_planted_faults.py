@@ -131,6 +131,7 @@ def test_an_evaluation_pass_of_few_examples_does_not_overrule_training(
     alone = of(diagnose(make_recording({}, layers=network_layers, evaluation={130: few})), "units", "act0")
     assert alone.verdict == "not measured"
     assert "1 of 4 units silent in 8 examples" in alone.reason
+    assert alone.advice.endswith(": a larger evaluation pass")
 
 
 def test_a_unit_just_fallen_silent_does_not_hide_those_long_silent(planted):
