@@ -212,14 +212,18 @@ def competitive_accuracy(summaries: Summaries) -> Judgement:
             partner = summaries.beside(control)(group)
             ours, theirs = paired(group, partner, accuracy)
             number = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-            detail = f"{_mean(ours):.3f} against {_mean(theirs):.3f} of {VARIANTS[control].title}" if ours else ""
-            word = at_least(number, -ACCURACY_MARGIN)
+            both = [*group, *partner]
+            learned = sum(left_chance(run) for run in both)
+            detail = f"{_mean(ours):.3f} against {_mean(theirs):.3f} of {VARIANTS[control].title}; " if ours else ""
+            detail += f"{learned} of {len(both)} runs left chance"
+            word = at_least(number, -ACCURACY_MARGIN) if learned else "undetermined"
             effects.append(_effect(group, experiment, number, word, detail, partner))
     return Judgement(
         "C6",
         f"supported where linked is worse than its control by at most {ACCURACY_MARGIN}, with the whole interval; "
         "refuted where worse. The control is sqrt(2) wide in table E, where it has as many parameters, and single "
-        "elsewhere.",
+        f"elsewhere. Added after the runs: undetermined where no run of either side reaches {LEFT_CHANCE}, for two nets "
+        "that have not begun to learn are equals.",
         "test accuracy, linked minus control, same seeds",
         tuple(effects),
     )

@@ -243,6 +243,18 @@ def test_c6_compares_with_the_wide_control_in_table_e_and_the_single_net_elsewhe
     assert found.word == "refuted"
 
 
+def test_c6_draws_nothing_from_nets_that_have_not_begun_to_learn(tmp_path: Path) -> None:
+    runs = [
+        summary("allcnn", variant, seed, test_accuracy=0.1) for variant in ("relu", "linked-relu") for seed in SEEDS
+    ]
+    assert judged(tmp_path / "a", "C6", runs).word == "supported"
+    for run in runs:
+        run["evaluations"]["best"] = 0.11
+    (effect,) = judged(tmp_path / "b", "C6", runs).effects
+    assert effect.word == "undetermined"
+    assert effect.detail.endswith("; 0 of 6 runs left chance")
+
+
 def test_runs_of_another_preset_are_never_paired(tmp_path: Path) -> None:
     runs = [summary("width", "linked-relu", seed) for seed in SEEDS]
     runs += [summary("width", "relu", seed, preset="cpu-9000") for seed in SEEDS]
