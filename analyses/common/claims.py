@@ -222,7 +222,7 @@ def competitive_accuracy(summaries: Summaries) -> Judgement:
         "C6",
         f"supported where linked is worse than its control by at most {ACCURACY_MARGIN}, with the whole interval; "
         "refuted where worse. The control is sqrt(2) wide in table E, where it has as many parameters, and single "
-        f"elsewhere. Added after the runs: undetermined where no run of either side reaches {LEFT_CHANCE}, for two nets "
+        f"elsewhere. Added after the runs: undetermined where no run of either side reaches {LEFT_CHANCE}, for nets "
         "that have not begun to learn are equals.",
         "test accuracy, linked minus control, same seeds",
         tuple(effects),
