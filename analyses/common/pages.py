@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from common import claims, tables
 from common.claims import Effect, Judgement
@@ -143,9 +144,7 @@ def provenance(summaries: Summaries) -> Iterator[str]:
         yield f"- {text}"
     for text in unique(run["judged_by"] for run in summaries if "judged_by" in run):
         yield f"- Recordings judged again by {text}"
-    for text in unique(
-        f"python analyses/{run['experiment']}.py --data DIR --preset {run['preset']}" for run in summaries
-    ):
+    for text in unique(_command(run) for run in summaries):
         yield f"- Made by `{text}`"
     yield "\nNot as in the paper:\n"
     for text in unique(_distance(run) for run in summaries):
@@ -175,6 +174,19 @@ def _machine(machine: dict[str, object]) -> str:
         f"covshift {machine['covshift']} at commit {machine['commit'] or 'unknown'}, torch {machine['torch']}, "
         f"{machine['device']} ({machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads a run)"
     )
+
+
+def _command(run: dict[str, Any]) -> str:
+    """The command that makes a run, and others like it; a preset whose numbers were overridden has them in its name."""
+    preset, _, overridden = run["preset"].partition("-")
+    command = f"python analyses/{run['experiment']}.py --data DIR --preset {preset}"
+    if not overridden:
+        return command
+    plan = run["plan"]
+    settings = {name: str(plan[name]) for name in ("steps", "dataset") if str(plan[name]) in overridden}
+    settings |= {name: ",".join(map(str, values)) for name, values in plan["axes"].items()}
+    settings |= {"variants": ",".join(plan["variants"]), "seeds": str(plan["seeds"])}
+    return " ".join([command, *(f"--{name} {value}" for name, value in settings.items())])
 
 
 def _distance(run: dict[str, object]) -> str:

@@ -255,6 +255,21 @@ def test_c6_draws_nothing_from_nets_that_have_not_begun_to_learn(tmp_path: Path)
     assert effect.detail.endswith("; 0 of 6 runs left chance")
 
 
+def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    plan = {
+        "steps": 9000, "dataset": "digits-32", "seeds": 1, "variants": ["relu", "linked-relu"],
+        "axes": {"initialization": ["keras"], "depth": [50]},
+    }  # fmt: skip
+    runs = [summary("depth", "relu", 0, preset="cpu-9000-digits-32", condition=DEEP, plan=plan)]
+    runs.append(summary("depth", "relu", 0, condition=DEEP))
+    text = "\n".join(provenance(Summaries.of(folder_of(tmp_path, runs))))
+    assert (
+        "- Made by `python analyses/depth.py --data DIR --preset cpu --steps 9000 --dataset digits-32 --initialization "
+        "keras --depth 50 --variants relu,linked-relu --seeds 1`"
+    ) in text
+    assert "- Made by `python analyses/depth.py --data DIR --preset cpu`" in text
+
+
 def test_runs_of_another_preset_are_never_paired(tmp_path: Path) -> None:
     runs = [summary("width", "linked-relu", seed) for seed in SEEDS]
     runs += [summary("width", "relu", seed, preset="cpu-9000") for seed in SEEDS]
