@@ -40,14 +40,14 @@ PAPER = Plan(
 CPU = replace(
     PAPER,
     variants=("relu", "linked-relu", "selu", "linked-selu"),
-    steps=50,
+    steps=300,
     linked_batch_size=None,
     optimizer=Optimizer("nesterov", 0.01, decay=1e-6),
-    evaluate_every=25,
-    test_examples=500,
-    final_examples=1_000,
+    evaluate_every=150,
+    test_examples=1_000,
+    final_examples=2_000,
     watched_examples=500,
-    record_every=5,
+    record_every=20,
 )
 SMOKE = smoke(CPU, ("linked-relu",), steps=4, batch_size=8, evaluate_every=2, record_every=1, test_examples=20)
 

@@ -35,12 +35,12 @@ PAPER = Plan(
 CPU = replace(
     PAPER,
     variants=("relu", "linked-relu", "selu", "linked-selu"),
-    steps=70,
-    evaluate_every=35,
+    steps=150,
+    evaluate_every=75,
     test_examples=1_000,
     final_examples=2_000,
     watched_examples=500,
-    record_every=7,
+    record_every=10,
 )
 SMOKE = smoke(CPU, ("linked-relu",), steps=4, batch_size=8, evaluate_every=2, record_every=1, test_examples=20)
 
