@@ -1,107 +1,25 @@
 """The results pages say what the summaries hold, and nothing where there are none or too few."""
 
 import json
-import math
-from pathlib import Path
-from typing import Any
+import re
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 import covshift
 import results
-from common import claims, figures, published, tables
+from common import figures, published, tables
 from common.data import DATASETS, TRAINING_IMAGES
 from common.files import thinned, write_json
-from common.intervals import mean_interval, prediction_interval, ratio_interval
-from common.pages import provenance
+from common.pages import all_tables, provenance
 from common.summaries import Summaries
 from covshift.datasets import digits
-
-SEEDS = range(3)
-
-
-def summary(experiment: str, variant: str, seed: int, **changed: Any) -> dict[str, Any]:
-    """A run of four layers of two units, alive, carried through, at 0.5 plus a little by seed."""
-    accuracy = 0.5 + 0.01 * seed
-    profile = {
-        "layers": ["act0", "act1", "act2", "act3"], "step": [0, 90], "rms": [[1.0] * 4] * 2,
-        "zero_rate": [[0.5] * 4] * 2,
-        "slope": [0.01, 0.01 + 0.001 * seed], "vanished": [0, 0],
-    }  # fmt: skip
-    machine = {"covshift": "0", "torch": "2", "python": "3", "device": "cpu", "cpu": "x", "cores": 2, "threads": 1}
-    run = {
-        "covshift_results_version": 1, "key": "k", "experiment": experiment, "preset": "cpu", "variant": variant,
-        "title": claims.VARIANTS[variant].title if variant in claims.VARIANTS else variant, "condition": {},
-        "seed": seed,
-        "plan": {"batch_size": 32, "seeds": 3}, "distance_from_paper": {"steps": {"here": 100, "paper": 312600}},
-        "data": {"name": "cifar10", "sha256": "abc", "description": "Recompressed as JPEG."},
-        "machine": machine | {"commit": "f00"}, "complete": True, "steps": 100, "parameters": 1000,
-        "test_accuracy": accuracy, "test_loss": 1.0,
-        "curve": {"step": [50, 100], "test_accuracy": [accuracy + 0.02, accuracy], "test_loss": [1, 1]},
-        "evaluations": {"count": 2, "best": accuracy + 0.02, "median": accuracy + 0.01}, "measured": [],
-        "seconds": {"cpu": 3600.0, "wall": 4000.0}, "hashes": {"parameters": "d"},
-        "units": {"layers": profile["layers"], "units": [2] * 4, "step": [100], "examples": 9, "silent": [[0] * 4]},
-        "profiles": {"activation": profile, "activation_grad": profile},
-        "diagnosis": {"sentence": "Healthy.", "worst": "ok", "checks": {}, "cause_count": 0, "causes": []},
-    }  # fmt: skip
-    return run | changed
-
-
-def folder_of(tmp_path: Path, runs: list[dict[str, Any]]) -> Path:
-    for run in runs:
-        condition = [f"{name}-{value}" for name, value in run["condition"].items()]
-        name = "_".join([run["experiment"], run["preset"], *condition, run["variant"], f"seed-{run['seed']}"])
-        place = tmp_path / "data" / name
-        place.mkdir(parents=True)
-        write_json(place / "summary.json", run)
-    return tmp_path / "data"
-
-
-def judged(tmp_path: Path, claim: str, runs: list[dict[str, Any]]) -> claims.Judgement:
-    return claims.JUDGES[claim](Summaries.of(folder_of(tmp_path, runs)))
-
 
 DEEP = {"initialization": "keras", "depth": 50}
 
 
-def depth_runs(silent: dict[str, list[int]], **changed: Any) -> list[dict[str, Any]]:
-    """Depth runs of variants with so many silent units in the last layer, one number a seed."""
-    runs = []
-    for variant, counts in silent.items():
-        for seed, count in enumerate(counts):
-            run = summary("depth", variant, seed, condition=DEEP, **changed)
-            run["units"]["silent"] = [[2, 2, 2, 2], [0, 0, 0, count]]
-            runs.append(run)
-    return runs
-
-
-def test_intervals_are_students(tmp_path: Path) -> None:
-    values = [0.3, 0.5, 0.4, 0.45]
-    found = mean_interval(values)
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((low, high))
-    further = prediction_interval(values)
-    reach = stats.t.ppf(0.975, 3) * np.std(values, ddof=1) * math.sqrt(1 + 1 / 4)
-    assert (further.low, further.high) == pytest.approx((np.mean(values) - reach, np.mean(values) + reach))
-    ratios = ratio_interval([2.0, 4.0, 8.0], [1.0, 2.0, 4.0])
-    assert (ratios.value, ratios.low, ratios.high) == pytest.approx((2, 2, 2))
-
-
-def test_fewer_than_three_runs_have_no_interval() -> None:
-    for values in ([], [0.1], [0.1, 0.2], [0.1, 0.2, math.nan]):
-        assert not mean_interval(values).known
-
-
-def test_a_prediction_of_an_accuracy_stays_between_0_and_1() -> None:
-    found = prediction_interval([0.01, 0.5, 0.99])
-    assert (found.low, found.high) == (0, 1)
-
-
-def test_without_runs_every_claim_and_every_cell_of_ours_is_not_run(tmp_path: Path) -> None:
+def test_without_runs_every_claim_and_every_cell_of_ours_is_not_run(tmp_path, folder_of):
     judgements = results.write_pages(folder_of(tmp_path, []), tmp_path)
     assert [one.word for one in judgements] == ["not run"] * 6
     readme = (tmp_path / "README.md").read_text()
@@ -112,7 +30,7 @@ def test_without_runs_every_claim_and_every_cell_of_ours_is_not_run(tmp_path: Pa
     assert all("not run" in row for row in rows)
 
 
-def test_published_numbers_stand_in_the_papers_places() -> None:
+def test_published_numbers_stand_in_the_papers_places():
     assert published.WIDTH[50]["linked-selu"] == 0.5730
     assert published.DEPTH_MEDIAN["linked-prelu"] == 0.5210
     assert published.EXTENDED["silu-wide"] == 0.7376
@@ -123,26 +41,7 @@ def test_published_numbers_stand_in_the_papers_places() -> None:
     assert len(published.EXTENDED) == 12
 
 
-def test_no_silent_linked_unit_in_three_seeds_supports_c1_and_one_refutes_it(tmp_path: Path) -> None:
-    alive = judged(tmp_path / "a", "C1", depth_runs({"relu": [2, 1, 2], "linked-relu": [0, 0, 0]}))
-    assert alive.word == "supported"
-    assert alive.effects[0].number.value == pytest.approx(5 / 3 / 8)
-    dead = judged(tmp_path / "b", "C1", depth_runs({"relu": [2, 2, 2], "linked-relu": [0, 1, 0]}))
-    assert dead.word == "refuted"
-    few = judged(tmp_path / "c", "C1", depth_runs({"relu": [2, 2], "linked-relu": [0, 0]}))
-    assert few.effects[0].word == few.word == "undetermined"
-
-
-@pytest.mark.parametrize(("silent", "word"), [(0, "supported"), (1, "refuted")])
-def test_one_long_run_is_an_illustration_and_decides_nothing(tmp_path: Path, silent: int, word: str) -> None:
-    runs = depth_runs({"relu": [2, 1, 2], "linked-relu": [silent] * 3})
-    runs += depth_runs({"relu": [2], "linked-relu": [1 - silent]}, preset="cpu-9000", steps=9000, plan={"seeds": 1})
-    found = judged(tmp_path, "C1", runs)
-    assert sorted(effect.word for effect in found.effects) == sorted(["illustration", word])
-    assert found.word == word
-
-
-def test_who_leaves_chance_is_said_with_the_step_of_the_first_evaluation_above_it(tmp_path: Path) -> None:
+def test_who_leaves_chance_is_said_with_the_step_of_the_first_evaluation_above_it(tmp_path, folder_of, depth_runs):
     runs = depth_runs({"relu": [0, 0], "linked-relu": [0, 0]})
     for run, above in zip(runs, (None, None, 200, 300), strict=True):
         steps = [100, 200, 300]
@@ -153,109 +52,7 @@ def test_who_leaves_chance_is_said_with_the_step_of_the_first_evaluation_above_i
     assert "| LK-ReLU | 2 of 2 | 200 to 300 | 0.5050 | 100 |" in found
 
 
-@pytest.mark.parametrize("check", ["gradient arrives", "scale over depth"])
-def test_one_run_whose_gradient_died_refutes_c2(tmp_path: Path, check: str) -> None:
-    runs = depth_runs({"linked-relu": [0, 0, 0]})
-    assert judged(tmp_path / "a", "C2", runs).word == "supported"
-    runs[1]["diagnosis"]["checks"] = {check: {"ok": 3, "bad": 1}}
-    found = judged(tmp_path / "b", "C2", runs)
-    assert found.word == "refuted"
-    assert "dead in 1 of 3 runs" in found.effects[0].detail
-    assert found.effects[0].number.value == pytest.approx(0.011)
-
-
-def shifting(variant: str, seed: int, factor: float, stable: int) -> dict[str, Any]:
-    return summary(
-        "covariate_shift", variant, seed, condition=DEEP,
-        shift={"equivalent_shift": [[None, None], [factor * (1 + seed), factor * (1 + seed)]]},
-        measured=[{"ics_to_noise": [0.0, factor * (1 + 0.1 * seed), factor * (1 + 0.1 * seed)]}],
-        operating_points={"STABLE": stable, "DRIFTING": 10 - stable},
-    )  # fmt: skip
-
-
-def test_c3_compares_linked_with_plain_and_with_bn_seed_by_seed(tmp_path: Path) -> None:
-    runs = [
-        shifting(variant, seed, factor, stable)
-        for variant, factor, stable in (("relu", 2.0, 5), ("linked-relu", 1.0, 10), ("batch-norm", 1.5, 8))
-        for seed in SEEDS
-    ]
-    found = judged(tmp_path, "C3", runs)
-    assert found.word == "supported"
-    ratios = [effect.number.value for effect in found.effects]
-    assert ratios == pytest.approx([0.5, 0.5, 1 / 1.5, 1 / 1.5, 1.0])
-
-
-def test_c3_is_refuted_where_linked_moves_more_or_never_rests(tmp_path: Path) -> None:
-    for name, factor, stable in (("moves", 3.0, 10), ("restless", 1.0, 1)):
-        runs = [shifting("relu", seed, 2.0, 5) for seed in SEEDS]
-        runs += [shifting("linked-relu", seed, factor, stable) for seed in SEEDS]
-        assert judged(tmp_path / name, "C3", runs).word == "refuted"
-
-
-def test_c3_draws_nothing_from_a_control_that_stays_at_chance(tmp_path: Path) -> None:
-    controls = (("relu", 0.1), ("linked-relu", 3.0))
-    runs = [shifting(variant, seed, factor, 10) for variant, factor in controls for seed in SEEDS]
-    runs[1]["evaluations"]["best"] = 0.11
-    ratios = judged(tmp_path, "C3", runs).effects[:2]
-    assert [effect.word for effect in ratios] == ["undetermined"] * 2
-    assert [effect.detail for effect in ratios] == ["5 of 6 runs left chance"] * 2
-
-
-@pytest.mark.parametrize(("low", "high", "word"), [
-    (1.9, 2.3, "supported"), (1.1, 1.4, "refuted"), (1.5, 2.1, "undetermined"),
-])  # fmt: skip
-def test_c4_asks_whether_the_whole_interval_is_about_2(tmp_path: Path, low: float, high: float, word: str) -> None:
-    ratio = {"central": (low + high) / 2, "low": low, "high": high}
-    ratios = {"LK-ReLU, BN / LK-ReLU": ratio, "ReLU, BN / LK-ReLU": ratio}
-    arms = {"LK-ReLU": {"ms": 10.0, "parameters": 5}}
-    run = summary("step_time", "resnet", 0, condition={"rounds": 30}, ratios=ratios, arms=arms)
-    assert judged(tmp_path, "C4", [run]).word == word
-
-
-@pytest.mark.parametrize(("loss", "word"), [(0.0, "supported"), (0.1, "refuted")])
-def test_c5_asks_what_is_lost_without_standardisation(tmp_path: Path, loss: float, word: str) -> None:
-    runs = [
-        summary("input_shift", "linked-relu", seed, condition={"input": given}, test_accuracy=0.5 + 0.01 * seed - less)
-        for given, less in (("standardised", 0.0), ("raw", loss))
-        for seed in SEEDS
-    ]
-    found = judged(tmp_path, "C5", runs)
-    assert found.word == word
-    assert found.effects[0].number.value == pytest.approx(loss)
-
-
-def test_c6_compares_with_the_wide_control_in_table_e_and_the_single_net_elsewhere(tmp_path: Path) -> None:
-    gains = {
-        "parameter_matched": {"relu": 0.2, "relu-wide": 0.0, "linked-relu": 0.05},
-        "width": {"relu": 0, "linked-relu": -0.1},
-    }
-    runs = [
-        summary(experiment, variant, seed, test_accuracy=0.5 + 0.01 * seed + gain)
-        for experiment, variants in gains.items()
-        for variant, gain in variants.items()
-        for seed in SEEDS
-    ]
-    found = judged(tmp_path, "C6", runs)
-    assert [(effect.number.value, effect.word) for effect in found.effects] == [
-        (pytest.approx(0.05), "supported"),
-        (pytest.approx(-0.1), "refuted"),
-    ]
-    assert found.word == "refuted"
-
-
-def test_c6_draws_nothing_from_nets_that_have_not_begun_to_learn(tmp_path: Path) -> None:
-    runs = [
-        summary("allcnn", variant, seed, test_accuracy=0.1) for variant in ("relu", "linked-relu") for seed in SEEDS
-    ]
-    assert judged(tmp_path / "a", "C6", runs).word == "supported"
-    for run in runs:
-        run["evaluations"]["best"] = 0.11
-    (effect,) = judged(tmp_path / "b", "C6", runs).effects
-    assert effect.word == "undetermined"
-    assert effect.detail.endswith("; 0 of 6 runs left chance")
-
-
-def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_path, summary, folder_of):
     plan = {
         "steps": 9000, "dataset": "digits-32", "seeds": 1, "variants": ["relu", "linked-relu"],
         "axes": {"initialization": ["keras"], "depth": [50]},
@@ -270,13 +67,7 @@ def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_pat
     assert "- Made by `python analyses/depth.py --data DIR --preset cpu`" in text
 
 
-def test_runs_of_another_preset_are_never_paired(tmp_path: Path) -> None:
-    runs = [summary("width", "linked-relu", seed) for seed in SEEDS]
-    runs += [summary("width", "relu", seed, preset="cpu-9000") for seed in SEEDS]
-    assert judged(tmp_path, "C6", runs).word == "undetermined"
-
-
-def test_table_d_shows_the_papers_statistics_of_our_runs(tmp_path: Path) -> None:
+def test_table_d_shows_the_papers_statistics_of_our_runs(tmp_path, folder_of, depth_runs):
     data = folder_of(tmp_path, depth_runs({"linked-relu": [0, 0, 0]}))
     results.write_pages(data, tmp_path)
     line = next(
@@ -289,7 +80,22 @@ def test_table_d_shows_the_papers_statistics_of_our_runs(tmp_path: Path) -> None
     assert cells[9:] == ["1,000", "3", "100"]
 
 
-def test_silent_units_are_shown_by_layer_and_in_all(tmp_path: Path) -> None:
+def test_along_a_setting_runs_of_another_preset_or_condition_have_a_table_of_their_own(tmp_path, summary, folder_of):
+    settings = [("cpu", "keras", 10, 0.4), ("cpu", "keras", 50, 0.1), ("cpu", "glorot", 50, 0.2)]
+    runs = []
+    for preset, start, depth, end in [*settings, ("cpu-9000", "keras", 50, 0.9)]:
+        condition = {"initialization": start, "depth": depth}
+        runs += [
+            summary("depth", "relu", seed, preset=preset, condition=condition, test_accuracy=end) for seed in range(3)
+        ]
+    text = all_tables(Summaries.of(folder_of(tmp_path, runs)))
+    depths = text[text.index("### Depths") :]
+    assert re.findall("### Depths, (.*)", depths) == ["preset cpu, initialization keras"]
+    assert "| ReLU | 0.400 (0.400 to 0.400) | 0.100 (0.100 to 0.100) |" in depths.splitlines()
+    assert "0.900" not in depths
+
+
+def test_silent_units_are_shown_by_layer_and_in_all(tmp_path, folder_of, depth_runs):
     data = folder_of(tmp_path, depth_runs({"relu": [2, 1, 2], "linked-relu": [0, 0, 0]}))
     results.write_pages(data, tmp_path)
     readme, units = (tmp_path / "README.md").read_text(), (tmp_path / "units.md").read_text()
@@ -303,7 +109,7 @@ def test_silent_units_are_shown_by_layer_and_in_all(tmp_path: Path) -> None:
     ({"relu": [1, 2, 2], "linked-relu": [0, 0, 0]}, "median over 3 seeds"),
     ({"relu": [1, 2, 2], "linked-relu": [0, 0]}, "median over 2 to 3 seeds"),
 ])  # fmt: skip
-def test_figures_say_how_many_seeds_they_show(tmp_path: Path, silent: dict[str, list[int]], said: str) -> None:
+def test_figures_say_how_many_seeds_they_show(tmp_path, silent, said, folder_of, depth_runs):
     figures.draw(Summaries.of(folder_of(tmp_path, depth_runs(silent))), tmp_path)
     drawn = sorted(tmp_path.glob("*.svg"))
     assert len(drawn) == 2
@@ -311,7 +117,7 @@ def test_figures_say_how_many_seeds_they_show(tmp_path: Path, silent: dict[str, 
     assert all(f", {said} -->" in path.read_text() for path in drawn)
 
 
-def test_pages_state_data_hardware_commit_and_distance_and_are_the_same_again(tmp_path: Path) -> None:
+def test_pages_state_data_hardware_commit_and_distance_and_are_the_same_again(tmp_path, folder_of, depth_runs):
     data = folder_of(tmp_path, depth_runs({"relu": [2, 2, 2], "linked-silu": [0, 0, 0]}))
     results.write_pages(data, tmp_path)
     pages = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -323,7 +129,7 @@ def test_pages_state_data_hardware_commit_and_distance_and_are_the_same_again(tm
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == pages
 
 
-def test_evidence_is_json_with_the_runs_behind_every_effect(tmp_path: Path) -> None:
+def test_evidence_is_json_with_the_runs_behind_every_effect(tmp_path, folder_of, depth_runs):
     data = folder_of(tmp_path, depth_runs({"relu": [2, 2, 2], "linked-relu": [0, 0, 0]}))
     results.write_pages(data, tmp_path)
     found = json.loads((tmp_path / "evidence" / "C1.json").read_text())
@@ -331,17 +137,7 @@ def test_evidence_is_json_with_the_runs_behind_every_effect(tmp_path: Path) -> N
     assert set(found["effects"][0]["runs"]) == {path.name for path in data.iterdir()}
 
 
-@pytest.mark.parametrize(("sizes", "fate"), [
-    ([1.0, 0.1, 1e-3, 1e-9], "vanishing"), ([1.0, 2.0, 2.0, 2.0], "carried"), ([1.0, 10.0, 1e3, 1e4], "exploding"),
-    ([1.0, 10.0, None, None], "not finite"),
-])  # fmt: skip
-def test_the_fate_of_the_signal_is_read_from_the_first_record(sizes: list[float | None], fate: str) -> None:
-    run = summary("depth", "linked-silu", 0)
-    run["profiles"]["activation"] = run["profiles"]["activation"] | {"rms": [sizes, [1.0] * 4]}
-    assert claims.forward_fate(run) == fate
-
-
-def test_judging_again_makes_anew_what_comes_from_the_recording_and_nothing_else(tmp_path: Path) -> None:
+def test_judging_again_makes_anew_what_comes_from_the_recording_and_nothing_else(tmp_path, summary):
     folder = tmp_path / "depth_cpu_relu_seed-0"
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -371,12 +167,12 @@ def test_judging_again_makes_anew_what_comes_from_the_recording_and_nothing_else
     assert "Recordings judged again by covshift" in "\n".join(provenance(Summaries.of(tmp_path)))
 
 
-def test_data_sets_have_as_many_training_images_as_is_said() -> None:
+def test_data_sets_have_as_many_training_images_as_is_said():
     assert TRAINING_IMAGES["digits-32"] == len(digits().train_images)
     assert set(TRAINING_IMAGES) == set(DATASETS)
 
 
-def test_collecting_takes_everything_but_smoke_runs(tmp_path: Path) -> None:
+def test_collecting_takes_everything_but_smoke_runs(tmp_path, summary, folder_of):
     runs = [summary("width", "relu", 0), summary("width", "relu", 1, preset="smoke")]
     source = folder_of(tmp_path / "runs", runs)
     assert results.collect(source, tmp_path / "data", smoke=False) == 1
@@ -384,7 +180,7 @@ def test_collecting_takes_everything_but_smoke_runs(tmp_path: Path) -> None:
     assert results.collect(source, tmp_path / "data", smoke=True) == 2
 
 
-def test_the_pages_in_the_repository_are_those_of_its_summaries(tmp_path: Path) -> None:
+def test_the_pages_in_the_repository_are_those_of_its_summaries(tmp_path):
     results.write_pages(results.RESULTS / "data", tmp_path)
     for path in sorted(tmp_path.rglob("*")):
         if path.suffix in (".md", ".json"):
@@ -392,12 +188,12 @@ def test_the_pages_in_the_repository_are_those_of_its_summaries(tmp_path: Path) 
             assert kept.read_text() == path.read_text(), f"{kept}: run python analyses/results.py"
 
 
-def test_tables_name_every_variant_of_the_paper() -> None:
+def test_tables_name_every_variant_of_the_paper():
     letters = [table.letter for table in tables.paper_tables()]
     assert letters == ["W", "W", "D", "E", "A", "R", "N", "N"]
 
 
-def test_thinning_keeps_the_ends_and_the_order() -> None:
+def test_thinning_keeps_the_ends_and_the_order():
     for count in (0, 1, 5, 6, 7, 1000):
         kept = thinned(range(count), 6)
         assert len(kept) == min(count, 6)
