@@ -80,12 +80,9 @@ def all_tables(summaries: Summaries) -> str:
     parts = [_GENERATED, f"# All tables of {SOURCE}, ours beside them\n"]
     parts += [tables.accuracy_tables(table, summaries) for table in tables.paper_tables()]
     parts += [f"### Step times\n\n{tables.step_times(summaries)}"]
-    parts += [f"### Inputs\n\n{tables.over_axis(summaries.where('input_shift'), 'input')}"]
-    depths = summaries.where("depth")
-    for start in unique(run["condition"]["initialization"] for run in depths):
-        parts += [
-            f"### Depths, initialization {start}\n\n{tables.over_axis(depths.where(initialization=start), 'depth')}"
-        ]
+    for title, experiment, axis in (("Inputs", "input_shift", "input"), ("Depths", "depth", "depth")):
+        varied = summaries.where(experiment).along(axis)
+        parts += [f"### {title}, {shared}\n\n{tables.over_axis(runs, axis)}" for shared, runs in varied]
     return "\n".join(parts)
 
 

@@ -73,8 +73,7 @@ class Summaries:
     @property
     def setting(self) -> str:
         """Preset and condition that the runs of a group share, in words."""
-        one = self.first
-        return ", ".join([f"preset {one['preset']}", *(f"{name} {value}" for name, value in one["condition"].items())])
+        return _in_words(self.first["preset"], self.first["condition"])
 
     def settings(self) -> list[tuple[str, Summaries]]:
         """Runs of each setting with its name, all variants and seeds together."""
@@ -82,6 +81,15 @@ class Summaries:
         for group in self.groups():
             found.setdefault(group.setting, []).extend(group)
         return [(name, Summaries(tuple(runs))) for name, runs in found.items()]
+
+    def along(self, axis: str) -> list[tuple[str, Summaries]]:
+        """Where a setting varies: runs that differ in it, variant and seed alone, by the name of what they share."""
+        found: dict[str, list[Summary]] = {}
+        for run in self.runs:
+            rest = {name: value for name, value in run["condition"].items() if name != axis}
+            found.setdefault(_in_words(run["preset"], rest), []).append(run)
+        varied = {name: runs for name, runs in found.items() if len({run["condition"][axis] for run in runs}) > 1}
+        return [(name, Summaries(tuple(runs))) for name, runs in varied.items()]
 
     @property
     def first(self) -> Summary:
@@ -97,6 +105,10 @@ class Summaries:
             return Summaries(tuple(run for run in chosen if run["preset"] == one["preset"]))
 
         return partner
+
+
+def _in_words(preset: str, condition: dict[str, Any]) -> str:
+    return ", ".join([f"preset {preset}", *(f"{name} {value}" for name, value in condition.items())])
 
 
 def _place(run: Summary) -> tuple[Any, ...]:

@@ -200,8 +200,6 @@ def _ratio(found: Mapping[str, float] | None) -> str:
 
 def over_axis(runs: Summaries, axis: str) -> str:
     """Accuracy at the end by variant and by the values of one setting."""
-    if not len(runs):
-        return f"{NOT_RUN}\n"
     values = list(dict.fromkeys(run["condition"][axis] for run in runs))
     rows = [
         [VARIANTS[variant].title, *(_median_of(runs.where(variant=variant, **{axis: value})) for value in values)]
