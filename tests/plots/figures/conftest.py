@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from covshift.diagnosis import Finding
+from covshift.diagnosis.thresholds import THRESHOLDS
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,27 @@ def labels() -> Callable[[Axes], list[str]]:
 def left_title() -> Callable[[Axes], str]:
     """The title of an axes in one line."""
     return lambda ax: " ".join(ax.get_title(loc="left").split())
+
+
+@pytest.fixture(scope="session")
+def headline() -> Callable[[Figure], str]:
+    """The title of a whole figure in one line."""
+    return lambda figure: " ".join(figure.get_suptitle().split())
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Axes], list[str]]:
+    """Names of the rows of an axes."""
+    return lambda ax: [label.get_text() for label in ax.get_yticklabels()]
+
+
+@pytest.fixture(scope="session")
+def finding() -> Callable[..., Finding]:
+    """A bad finding of a check in a layer, by one threshold."""
+
+    def found(check: str, threshold: str, layer: str, *, since: int | None = 10, value: float = 1.0) -> Finding:
+        history = "" if since is None else f"since step {since}"
+        steps = {"reached_step": since, "history": history}
+        return Finding(check, layer, "bad", since, value, None, THRESHOLDS[threshold], "", "", **steps)
+
+    return found
