@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from covshift.diagnosis import Diagnosis, Finding
 from covshift.schema import Layer
 
 PAIRS, UNITS, RECORDS, EVERY, EXAMPLES = 5, 4, 14, 10, 900
@@ -73,3 +74,20 @@ def healthy(planted: Build) -> xr.DataTree:
 @pytest.fixture(scope="session")
 def network_layers() -> list[Layer]:
     return layers()
+
+
+@pytest.fixture(scope="session")
+def flagged() -> Callable[[Diagnosis], dict[tuple[str, str], Finding]]:
+    """What is watch or bad, by check and layer."""
+    return lambda diagnosis: {(f.check, f.layer): f for f in diagnosis.findings if f.verdict in ("watch", "bad")}
+
+
+@pytest.fixture(scope="session")
+def of() -> Callable[[Diagnosis, str, str], Finding]:
+    """The one finding of a check in a layer."""
+
+    def finding(diagnosis: Diagnosis, check: str, layer: str) -> Finding:
+        (found,) = [f for f in diagnosis.findings if (f.check, f.layer) == (check, layer)]
+        return found
+
+    return finding

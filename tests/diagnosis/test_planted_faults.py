@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 
 from covshift.diagnosis import diagnose
-from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.finding import WHOLE_RUN
 from covshift.schema import Layer, Mode, Status
 
 SINCE = 60
 
 
-def flagged(diagnosis):
-    return {(f.check, f.layer): f for f in diagnosis.findings if f.verdict in ("watch", "bad")}
-
-
-def of(diagnosis, check, layer):
-    (finding,) = [f for f in diagnosis.findings if (f.check, f.layer) == (check, layer)]
-    return finding
-
-
-def test_a_healthy_run_raises_nothing(healthy):
+def test_a_healthy_run_raises_nothing(healthy, flagged):
     diagnosis = diagnose(healthy)
     assert flagged(diagnosis) == {}
     assert diagnosis.worst == "ok"
@@ -39,144 +29,6 @@ def test_a_healthy_run_raises_nothing(healthy):
     )
 
 
-def kill(step, tensors):
-    """Three of four units of act3 die at step 60."""
-    if step >= SINCE:
-        for layer, signal in (("conv3", "activation_grad"), ("act3", "activation")):
-            tensors[layer][signal] = tensors[layer][signal] * np.array([1, 0, 0, 0])
-        tensors["conv3"]["activation"] = tensors["conv3"]["activation"] - np.array([0, 9, 9, 9])
-
-
-def test_dead_units_are_found_with_their_number_evidence_and_onset(planted):
-    found = flagged(diagnose(planted(kill)))
-    assert set(found) == {("units", "act3"), ("gradient zeros", "conv3")}
-    dead = found["units", "act3"]
-    assert (dead.verdict, dead.since_step, dead.value) == ("bad", SINCE, 0.75)
-    assert dead.reason == (
-        "'act3': 3 of 4 units dead: silent in 7,200 examples (firing rate < 8.3e-4 at 95 %); since step 60"
-    )
-    assert "at the price of" in dead.advice
-    starved = found["gradient zeros", "conv3"]
-    assert (starved.verdict, starved.since_step) == ("bad", SINCE)
-    assert "87 % structural (no derivative in 'act3'), 0 % masked" in starved.reason
-    assert "3 of 4 units got none in 7,200 examples" in starved.reason
-
-
-def test_units_that_fall_silent_one_after_the_other_say_when_the_last_did(planted):
-    def one_by_one(step, tensors):
-        alive = np.array([1, step < SINCE, step < SINCE + 20, step < SINCE + 40])
-        tensors["act3"]["activation"] = tensors["act3"]["activation"] * alive
-
-    found = of(diagnose(planted(one_by_one)), "units", "act3")
-    assert found.since_step == SINCE
-    assert found.reason.endswith("at 95 %); the last fell silent at step 100; since step 60")
-
-
-def test_a_layer_silenced_at_once_leads_what_follows_and_sends_to_what_feeds_it(planted):
-    def silence(step, tensors):
-        if step >= SINCE:
-            tensors["act3"]["activation"] = tensors["act3"]["activation"] * 0
-            for index in range(4):
-                tensors[f"conv{index}"]["activation_grad"] = tensors[f"conv{index}"]["activation_grad"] * 0
-                tensors[f"act{index}"]["activation_grad"] = tensors[f"act{index}"]["activation_grad"] * (index == 3)
-        if step >= SINCE - 20:
-            tensors["act4"]["activation"] = tensors["act4"]["activation"] * np.array([0, 0, 0, 1])
-
-    diagnosis = diagnose(planted(silence))
-    found = of(diagnosis, "units", "act3")
-    assert (found.verdict, found.value, found.since_step) == ("bad", 1.0, SINCE)
-    assert found.advice.startswith("a layer that falls silent as a whole, and at once, was pushed")
-    # act4 was half dead before and explains nothing: neither table leads with it.
-    earlier = of(diagnosis, "units", "act4")
-    assert (earlier.verdict, earlier.since_step, earlier.explained_by) == ("bad", SINCE - 20, "")
-    assert by_severity(diagnosis.findings)[0] == ("bad", found)
-    assert "('conv0' since step 60; follows from units in act3)" in diagnosis.sentence
-
-
-def test_evidence_that_repeats_the_same_examples_makes_no_death(planted):
-    recording = planted(kill)
-    found = of(diagnose(recording, distinct_examples=1000), "units", "act3")
-    assert (found.verdict, found.value) == ("watch", 0.75)
-    assert "3 of 4 units silent in 1,000 examples" in found.reason
-    unknown = of(diagnose(recording, distinct_examples=100), "units", "act3")
-    assert unknown.verdict == "not measured"
-    assert unknown.advice.startswith(
-        "597 examples without firing, which would bound the rate by 0.01 (5,989 by 0.001): "
-    )
-    assert "units_every=1" in unknown.advice
-
-
-def test_an_evaluation_pass_settles_which_units_are_dead(planted, healthy_steps):
-    def silenced(step, tensors):
-        tensors["act0"]["activation"] = tensors["act0"]["activation"] * np.array([0, 1, 1, 1])
-
-    tensors = {layer: dict(signals) for layer, signals in healthy_steps[0].items()}
-    silenced(0, tensors)
-    found = of(diagnose(planted(evaluation={130: tensors})), "units", "act0")
-    assert found.verdict == "watch"
-    assert (
-        found.reason == "'act0': 1 of 4 units dead: silent on all 900 examples of the evaluation pass; since step 130"
-    )
-
-
-def test_an_evaluation_pass_of_few_examples_does_not_overrule_training(
-    planted, make_recording, network_layers, healthy_steps
-):
-    few = {
-        layer: {name: values[:8] * np.array([0, 1, 1, 1]) for name, values in signals.items()}
-        for layer, signals in healthy_steps[0].items()
-    }
-    recording = planted(evaluation=dict.fromkeys((110, 120, 130), few))
-    assert of(diagnose(recording), "units", "act0").reason == "'act0': none of 4 units silent"
-    alone = of(diagnose(make_recording({}, layers=network_layers, evaluation={130: few})), "units", "act0")
-    assert alone.verdict == "not measured"
-    assert "1 of 4 units silent in 8 examples" in alone.reason
-    assert alone.advice.endswith(": a larger evaluation pass")
-
-
-def test_a_unit_just_fallen_silent_does_not_hide_those_long_silent(planted):
-    def one_more_at_the_end(step, tensors):
-        kill(step, tensors)
-        tensors["act0"]["activation"] = tensors["act0"]["activation"][:120]
-        if step >= SINCE:
-            tensors["act0"]["activation"] = tensors["act0"]["activation"] * np.array([0, 1, 1, 1])
-        if step == 130:
-            tensors["act0"]["activation"] = tensors["act0"]["activation"] * np.array([0, 0, 1, 1])
-
-    found = of(diagnose(planted(one_more_at_the_end)), "units", "act0")
-    assert (found.verdict, found.value, found.since_step) == ("watch", 0.25, SINCE)
-    assert found.reason == (
-        "'act0': 1 of 4 units silent in 960 examples (firing rate < 0.0062 at 95 %); 1 more silent, in too few "
-        "examples to tell; since step 60"
-    )
-
-
-def test_a_death_that_an_evaluation_pass_proves_is_dated_by_training(planted, healthy_steps):
-    tensors = {layer: dict(signals) for layer, signals in healthy_steps[0].items()}
-    kill(SINCE, tensors)
-    found = of(diagnose(planted(kill, evaluation={130: tensors})), "units", "act3")
-    assert (found.verdict, found.since_step) == ("bad", SINCE)
-    assert "3 of 4 units dead: silent on all 900 examples" in found.reason
-
-
-def test_an_evaluation_pass_before_the_last_window_settles_nothing(planted, healthy_steps):
-    silent = {layer: {"activation": signals["activation"] * 0} for layer, signals in healthy_steps[0].items()}
-    assert of(diagnose(planted(evaluation={10: silent})), "units", "act0").verdict == "ok"
-
-
-def test_a_few_dead_units_are_stated_and_not_flagged(make_recording):
-    rng = np.random.default_rng(0)
-    output = np.maximum(rng.normal(size=(9000, 40)), 0)
-    output[:, 7] = 0
-    layers = [Layer("act", "ReLU", 0, 1, 0, 40, activation="ReLU")]
-    steps = {step: {"act": {"activation": output}} for step in range(3)}
-    diagnosis = diagnose(make_recording(steps, layers=layers))
-    found = of(diagnosis, "units", "act")
-    assert (found.verdict, found.since_step, found.advice) == ("ok", None, "")
-    assert found.reason.startswith("'act': 1 of 40 units dead: silent in 27,000 examples")
-    assert "no layer has more than 2.5 % dead units" in diagnosis.sentence
-
-
 def vanish(decades):
     def change(step, tensors):
         for name, signals in tensors.items():
@@ -189,7 +41,7 @@ def vanish(decades):
 @pytest.mark.parametrize(
     ("decades", "verdict", "direction"), [(1.5, "bad", "shrinks"), (0.7, "watch", "shrinks"), (-1.5, "bad", "grows")]
 )
-def test_a_gradient_that_changes_over_depth_is_a_finding_of_the_run(planted, decades, verdict, direction):
+def test_a_gradient_that_changes_over_depth_is_a_finding_of_the_run(planted, decades, verdict, direction, flagged):
     found = flagged(diagnose(planted(vanish(decades))))
     assert set(found) == {("scale over depth", WHOLE_RUN)}
     scale = found["scale over depth", WHOLE_RUN]
@@ -200,13 +52,13 @@ def test_a_gradient_that_changes_over_depth_is_a_finding_of_the_run(planted, dec
     assert scale.reason.endswith(" since step 0")
 
 
-def test_a_steep_slope_over_few_decades_is_allowed(planted):
+def test_a_steep_slope_over_few_decades_is_allowed(planted, of):
     scale = of(diagnose(planted(vanish(0.3))), "scale over depth", WHOLE_RUN)
     assert scale.verdict == "ok"
     assert abs(scale.value) < 2
 
 
-def test_an_exactly_zero_gradient_is_found_where_it_stops(planted):
+def test_an_exactly_zero_gradient_is_found_where_it_stops(planted, flagged):
     def cut(step, tensors):
         if step >= SINCE:
             for name in ("conv0", "act0", "conv1", "act1"):
@@ -246,7 +98,7 @@ def marked(layers, status):
     return {(step, name, "activation_grad"): status for step in range(0, 140, 10) for name in layers}
 
 
-def test_a_cut_path_is_bad_in_every_layer_before_the_cut(planted):
+def test_a_cut_path_is_bad_in_every_layer_before_the_cut(planted, flagged):
     cut = ["conv0", "act0", "conv1"]
     recording = planted(without_gradient(cut), statuses=marked(cut, Status.NO_GRADIENT_ARRIVED))
     found = flagged(diagnose(recording))
@@ -257,7 +109,7 @@ def test_a_cut_path_is_bad_in_every_layer_before_the_cut(planted):
     assert "detach()" in worst.advice
 
 
-def test_a_branch_without_gradient_is_only_watched(planted):
+def test_a_branch_without_gradient_is_only_watched(planted, flagged):
     recording = planted(without_gradient(["act4"]), statuses=marked(["act4"], Status.NO_GRADIENT_ARRIVED))
     found = flagged(diagnose(recording))
     assert found["gradient arrives", "act4"].verdict == "watch"
@@ -267,7 +119,7 @@ def test_a_branch_without_gradient_is_only_watched(planted):
     assert set(found) == {("gradient arrives", "act4")}
 
 
-def test_a_single_first_layer_without_gradient_is_only_watched(planted):
+def test_a_single_first_layer_without_gradient_is_only_watched(planted, flagged):
     recording = planted(without_gradient(["conv0"]), statuses=marked(["conv0"], Status.NO_GRADIENT_ARRIVED))
     found = flagged(diagnose(recording))
     assert set(found) == {("gradient arrives", "conv0")}
@@ -275,7 +127,7 @@ def test_a_single_first_layer_without_gradient_is_only_watched(planted):
     assert "though all other layers receive one" in found["gradient arrives", "conv0"].reason
 
 
-def test_an_unused_second_output_of_a_module_is_not_missed(make_recording):
+def test_an_unused_second_output_of_a_module_is_not_missed(make_recording, of):
     rng = np.random.default_rng(0)
     outputs = {name: {"activation": rng.normal(size=(8, 2))} for name in ("lstm:0", "lstm:1.0", "lstm:1.1")}
     outputs["lstm:0"]["activation_grad"] = rng.normal(size=(8, 2))
@@ -296,7 +148,7 @@ def test_an_unused_second_output_of_a_module_is_not_missed(make_recording):
         (Status.ABSENT, "no gradient was recorded"),
     ],
 )
-def test_a_gradient_that_is_not_due_is_not_missed(planted, status, why):
+def test_a_gradient_that_is_not_due_is_not_missed(planted, status, why, of):
     recording = planted(without_gradient(["conv0"]), statuses=marked(["conv0"], status))
     finding = of(diagnose(recording), "gradient arrives", "conv0")
     assert finding.verdict == "not measured"
@@ -314,14 +166,14 @@ def mask(share):
     return change
 
 
-def test_masked_gradients_are_never_blamed_on_the_activation(planted):
+def test_masked_gradients_are_never_blamed_on_the_activation(planted, flagged, of):
     diagnosis = diagnose(planted(mask(0.97)))
     assert {key for key in flagged(diagnosis) if key[0] == "gradient zeros"} == set()
     reason = of(diagnosis, "gradient zeros", "conv2").reason
     assert "50 % structural (no derivative in 'act2'), 49 % masked, underflowed or cancelled" in reason
 
 
-def test_structural_zeros_are_judged_by_their_share_of_z(planted):
+def test_structural_zeros_are_judged_by_their_share_of_z(planted, flagged):
     def sink(step, tensors):
         z = tensors["conv4"]["activation"] - 2.0
         tensors["conv4"] = {"activation": z, "activation_grad": tensors["conv4"]["activation_grad"] * (z > 0)}
@@ -357,7 +209,7 @@ def linkage_layer(kind="LinkedReLU", *, measured=True):
 
 
 @pytest.mark.parametrize(("atom", "verdict"), [(0.0, "ok"), (0.1, "watch"), (0.7, "bad")])
-def test_a_linkage_is_judged_by_the_elements_without_any_derivative(make_recording, atom, verdict):
+def test_a_linkage_is_judged_by_the_elements_without_any_derivative(make_recording, atom, verdict, of):
     flat = {"linked": lambda z: z == 0}
     recording = make_recording(linked(atom, 0.5), layers=linkage_layer(), flat=flat)
     found = of(diagnose(recording), "linkage", "linked")
@@ -370,7 +222,7 @@ def test_a_linkage_is_judged_by_the_elements_without_any_derivative(make_recordi
     assert "structural (no derivative in 'linked')" in zeros.reason
 
 
-def test_a_linkage_without_a_closed_form_is_not_measured(make_recording):
+def test_a_linkage_without_a_closed_form_is_not_measured(make_recording, of):
     found = of(
         diagnose(make_recording(linked(0.0, 0.0), layers=linkage_layer("LinkedMish", measured=False))),
         "linkage",
@@ -385,7 +237,7 @@ def drift(step, tensors):
     tensors["conv1"]["activation"] = tensors["conv1"]["activation"] + 0.05 * step
 
 
-def test_a_shift_is_found_in_its_layer_with_size_and_interval(planted):
+def test_a_shift_is_found_in_its_layer_with_size_and_interval(planted, flagged):
     found = flagged(diagnose(planted(drift)))
     assert set(found) == {("shift", "conv1")}
     shift = found["shift", "conv1"]
@@ -396,7 +248,7 @@ def test_a_shift_is_found_in_its_layer_with_size_and_interval(planted):
     assert "from one histogram to the next, 10 steps apart; mean of 5 pairs with 900 examples a side" in shift.reason
 
 
-def test_a_shift_beyond_the_resolution_of_the_bins_is_judged_by_moments(planted):
+def test_a_shift_beyond_the_resolution_of_the_bins_is_judged_by_moments(planted, of):
     def far(step, tensors):
         tensors["conv1"]["activation"] = tensors["conv1"]["activation"] + 300 + 0.05 * step
 
@@ -406,7 +258,7 @@ def test_a_shift_beyond_the_resolution_of_the_bins_is_judged_by_moments(planted)
     assert "by moments" in shift.reason
 
 
-def test_a_large_distance_that_sampling_may_explain_is_not_measured(make_recording):
+def test_a_large_distance_that_sampling_may_explain_is_not_measured(make_recording, of):
     rng = np.random.default_rng(3)
     steps = {}
     for step in range(8):
@@ -418,7 +270,7 @@ def test_a_large_distance_that_sampling_may_explain_is_not_measured(make_recordi
 
 
 @pytest.mark.parametrize("mode", [Mode.TRAIN, Mode.EVAL])
-def test_under_batch_norm_in_training_mode_a_shift_is_not_measured(planted, network_layers, mode):
+def test_under_batch_norm_in_training_mode_a_shift_is_not_measured(planted, network_layers, mode, of):
     layers = [replace(layer, module_type="BatchNorm2d") if layer.depth == 2 else layer for layer in network_layers]
     diagnosis = diagnose(planted(drift, layers=layers, mode=mode))
     verdicts = {f.layer: f.verdict for f in diagnosis.findings if f.check == "shift"}
@@ -432,18 +284,7 @@ def test_under_batch_norm_in_training_mode_a_shift_is_not_measured(planted, netw
     assert "shift in 8 of 10" in diagnosis.sentence
 
 
-def test_units_stuck_at_a_value_are_counted_among_units(make_recording):
-    rng = np.random.default_rng(4)
-    z = rng.normal(size=(6, 200, 4)) + np.array([0, 100, 100, 100])
-    layers = [Layer("act", "ReLU6", 0, 1, 0, 4, activation="ReLU6")]
-    steps = {10 * i: {"act": {"activation": np.clip(v, 0, 6)}} for i, v in enumerate(z)}
-    found = of(diagnose(make_recording(steps, layers=layers)), "units", "act")
-    assert (found.verdict, found.value) == ("bad", 0.75)
-    assert "3 stuck at an output that is not 0" in found.reason
-    assert found.threshold.quantity == "share of units whose output is constant and not 0"
-
-
-def test_units_that_trade_places_are_found_though_the_pooled_distribution_stays(planted):
+def test_units_that_trade_places_are_found_though_the_pooled_distribution_stays(planted, flagged):
     def swap(step, tensors):
         means = np.array([-2.0, -1.0, 1.0, 2.0]) * (-1) ** (step // 10)
         tensors["conv2"]["activation"] = tensors["conv2"]["activation"] + means
