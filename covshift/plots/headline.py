@@ -20,7 +20,7 @@ from covshift.plots import style
 from covshift.plots.labels import elide
 
 NAME_WIDTH = 40
-SINCE = "threshold mostly exceeded since here"
+SINCE = "onset of the finding"
 
 
 def flagged(findings: Iterable[Finding]) -> list[Finding]:
@@ -76,7 +76,7 @@ def rows_of(values: xr.DataArray) -> dict[str, int]:
 
 
 def mark_since(ax: Axes, findings: Iterable[Finding], values: xr.DataArray, *, rules: Collection[str]) -> Line2D | None:
-    """Mark on each layer's row the step since when a threshold was mostly exceeded.
+    """Mark on each layer's row the onset of what is found there: the step since which its reason counts.
 
     Parameters
     ----------

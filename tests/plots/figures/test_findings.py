@@ -10,13 +10,13 @@ class TestFindings:
         found = [finding("gradient arrives", "gradient_missing", "conv2", since=20)]
         figure = plots.plot_gradient_zeros(made().share(5, 4), findings=found)
         assert headline(figure) == "Layer 'conv2' stops receiving gradient at step 20"
-        marks = line(figure.axes[0], "threshold mostly exceeded since here")
+        marks = line(figure.axes[0], "onset of the finding")
         assert (list(marks.get_xdata()), list(marks.get_ydata())) == ([20.0], [2])
 
     def test_a_finding_on_the_producer_marks_the_row_of_its_nonlinearity(self, made, line, finding):
         rates = made().share(5, 3).assign_coords(producer=("layer", ["a", "b", "c"]))
         found = [finding("gradient zeros", "structural_zeros", "c", since=30)]
-        marks = line(plots.plot_gradient_zeros(rates, findings=found).axes[0], "threshold mostly exceeded since here")
+        marks = line(plots.plot_gradient_zeros(rates, findings=found).axes[0], "onset of the finding")
         assert list(marks.get_ydata()) == [2]
 
     def test_others_are_counted_and_the_loudest_comes_first(self, made, left_title, finding):
