@@ -47,6 +47,7 @@ CPU = replace(
     PAPER,
     variants=("relu", "relu-wide", "linked-relu", "batch-norm"),
     steps=400,
+    batch_norm_momentum=0.1,
     shuffled=True,
     evaluate_every=100,
     test_examples=1_000,

@@ -36,6 +36,7 @@ CPU = replace(
     PAPER,
     variants=("relu", "linked-relu", "selu", "linked-selu"),
     steps=150,
+    batch_norm_momentum=0.1,
     evaluate_every=75,
     test_examples=1_000,
     final_examples=2_000,

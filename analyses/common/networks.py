@@ -30,10 +30,14 @@ def parts_of(variant: Variant) -> dict[str, Any]:
 def built(
     builder: Callable[..., nn.Module], job: Job, data: ImageSplit, generator: torch.Generator, **options: Any
 ) -> nn.Module:
-    """A feed-forward network of a job's variant; weights start as its condition says, else as in Keras."""
+    """A network of a job's variant; weights start as its condition says, else as in Keras."""
     chosen = shape_of(data) | parts_of(VARIANTS[job.variant])
     chosen["initialization"] = job.condition.get("initialization", "keras")
-    return builder(**chosen | options, generator=generator)
+    model = builder(**chosen | options, generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = job.plan.batch_norm_momentum
+    return model
 
 
 def width_factor(variant: Variant) -> float:

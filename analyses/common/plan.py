@@ -61,6 +61,11 @@ class Plan:
     steps, batch_size : int
     linked_batch_size : int or None
         Where the paper trained linked variants with another batch size.
+    rates : tuple of (str, float)
+        Learning rates of variants that are not trained at the optimizer's.
+    batch_norm_momentum : float
+        Weight of a batch in the running moments of Batch Normalization, as torch counts it: 0.01 is the 0.99 of Keras.
+        A short run needs more, or it is evaluated by the moments it began with.
     shuffled, augmented : bool
         Whether every epoch has an order of its own; whether images are flipped and moved by up to a tenth.
     train_examples : int or None
@@ -87,6 +92,8 @@ class Plan:
     shuffled: bool = False
     augmented: bool = False
     linked_batch_size: int | None = None
+    rates: tuple[tuple[str, float], ...] = ()
+    batch_norm_momentum: float = 0.01
     train_examples: int | None = None
     test_examples: int = 10_000
     watched_examples: int = 10_000
@@ -105,6 +112,10 @@ class Plan:
     def batch_of(self, variant: str) -> int:
         """Batch size of a variant."""
         return self.linked_batch_size if self.linked_batch_size and variant.startswith("linked") else self.batch_size
+
+    def optimizer_of(self, variant: str) -> Optimizer:
+        """Optimizer of a variant."""
+        return replace(self.optimizer, rate=dict(self.rates).get(variant, self.optimizer.rate))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON types."""

@@ -71,7 +71,8 @@ class Run:
         count = self.plan.train_examples or len(data.train_images)
         self._train = data.train_images[:count], data.train_labels[:count]
         self.model = model.to(device)
-        self.optimizer = self.plan.optimizer.make(self.model)
+        self._protocol = self.plan.optimizer_of(job.variant)
+        self.optimizer = self._protocol.make(self.model)
         self.step = 0
         self.curve: dict[str, list[float]] = {name: [] for name in ("step", "test_accuracy", "test_loss", "train_loss")}
         self.measured: list[dict[str, Any]] = []
@@ -103,7 +104,7 @@ class Run:
         """Make one step; returns its loss."""
         images, labels = self.batch(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.optimizer.rate_at(self.step)
+            group["lr"] = self._protocol.rate_at(self.step)
         loss = F.cross_entropy(self.model(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

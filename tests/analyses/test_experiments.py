@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import depth
+import resnet
 from common.batches import augmented, batch_indices
 from common.data import load, standardised, unit
 from common.experiment import Experiment
 from common.jobs import Job, Session
 from common.plan import Optimizer, distance, epochs
+from common.training import Run
 from common.variants import THIRTEEN, VARIANTS
 
 SCRIPTS = (
@@ -71,6 +73,20 @@ def test_the_learning_rate_decays_as_in_keras_and_falls_at_its_milestones() -> N
     optimizer = Optimizer("nesterov", 0.01, decay=1e-6, milestones=((100, 0.75), (200, 0.5)))
     for step, factor in ((0, 1.0), (99, 1.0), (100, 0.75), (199, 0.75), (200, 0.5), (10**6, 0.5)):
         assert optimizer.rate_at(step) == pytest.approx(0.01 * factor / (1 + 1e-6 * step))
+
+
+def test_a_variant_is_trained_at_its_own_rate_and_normalised_by_the_plans_momentum(data: Any) -> None:
+    plan = replace(
+        resnet.SMOKE, optimizer=Optimizer("sgd", 0.5, decay=1.0), rates=(("selu", 0.25),), batch_norm_momentum=0.3
+    )
+    jobs = {variant: Job("resnet", "x", variant, {}, 0, plan, plan) for variant in ("selu", "relu")}
+    for variant, rate in (("selu", 0.25), ("relu", 0.5)):
+        model = resnet.build(jobs[variant], data, torch.Generator().manual_seed(0))
+        assert {module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.3}
+        run = Run(jobs[variant], data, model, unit(data), "cpu")
+        for step in (0, 1):
+            run.advance()
+            assert run.optimizer.param_groups[0]["lr"] == rate / (1 + step)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [
