@@ -71,12 +71,13 @@ def write_pages(data: Path, out: Path) -> list[Judgement]:
     Raises
     ------
     ValueError
-        If the summaries are larger than the repository is to hold.
+        If the summaries are larger than the repository is to hold, or runs of one group were made by different plans.
     """
     size = sum(path.stat().st_size for path in data.glob(f"*/{SUMMARY}"))
     if size > MOST_BYTES:
         raise ValueError(f"{data}: summaries of {size:,} bytes, at most {MOST_BYTES:,} are to be in the repository")
     summaries = Summaries.of(data)
+    summaries.same_plans()
     judgements = [judge(summaries) for judge in JUDGES.values()]
     for folder in ("claims", "evidence", "figures"):
         shutil.rmtree(out / folder, ignore_errors=True)

@@ -1,9 +1,10 @@
-"""The paper's six claims, each judged by an effect, its interval over seeds and a criterion fixed before the runs.
+"""The paper's six claims, each judged by effects, their intervals over seeds and a criterion fixed before the runs.
 
 An effect is ``supported`` or ``refuted`` where its whole interval lies on one side of the criterion, ``undetermined``
-where it does not or where fewer than three seeds were run. Where no more were asked for, it is an ``illustration``,
-which decides nothing. A claim is refuted by one refuted effect, supported where all that decide are supported, and
-``not run`` where there is no effect. Criteria are ours: the paper states none.
+where it does not, where fewer than three seeds were run or where a run was stopped early. Where no more seeds were
+asked for, or the paper says nothing of such a net, it is an ``illustration``, which decides nothing. A claim is refuted
+by one refuted effect, supported where all that decide are supported, and ``not run`` where there is no effect. Criteria
+are ours: the paper states none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from typing import Any, Literal
 import numpy as np
 
 from common.intervals import FEWEST_SEEDS, Interval, mean_interval, ratio_interval
-from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, left_chance, paired
+from common.measures import (
+    diverged,
+    gradient_fate,
+    gradient_loss,
+    mean_shift,
+    median_ics,
+    share_in,
+    silent_share,
+)
+from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, left_chance, paired, unique
 from common.variants import BASES, VARIANTS
+from covshift.diagnosis.thresholds import THRESHOLDS
 
 Word = Literal["supported", "refuted", "undetermined", "illustration", "not run"]
 
@@ -31,10 +42,10 @@ HALF = 1.8
 """C4: "about half the time" is a ratio of at least this."""
 
 STABLE_SHARE = 0.9, 0.5
-"""C3: share of layers at a stable operating point from which on shift is solved, and below which it is not."""
+"""C3: share of layers at a stable operating point from which on shift is solved, and up to which it is not."""
 
-DEATHS = ("gradient arrives", "scale over depth")
-"""C2: checks of ``covshift.diagnose`` whose verdict "bad" is a gradient that died, exactly or in size."""
+TIMED = "resnet"
+"""C4: the net whose times the paper compares."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Effect:
     def to_dict(self) -> dict[str, Any]:
         """The effect as JSON types."""
         interval = None if not self.number.known else [self.number.low, self.number.high]
-        number = {"value": self.number.value, "interval": interval, "seeds": self.number.runs}
+        number = {"value": self.number.value, "interval": interval, "n": self.number.runs}
         return {"what": self.what, "verdict": self.word, **number, "detail": self.detail, "runs": list(self.runs)}
 
 
@@ -98,12 +109,13 @@ def dead_units(summaries: Summaries) -> Judgement:
         counts = [sum(run["units"]["silent"][-1]) for run in group]
         word: Word = "refuted" if any(counts) else "supported"
         detail = f"silent linked units in {len(counts)} runs: {', '.join(map(str, counts))}"
+        detail += "" if any(theirs) else "; unlinked it has none either"
         effects.append(_effect(group, "", number, word, detail, single))
     return Judgement(
         "C1",
         "supported where no linked unit of any run is silent on all watched images at its end (at least "
-        f"{FEWEST_SEEDS} seeds), refuted where one is. A base whose output is never exactly zero (SELU, Swish) meets "
-        "it without linking.",
+        f"{FEWEST_SEEDS} seeds), refuted where one is. A base that has no silent unit unlinked meets it as well: only "
+        "effects above 0 say anything for linking.",
         "share of silent units, single minus linked",
         tuple(effects),
     )
@@ -114,15 +126,22 @@ def gradient_death(summaries: Summaries) -> Judgement:
     effects = []
     bare = Summaries((*summaries.where("depth"), *summaries.where("no_batchnorm")))
     for group in _linked(bare):
-        died = [any(run["diagnosis"]["checks"].get(check, {}).get("bad") for check in DEATHS) for run in group]
+        fates = [gradient_fate(run) for run in group]
+        word: Word = "refuted" if "dead" in fates else "supported" if set(fates) == {"alive"} else "undetermined"
         slopes = mean_interval([run["profiles"]["activation_grad"]["slope"][-1] for run in group])
-        word: Word = "refuted" if any(died) else "supported"
-        detail = f"dead in {sum(died)} of {len(died)} runs; best accuracy {_best(group):.3f}"
-        effects.append(_effect(group, "", slopes, word, detail))
+        counted = ", ".join(f"{fates.count(fate)} {fate}" for fate in unique(fates))
+        losses = sorted(loss for loss in map(gradient_loss, group) if math.isfinite(loss))
+        smaller = f"{losses[0]:.1f} to {losses[-1]:.1f} decades smaller at the input end" if losses else "not measured"
+        detail = f"runs: {counted}; gradient {smaller}; best accuracy {_best(group):.3f}"
+        what = "" if group.first["experiment"] == "depth" else "ResNet-50 without normalisation"
+        effects.append(_effect(group, what, slopes, word, detail))
+    slope, total = THRESHOLDS["depth_slope"].bad, THRESHOLDS["depth_total"].bad
     return Judgement(
         "C2",
-        'supported where no run has a finding "bad" of the checks gradient arrives and scale over depth (at least '
-        f"{FEWEST_SEEDS} seeds), refuted where one has. Accuracy is no part of it.",
+        "refuted where covshift finds in a run that the gradient died, which is that a layer gets none, or that it "
+        f"shrinks by more than {slope} decades a layer and {total} decades in all; supported where it finds no such "
+        f"thing in any (at least {FEWEST_SEEDS} seeds), undetermined where a run diverged. A net may pass and not "
+        "learn: accuracy is no part of it. Holds for the depths that were run.",
         "slope of the gradient's size in the last record, decades a layer (positive: it shrinks towards the input)",
         tuple(effects),
     )
@@ -145,19 +164,36 @@ def covariate_shift(summaries: Summaries) -> Judgement:
                 word: Word = at_most(number, 1) if learned == len(both) else "undetermined"
                 detail = f"{learned} of {len(both)} runs left chance"
                 effects.append(_effect(group, f"{what}, over that of {title}", number, word, detail, partner))
-        share = mean_interval([stable_share(run) for run in group])
-        enough, too_few = at_least(share, STABLE_SHARE[0]), at_most(share, STABLE_SHARE[1])
-        word = "supported" if enough == "supported" else "refuted" if too_few == "supported" else "undetermined"
-        effects.append(_effect(group, "share of layers at a stable operating point", share, word, ""))
+        effects.append(_rest(group, summaries))
     return Judgement(
         "C3",
         "ratios: supported where the interval lies at or below 1, refuted where above; share of stable layers: "
-        f"supported from {STABLE_SHARE[0]}, refuted up to {STABLE_SHARE[1]}. Added after the runs: a ratio is "
-        f"undetermined where a run of either side never reaches {LEFT_CHANCE} accuracy, for a net that does not learn "
-        "need not move.",
+        f"supported where at least {STABLE_SHARE[0]} are found stable, refuted where so many are found drifting or "
+        f"frozen that at most {STABLE_SHARE[1]} can be. Added after the runs: undetermined where a run of either side "
+        f"never reaches {LEFT_CHANCE} accuracy, for a net that does not learn need not move; layers whose state is not "
+        "decided count for neither side (they had counted as not stable).",
         "geometric mean of ratios over seeds, or mean share",
         tuple(effects),
     )
+
+
+def _rest(group: Summaries, summaries: Summaries) -> Effect:
+    """Share of layers at a stable operating point: at least those found there, at most those not found elsewhere."""
+    found = mean_interval([share_in("STABLE")(run) for run in group])
+    possible = mean_interval([1 - share_in("DRIFTING")(run) - share_in("FROZEN")(run) for run in group])
+    learned = sum(left_chance(run) for run in group)
+    word: Word = "undetermined"
+    if learned == len(group):
+        enough, too_few = at_least(found, STABLE_SHARE[0]), at_most(possible, STABLE_SHARE[1])
+        word = "supported" if enough == "supported" else "refuted" if too_few == "supported" else "undetermined"
+    beside = [
+        f"{title} {_mean(partner.values(share_in('STABLE'))):.2f}"
+        for other, title in (("relu", "plain"), ("batch-norm", "BN"))
+        if len(partner := summaries.beside(other)(group))
+    ]
+    detail = f"at most {possible.value:.2f} can be; {learned} of {len(group)} runs left chance"
+    detail = "; ".join([detail, *([f"found of {', '.join(beside)}"] if beside else [])])
+    return _effect(group, "share of layers at a stable operating point", found, word, detail)
 
 
 def training_time(summaries: Summaries) -> Judgement:
@@ -166,17 +202,17 @@ def training_time(summaries: Summaries) -> Judgement:
     for run in summaries.where("step_time"):
         for ratio in ("LK-ReLU, BN / LK-ReLU", "ReLU, BN / LK-ReLU"):
             found = run["ratios"][ratio]
-            number = Interval(found["central"], found["low"], found["high"], 1)
-            detail = (
-                f"{run['condition']['rounds']} rounds, batch {run['plan']['batch_size']}, {run['machine']['device']}"
-            )
-            what = f"{run['variant']}: {ratio}"
-            effects.append(Effect(what, number, at_least(number, HALF), detail, (run["name"],)))
+            rounds, batch = run["condition"]["rounds"], run["plan"]["batch_size"]
+            number = Interval(found["central"], found["low"], found["high"], rounds)
+            word = at_least(number, HALF) if run["variant"] == TIMED else "illustration"
+            detail = f"{rounds} rounds, batch {batch}, {run['machine']['device']}"
+            effects.append(Effect(f"{run['variant']}: {ratio}", number, word, detail, (run["name"],)))
     return Judgement(
         "C4",
-        f"supported where the 90 % interval over paired rounds lies at or above {HALF}, refuted where below. One "
-        "machine and one implementation of Batch Normalization: elsewhere the ratio may differ.",
-        "time of a step, ratio",
+        f"supported where the interval lies at or above {HALF}, refuted where below, for the ResNet, whose times the "
+        "paper compares (table N); other nets illustrate. One machine and one implementation of Batch Normalization: "
+        "elsewhere, on a GPU above all, the ratio may differ.",
+        "processor time of a step, ratio, and its 90 % interval over paired rounds on one machine",
         tuple(effects),
     )
 
@@ -192,11 +228,16 @@ def standardisation(summaries: Summaries) -> Judgement:
         standard, other = paired(reference, group, accuracy)
         number = mean_interval([a - b for a, b in zip(standard, other, strict=True)])
         word = at_most(number, STANDARDISATION_MARGIN)
-        effects.append(_effect(group, "", number, word, f"accuracy {_mean(other):.3f}", reference))
+        detail = f"accuracy {_mean(other):.3f}"
+        single = summaries.beside(VARIANTS[group.first["variant"]].base)
+        if lost := [a - b for a, b in zip(*paired(single(reference), single(group), accuracy), strict=True)]:
+            detail += f"; unlinked it loses {_mean(lost):.3f}"
+        effects.append(_effect(group, "", number, word, detail, reference))
     return Judgement(
         "C5",
         f"supported where standardised inputs give at most {STANDARDISATION_MARGIN} more accuracy, with the whole "
-        "interval; refuted where more.",
+        "interval; refuted where more. The paper has no such experiment; its own inputs are in [0, 1] (unit), raw ones "
+        "in 0 to 255.",
         "test accuracy, standardised minus as named, same seeds",
         tuple(effects),
     )
@@ -213,17 +254,20 @@ def competitive_accuracy(summaries: Summaries) -> Judgement:
             ours, theirs = paired(group, partner, accuracy)
             number = mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
             both = [*group, *partner]
-            learned = sum(left_chance(run) for run in both)
-            detail = f"{_mean(ours):.3f} against {_mean(theirs):.3f} of {VARIANTS[control].title}; " if ours else ""
-            detail += f"{learned} of {len(both)} runs left chance"
-            word = at_least(number, -ACCURACY_MARGIN) if learned else "undetermined"
+            learned, lost = sum(left_chance(run) for run in both), sum(diverged(run) for run in both)
+            detail = f"{learned} of {len(both)} runs left chance" + (f", {lost} diverged" if lost else "")
+            if ours:
+                size = group.first["parameters"] / partner.first["parameters"]
+                against = f"{_mean(ours):.3f} against {_mean(theirs):.3f} of {VARIANTS[control].title}"
+                detail = f"{against}, with {size:.2f} times the parameters; {detail}"
+            word = at_least(number, -ACCURACY_MARGIN) if learned and not lost else "undetermined"
             effects.append(_effect(group, experiment, number, word, detail, partner))
     return Judgement(
         "C6",
         f"supported where linked is worse than its control by at most {ACCURACY_MARGIN}, with the whole interval; "
         "refuted where worse. The control is sqrt(2) wide in table E, where it has as many parameters, and single "
         f"elsewhere. Added after the runs: undetermined where no run of either side reaches {LEFT_CHANCE}, for nets "
-        "that have not begun to learn are equals.",
+        "that have not begun to learn are equals, and where a run diverged.",
         "test accuracy, linked minus control, same seeds",
         tuple(effects),
     )
@@ -239,42 +283,6 @@ JUDGES: Mapping[str, Callable[[Summaries], Judgement]] = {
 }
 
 
-def silent_share(run: Summary) -> float:
-    """Share of a run's units that were silent on all watched images at its end."""
-    return sum(run["units"]["silent"][-1]) / sum(run["units"]["units"])
-
-
-def mean_shift(run: Summary) -> float:
-    """Mean equivalent shift between evaluations, over layers and evaluations, in sd."""
-    return _middle(run["shift"]["equivalent_shift"], np.nanmean)
-
-
-def median_ics(run: Summary) -> float:
-    """Median gradient covariate shift over noise, over layers but the first (0 by definition) and evaluations."""
-    return _middle([moment["ics_to_noise"][1:] for moment in run["measured"]], np.nanmedian)
-
-
-def stable_share(run: Summary) -> float:
-    """Share of layers at a stable operating point."""
-    states = run["operating_points"]
-    return float(states.get("STABLE", 0) / sum(states.values()))
-
-
-def forward_fate(run: Summary) -> str:
-    """What becomes of the signal on its way through the net in the first record: vanishing, exploding or carried."""
-    sizes = run["profiles"]["activation"]["rms"][0]
-    first, last = sizes[0], sizes[-1]
-    if first is None or last is None or "bad" in run["diagnosis"]["checks"].get("non-finite", {}):
-        return "not finite"
-    factor = last / first if first else 0.0
-    return "vanishing" if factor < 0.01 else "exploding" if factor > 100 else "carried"
-
-
-def _middle(rows: list[list[float | None]], summary: Callable[..., np.floating[Any]]) -> float:
-    values = np.array([[math.nan if value is None else value for value in row] for row in rows], dtype=np.float64)
-    return float(summary(values)) if np.isfinite(values).any() else math.nan
-
-
 def _linked(summaries: Summaries) -> list[Summaries]:
     """Groups of linked variants, in the order of the bases."""
     order = [f"linked-{base}" for base in BASES]
@@ -288,7 +296,10 @@ def _effect(
     one = group.first
     condition = ", ".join(f"{name} {value}" for name, value in one["condition"].items())
     parts = [one["title"], condition, one["preset"] if one["preset"] != "cpu" else "", what]
-    names = (*group.names, *(other.names if other is not None else ()))
+    runs = [*group, *(other if other is not None else ())]
+    names = tuple(run["name"] for run in runs)
+    if stopped := sum(not run["complete"] for run in runs):
+        word, detail = "undetermined", f"{detail}; {stopped} stopped early"
     if len(group) < FEWEST_SEEDS:
         word = "illustration" if one["plan"]["seeds"] < FEWEST_SEEDS else "undetermined"
     return Effect(": ".join(part for part in parts if part), number, word, detail, names)

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.summaries import Summaries
 from common.tables import silent_layers
-from covshift.plots import palette, style
+from common.variants import BASES, VARIANTS, Kind
+from covshift.plots import style
 
 _SIZE = 9, 4.5
+
+CHANCE = 0.1
+"""Accuracy of guessing one of ten classes."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    title: str
+    color: str
+    marker: str
+    size: float
+    filled: bool
+
+
+_KINDS: dict[Kind, _Curve] = {
+    "single": _Curve("single", style.RUN_COLORS[0], "o", 2.5, True),
+    "wide": _Curve("sqrt(2) wide", style.RUN_COLORS[1], "s", 7, False),
+    "linked": _Curve("linked", style.RUN_COLORS[2], "^", 5, True),
+    "batch-norm": _Curve("BN", style.RUN_COLORS[3], "D", 9, False),
+}
+"""Marks differ in size and fill, so that of curves that agree each is seen."""
 
 
 def draw(summaries: Summaries, folder: Path) -> list[str]:
@@ -28,25 +51,43 @@ def draw(summaries: Summaries, folder: Path) -> list[str]:
 
 
 def _accuracies(runs: Summaries, name: str) -> Figure:
+    """A panel for each base: median and range over seeds of its single, wide, linked and normalised nets."""
+    by_base: dict[str, list[Summaries]] = {}
+    for group in runs.groups():
+        by_base.setdefault(VARIANTS[group.first["variant"]].base, []).append(group)
     with style.context():
-        figure = Figure(_SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        for index, group in enumerate(runs.groups()):
-            steps = group.first["curve"]["step"]
-            curves = [run["curve"]["test_accuracy"][: len(steps)] for run in group]
-            median = [statistics.median(values) for values in zip(*curves, strict=False)]
-            axes.plot(
-                steps[: len(median)],
-                median,
-                color=style.RUN_COLORS[index % len(style.RUN_COLORS)],
-                linestyle=("-", "--")[index // len(style.RUN_COLORS) % 2],
-                marker=palette.RUN_MARKERS[index % len(palette.RUN_MARKERS)],
-                markersize=3,
-                label=group.first["title"],
-            )
-        axes.set(xlabel="step", ylabel=f"test accuracy, {_over_seeds(runs)}", title=name)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        figure = Figure((max(_SIZE[0] * len(by_base) / len(BASES), 5), _SIZE[1]), layout="constrained")
+        panels = figure.subplots(1, len(by_base), sharey=True, squeeze=False)[0]
+        for axes, (base, groups) in zip(panels, by_base.items(), strict=True):
+            axes.axhline(CHANCE, color=style.look().muted, linestyle=":", linewidth=1, label="chance")
+            for group in groups:
+                _curve(axes, group)
+            axes.set(xlabel="step", title=BASES[base])
+            axes.margins(x=0.06)
+        panels[0].set_ylabel(f"test accuracy, {_over_seeds(runs, what='median and range')}")
+        entries = {
+            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries))
+        figure.suptitle(name)
     return figure
+
+
+def _curve(axes: Axes, group: Summaries) -> None:
+    look = _KINDS[VARIANTS[group.first["variant"]].kind]
+    steps = group.first["curve"]["step"]
+    values = np.array([run["curve"]["test_accuracy"][: len(steps)] for run in group], dtype=np.float64)
+    axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=look.color, alpha=0.15, linewidth=0)
+    axes.plot(
+        steps,
+        np.median(values, axis=0),
+        color=look.color,
+        marker=look.marker,
+        markersize=look.size,
+        markerfacecolor=look.color if look.filled else "none",
+        markevery=max(len(steps) // 10, 1),
+        label=look.title,
+    )
 
 
 def _silences(runs: Summaries, name: str) -> Figure:
@@ -64,14 +105,14 @@ def _silences(runs: Summaries, name: str) -> Figure:
     return figure
 
 
-def _over_seeds(runs: Summaries) -> str:
-    """How many seeds the medians are over; one seed is named, as there is no median of it."""
+def _over_seeds(runs: Summaries, *, what: str = "median") -> str:
+    """How many seeds numbers are over; one seed is named, as there is nothing over it."""
     counts = [len(group) for group in runs.groups()]
     fewest, most = min(counts), max(counts)
     if most == 1:
         seeds = sorted({run["seed"] for run in runs})
         return f"seed {seeds[0]}" if len(seeds) == 1 else "one seed each"
-    return f"median over {most if fewest == most else f'{fewest} to {most}'} seeds"
+    return f"{what} over {most if fewest == most else f'{fewest} to {most}'} seeds"
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 import covshift
 from common.files import LARGEST_SUMMARY, read_json, write_json
-from common.plan import Plan, distance
+from common.plan import Plan, decisive, distance
 from common.variants import VARIANTS
 from covshift.datasets import ImageSplit
 
@@ -90,10 +90,8 @@ class Job:
 
     def key(self, data: ImageSplit) -> str:
         """Hash of all that decides the run's numbers: runs with one key are the same run."""
-        plan = self.plan.to_dict()
-        # What other runs the plan asks for decides nothing about this one.
-        decisive = {name: value for name, value in plan.items() if name not in ("axes", "variants", "seeds")}
-        content = [self.experiment, self.variant, dict(self.condition), self.seed, decisive, data.sha256]
+        plan = decisive(self.plan.to_dict())
+        content = [self.experiment, self.variant, dict(self.condition), self.seed, plan, data.sha256]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def finished(self, folder: Path, data: ImageSplit) -> dict[str, Any] | None:

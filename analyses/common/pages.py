@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from common import claims, tables
+from common import tables
 from common.claims import Effect, Judgement
-from common.published import CLAIMS
-from common.summaries import LEFT_CHANCE, Summaries, best, unique
+from common.measures import forward_fate
+from common.published import ADDED, CLAIMS, EVERYWHERE
+from common.summaries import LEFT_CHANCE, Summaries, Summary, best, unique
 
 SOURCE = "arXiv 1712.02609"
 _GENERATED = "<!-- Written by analyses/results.py from docs/results/data; change that, not this. -->\n"
@@ -17,10 +18,19 @@ _INTRODUCTION = (
     f"# The paper's claims, tried\n\nThe experiments of {SOURCE} run again under covshift. Verdicts hold for the data, "
     "sizes and steps below and no further.\n"
 )
+_WORDS = (
+    'LK-: linked, f(z) = (g(z), g(-z)). "sqrt2": the single net with sqrt(2) times the units, the control with '
+    'about as many parameters as the linked net. BN: ReLU after Batch Normalization. "keras": the Glorot weights '
+    'that Keras starts with. An effect is "undetermined" where its interval leaves both answers open or too few '
+    'runs were made, an "illustration" where no more were planned or the paper says nothing of such a net: it '
+    "decides nothing. A claim is refuted by one refuted effect and supported where all that decide are.\n"
+)
 _STATISTICS = (
-    '"Best of a run" is the paper\'s statistic: the best test accuracy of all evaluations of a run, then the largest '
-    'and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the accuracy '
-    'at the end of a run, and "95 % of further runs" the interval in which that of a further seed would lie.\n'
+    '"Best of a run" is the statistic of the paper: the best test accuracy of all evaluations of a run, then the '
+    'largest and the median over runs; "median of a run" takes the median of all evaluations instead. "Last" is the'
+    " accuracy at the end of a run, on final_examples test images as said below or on all of them, while "
+    'evaluations use the first test_examples: it may lie above the best. "95 % of further runs" is the interval in '
+    "which that of a further seed would lie.\n"
 )
 _LEARNS = (
     "## Depth: who leaves chance, and when\n\nThe first evaluation of the curve with a test accuracy of "
@@ -60,6 +70,7 @@ def overview(summaries: Summaries, judgements: list[Judgement], figures: list[st
         _GENERATED,
         _INTRODUCTION,
         tables.markdown(["claim", "says", "verdict", "effects", "numbers"], rows, numbers=False),
+        _WORDS,
         "## Depth: accuracy\n",
         *(tables.accuracy_tables(table, summaries) for table in depth),
         _STATISTICS,
@@ -80,6 +91,8 @@ def all_tables(summaries: Summaries) -> str:
     parts = [_GENERATED, f"# All tables of {SOURCE}, ours beside them\n"]
     parts += [tables.accuracy_tables(table, summaries) for table in tables.paper_tables()]
     parts += [f"### Step times\n\n{tables.step_times(summaries)}"]
+    moved = summaries.where("covariate_shift").along("depth")
+    parts += [f"### Whose movement, {shared}\n\n{tables.movement(runs)}" for shared, runs in moved]
     for title, experiment, axis in (("Inputs", "input_shift", "input"), ("Depths", "depth", "depth")):
         varied = summaries.where(experiment).along(axis)
         parts += [f"### {title}, {shared}\n\n{tables.over_axis(runs, axis)}" for shared, runs in varied]
@@ -137,16 +150,26 @@ def provenance(summaries: Summaries) -> Iterator[str]:
         f"{run['data']['name']}: {run['data']['description']} SHA-256 {run['data']['sha256']}." for run in summaries
     ):
         yield f"- Data {text}"
-    for text in unique(_machine(run["machine"]) for run in summaries):
-        yield f"- {text}"
-    for text in unique(run["judged_by"] for run in summaries if "judged_by" in run):
-        yield f"- Recordings judged again by {text}"
+    for text, runs in _sorted_by(summaries, lambda run: _machine(run["machine"])):
+        yield f"- {text}: {', '.join(unique(run['experiment'] for run in runs))}"
+    for text, runs in _sorted_by(summaries, lambda run: run.get("judged_by", "")):
+        if text:
+            yield f"- Of {len(runs)} of {len(summaries)} runs the recording was judged again by {text}"
     for text in unique(_command(run) for run in summaries):
         yield f"- Made by `{text}`"
     yield "\nNot as in the paper:\n"
+    yield f"- everywhere: {EVERYWHERE}"
     for text in unique(_distance(run) for run in summaries):
         yield f"- {text}"
     yield ""
+
+
+def _sorted_by(summaries: Summaries, text: Callable[[Summary], str]) -> list[tuple[str, list[Summary]]]:
+    """Runs by what a text says of them."""
+    found: dict[str, list[Summary]] = {}
+    for run in summaries:
+        found.setdefault(text(run), []).append(run)
+    return list(found.items())
 
 
 def _scales(summaries: Summaries) -> Iterator[list[str]]:
@@ -186,11 +209,15 @@ def _command(run: dict[str, Any]) -> str:
     return " ".join([command, *(f"--{name} {value}" for name, value in settings.items())])
 
 
-def _distance(run: dict[str, object]) -> str:
+def _distance(run: Summary) -> str:
+    """What a run does otherwise than the paper, or than its protocol taken over for an experiment that it has not."""
     found = run["distance_from_paper"]
-    assert isinstance(found, dict)
-    differences = "; ".join(f"{name} {values['here']} (paper {values['paper']})" for name, values in found.items())
-    return f"{run['experiment']}, {run['preset']}: {differences or 'nothing'}"
+    there = "there" if run["experiment"] in ADDED else "paper"
+    parts = [ADDED[run["experiment"]]] if run["experiment"] in ADDED else []
+    if run["condition"].get("initialization") == "variance-preserving":
+        parts.append("weights start variance-preserving (paper keras)")
+    parts += [f"{name} {values['here']} ({there} {values['paper']})" for name, values in found.items()]
+    return f"{run['experiment']}, {run['preset']}: {'; '.join(parts) or 'nothing'}"
 
 
 def _counted(judgement: Judgement) -> str:
@@ -210,7 +237,7 @@ def _swish(summaries: Summaries) -> Iterator[str]:
         for run in group:
             sizes = run["profiles"]["activation"]["rms"][0]
             gradients = run["profiles"]["activation_grad"]
-            fate = claims.forward_fate(run)
+            fate = forward_fate(run)
             rows.append([
                 f"{group.setting}, seed {run['seed']}",
                 _short(sizes[0]),

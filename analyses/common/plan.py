@@ -132,6 +132,11 @@ def distance(plan: Plan, paper: Plan) -> dict[str, dict[str, Any]]:
     return {name: {"here": here[name], "paper": there[name]} for name in names if here[name] != there[name]}
 
 
+def decisive(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plan, as JSON types, decides the numbers of a run: what other runs it asks for does not."""
+    return {name: value for name, value in plan.items() if name not in ("axes", "variants", "seeds")}
+
+
 def smoke(plan: Plan, variants: tuple[str, ...], **changed: Any) -> Plan:
     """A plan cut to seconds, on the bundled digits: enough to see that the script still runs."""
     examples = {"test_examples": 50, "watched_examples": 50, "final_examples": 50}

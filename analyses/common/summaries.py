@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.files import read_json
 from common.jobs import SUMMARY
+from common.plan import decisive
 from common.variants import VARIANTS
 
 Summary = dict[str, Any]
+Value = TypeVar("Value")
 
 LEFT_CHANCE = 0.15
 """Test accuracy from which on a run has left chance, 0.1 on ten classes."""
@@ -69,6 +72,19 @@ class Summaries:
         for run in self.runs:
             found.setdefault(run["name"].rsplit("_seed-", 1)[0], []).append(run)
         return [Summaries(tuple(runs)) for runs in found.values()]
+
+    def same_plans(self) -> None:
+        """Make sure that runs which differ in the seed alone were made by one plan.
+
+        Raises
+        ------
+        ValueError
+            If not: runs of an older plan were left where newer ones were added.
+        """
+        for group in self.groups():
+            if len({json.dumps(decisive(run["plan"]), sort_keys=True) for run in group}) > 1:
+                steps = ", ".join(f"{run['name']}: {run['plan'].get('steps')} steps" for run in group)
+                raise ValueError(f"runs of one group were made by different plans ({steps}); remove the older ones")
 
     @property
     def setting(self) -> str:
@@ -144,6 +160,6 @@ def middle(run: Summary) -> float:
     return float(run["evaluations"]["median"])
 
 
-def unique(values: Iterable[str]) -> list[str]:
+def unique(values: Iterable[Value]) -> list[Value]:
     """Each value once, in order."""
     return list(dict.fromkeys(values))

@@ -10,7 +10,8 @@ from typing import Any
 
 from common import published
 from common.intervals import Interval, prediction_interval
-from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, middle
+from common.measures import median_upstream
+from common.summaries import LEFT_CHANCE, Summaries, Summary, accuracy, best, middle, unique
 from common.variants import BASES, VARIANTS
 
 NOT_RUN = "not run"
@@ -87,7 +88,7 @@ def _ours(group: Summaries) -> list[str]:
         _number(statistics.median(group.values(middle)), 4),
         _number(statistics.median(last), 4),
         f"{min(last):.4f} to {max(last):.4f}",
-        span(prediction_interval(last), 3),
+        "all equal" if len(last) > 1 and min(last) == max(last) else span(prediction_interval(last), 3),
         f"{group.first['parameters']:,}",
         str(len(group)),
         " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1]))),
@@ -213,6 +214,21 @@ def _median_of(group: Summaries) -> str:
     if not values:
         return NOT_RUN
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def movement(runs: Summaries) -> str:
+    """Share of the layers' movement between evaluations that the layers below made, by variant and depth."""
+    depths = unique(run["condition"]["depth"] for run in runs)
+    rows = []
+    for variant in unique(run["variant"] for run in runs):
+        groups = [runs.where(variant=variant, depth=depth).values(median_upstream) for depth in depths]
+        cells = [f"{statistics.median(group):.2f} ({min(group):.2f} to {max(group):.2f})" for group in groups]
+        rows.append([VARIANTS[variant].title, *cells])
+    headings = ["share from below, median (range)", *(f"depth {depth}" for depth in depths)]
+    return markdown(headings, rows) + (
+        "\nOf the movement of a layer's outputs on the same images between two evaluations, the share that the weights "
+        "below it made, the rest being its own; median over layers and evaluations of each run, then over seeds.\n"
+    )
 
 
 def span(number: Interval, digits: int) -> str:

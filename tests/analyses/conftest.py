@@ -12,6 +12,7 @@ from common.summaries import Summaries
 
 Run = dict[str, Any]
 
+CHECKS = {"gradient arrives": {"ok": 4}, "scale over depth": {"ok": 1}, "non-finite": {"ok": 4}}
 DEEP = {"initialization": "keras", "depth": 50}
 
 
@@ -37,7 +38,7 @@ def made_up(experiment: str, variant: str, seed: int, **changed: Any) -> Run:
         "seconds": {"cpu": 3600.0, "wall": 4000.0}, "hashes": {"parameters": "d"},
         "units": {"layers": profile["layers"], "units": [2] * 4, "step": [100], "examples": 9, "silent": [[0] * 4]},
         "profiles": {"activation": profile, "activation_grad": profile},
-        "diagnosis": {"sentence": "Healthy.", "worst": "ok", "checks": {}, "cause_count": 0, "causes": []},
+        "diagnosis": {"sentence": "Healthy.", "worst": "ok", "checks": CHECKS, "cause_count": 0, "causes": []},
     }  # fmt: skip
     return run | changed
 

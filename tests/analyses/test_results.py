@@ -95,6 +95,43 @@ def test_along_a_setting_runs_of_another_preset_or_condition_have_a_table_of_the
     assert "0.900" not in depths
 
 
+def test_runs_of_another_plan_are_not_mixed_with_older_ones(tmp_path, summary, folder_of):
+    runs = [summary("allcnn", "relu", seed, plan={"seeds": 3, "steps": 50}) for seed in range(3)]
+    runs[0]["plan"] = {"seeds": 1, "variants": ["relu"], "steps": 50}
+    results.write_pages(folder_of(tmp_path / "a", runs), tmp_path)
+    runs[0]["plan"]["steps"] = 300
+    with pytest.raises(ValueError, match=r"allcnn_cpu_relu_seed-0: 300 steps, .*remove the older ones"):
+        results.write_pages(folder_of(tmp_path / "b", runs), tmp_path)
+
+
+def test_runs_that_all_ended_alike_predict_no_interval(tmp_path, summary, folder_of):
+    runs = [summary("width", "relu", seed, condition={"width": 50}, test_accuracy=0.1) for seed in range(3)]
+    text = all_tables(Summaries.of(folder_of(tmp_path, runs)))
+    assert "| 0.1000 to 0.1000 | all equal |" in text
+
+
+def test_whose_movement_it_was_is_told_by_variant_and_depth(tmp_path, summary, folder_of):
+    runs = []
+    for depth in (10, 50):
+        for seed in range(3):
+            moments = [{"upstream_share": [0.0, 0.2 + 0.1 * seed, None]}, {"upstream_share": [0.0, depth / 100, 0.9]}]
+            condition = {"initialization": "keras", "depth": depth}
+            runs.append(summary("covariate_shift", "linked-relu", seed, condition=condition, measured=moments))
+    text = all_tables(Summaries.of(folder_of(tmp_path, runs)))
+    assert "### Whose movement, preset cpu, initialization keras" in text
+    # of 0.2, 0.3, 0.4 by seed beside 0.1 (0.5) and 0.9: the middle one of three
+    assert "| LK-ReLU | 0.30 (0.20 to 0.40) | 0.50 (0.50 to 0.50) |" in text
+
+
+def test_what_the_paper_has_no_experiment_for_is_not_said_to_differ_from_it(tmp_path, summary, folder_of):
+    runs = [summary("input_shift", "relu", 0, condition={"input": "raw"}), summary("width", "relu", 0)]
+    stated = "\n".join(provenance(Summaries.of(folder_of(tmp_path, runs))))
+    assert "- input_shift, cpu: no experiment of the paper; " in stated
+    assert "steps 100 (there 312600)" in stated
+    assert "- width, cpu: steps 100 (paper 312600)" in stated
+    assert "at commit f00, torch 2, cpu (x, 2 cores, 1 threads a run): input_shift, width" in stated
+
+
 def test_silent_units_are_shown_by_layer_and_in_all(tmp_path, folder_of, depth_runs):
     data = folder_of(tmp_path, depth_runs({"relu": [2, 1, 2], "linked-relu": [0, 0, 0]}))
     results.write_pages(data, tmp_path)
@@ -106,15 +143,24 @@ def test_silent_units_are_shown_by_layer_and_in_all(tmp_path, folder_of, depth_r
 
 @pytest.mark.parametrize(("silent", "said"), [
     ({"relu": [1], "linked-relu": [0]}, "seed 0"),
-    ({"relu": [1, 2, 2], "linked-relu": [0, 0, 0]}, "median over 3 seeds"),
-    ({"relu": [1, 2, 2], "linked-relu": [0, 0]}, "median over 2 to 3 seeds"),
+    ({"relu": [1, 2, 2], "linked-relu": [0, 0, 0]}, "over 3 seeds"),
+    ({"relu": [1, 2, 2], "linked-relu": [0, 0]}, "over 2 to 3 seeds"),
 ])  # fmt: skip
 def test_figures_say_how_many_seeds_they_show(tmp_path, silent, said, folder_of, depth_runs):
     figures.draw(Summaries.of(folder_of(tmp_path, depth_runs(silent))), tmp_path)
     drawn = sorted(tmp_path.glob("*.svg"))
     assert len(drawn) == 2
     # A text of matplotlib's SVG stands in a comment before its outlines.
-    assert all(f", {said} -->" in path.read_text() for path in drawn)
+    assert all(f"{said} -->" in path.read_text() for path in drawn)
+
+
+def test_every_curve_is_seen_beside_chance_in_the_panel_of_its_base(tmp_path, folder_of, depth_runs):
+    runs = depth_runs({name: [0, 0, 0] for name in ("relu", "relu-wide", "linked-relu", "linked-selu")})
+    figures.draw(Summaries.of(folder_of(tmp_path, runs)), tmp_path)
+    drawn = next(tmp_path.glob("depth-accuracy-*.svg")).read_text()
+    texts = re.findall("<!-- (.*) -->", drawn)
+    assert [texts.count(name) for name in ("ReLU", "SELU", "Swish")] == [1, 1, 0]
+    assert [texts.count(name) for name in ("chance", "single", "linked", "sqrt(2) wide", "BN")] == [1, 1, 1, 1, 0]
 
 
 def test_pages_state_data_hardware_commit_and_distance_and_are_the_same_again(tmp_path, folder_of, depth_runs):
@@ -164,7 +210,8 @@ def test_judging_again_makes_anew_what_comes_from_the_recording_and_nothing_else
     assert after["judged_by"].startswith(f"covshift {covshift.__version__} at ")
     made = {"units", "profiles", "diagnosis", "judged_by"}
     assert {name: after[name] for name in before if name not in made} == {n: before[n] for n in before if n not in made}
-    assert "Recordings judged again by covshift" in "\n".join(provenance(Summaries.of(tmp_path)))
+    stated = "\n".join(provenance(Summaries.of(tmp_path)))
+    assert f"- Of 1 of 2 runs the recording was judged again by covshift {covshift.__version__} at " in stated
 
 
 def test_data_sets_have_as_many_training_images_as_is_said():
