@@ -38,7 +38,7 @@ def active_mass(recording: xr.DataTree, *, stream: str = "train") -> xr.DataArra
     ----------
     recording : DataTree
         Needs the group ``layers``, and ``histograms`` for tanh and sigmoid.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

@@ -34,7 +34,7 @@ def paired_layers(recordings: Mapping[str, xr.DataTree], *, stream: str = "train
     recordings : mapping of str to DataTree
         Runs by name. Layers are matched by :func:`covshift.analysis.matching.matched_layers`; one that a run lacks is
         NaN there.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

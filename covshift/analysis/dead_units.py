@@ -99,7 +99,7 @@ def dead_units(
     signal : {"activation", "activation_grad"}
         With the gradient, "fires" reads "receives a gradient", and dead units are those that stopped learning: also
         those stuck at a constant output that is not 0.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows. An evaluation pass is a finite set of examples: silent on all of them is dead, exactly. Passes may
         repeat their examples, so those of the last one are all the evidence, however many passes there were.
     distinct_examples : int, optional

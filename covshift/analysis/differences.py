@@ -44,7 +44,7 @@ def group_differences(
         Runs by name. Layers are matched by :func:`covshift.analysis.matching.matched_layers`.
     groups : mapping of str to str, optional
         Group of every run; :func:`covshift.analysis.seeds.seed_groups` by default. The first run's is the reference.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     level : float, default 0.9
         Of the intervals, in (0, 1).

@@ -52,7 +52,7 @@ def zero_rate(recording: xr.DataTree, *, signal: str = "activation_grad", stream
     signal : str, default "activation_grad"
         One of :data:`covshift.schema.SIGNALS`; pre-activations are the joined view of
         :func:`covshift.analysis.rows.layer_rows`.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns
@@ -88,7 +88,7 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
         Needs the group ``layers``.
     signal : str, default "activation_grad"
         ``"activation_grad"`` or ``"preactivation_grad"``.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

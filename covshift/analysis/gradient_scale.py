@@ -35,7 +35,7 @@ def growth_over_time(
         Needs the group ``layers``.
     signal : str, default "activation_grad"
         One of :data:`covshift.schema.SIGNALS`.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     trailing : int, default 20
         Records whose median is the standard of comparison; fewer at the start, at least 3.
@@ -131,7 +131,7 @@ def range_risk(recording: xr.DataTree, *, dtype: str = "float16", stream: str = 
         Needs the group ``layers``, and ``histograms`` for gradients of a wider dtype.
     dtype : {"float16", "bfloat16"}
         Whose range.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

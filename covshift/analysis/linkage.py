@@ -29,7 +29,7 @@ def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Datas
     ----------
     recording : DataTree
         Needs the group ``layers``.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns
@@ -90,7 +90,7 @@ def silent_members(recording: xr.DataTree, *, stream: str = "evaluation") -> xr.
     ----------
     recording : DataTree
         Needs the groups ``units`` and ``layers``.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows; an evaluation pass makes the counts an exact statement about its examples.
 
     Returns

@@ -79,7 +79,7 @@ def matched_layers(recordings: Mapping[str, xr.DataTree], *, stream: str = "trai
     ----------
     recordings : mapping of str to DataTree
         Runs by name.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Whose layers.
     """
     types = {run: _types(rows.group(recording, "layers", stream=stream)) for run, recording in recordings.items()}

@@ -74,7 +74,7 @@ def stability(
         Needs the group ``layers``; ``units``, ``histograms`` and ``parameters`` are used where they are.
     signal : {"activation", "activation_grad"}
         Which tensor.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     share : float, default 0.2
         Share of the records that make the window, in (0, 1].

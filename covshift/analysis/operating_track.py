@@ -30,7 +30,7 @@ def operating_track(recording: xr.DataTree, *, layer: str, stream: str = "train"
         Needs the group ``layers``.
     layer : str
         A nonlinearity.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     points : int, default 401
         Points of the curve.

@@ -42,7 +42,7 @@ def ridges(
         Steps with a histogram; the first and the last by default.
     signal : {"activation", "preactivation", "input"}
         Which tensor.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     cells : int, default 160
         Even cells on the axis, at least 2.

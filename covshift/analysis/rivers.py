@@ -37,7 +37,7 @@ def rivers(
         Positions on the step axis of ``histograms``; all by default.
     cells : int, default 64
         Even cells on each layer's display axis.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

@@ -44,7 +44,7 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
         See :mod:`covshift.schema`.
     name : str
         ``"layers"``, ``"histograms"``, ``"units"``, ``"parameters"`` or ``"scalars"``.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Rows recorded while training, or during evaluation passes.
 
     Returns
@@ -111,7 +111,7 @@ def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") ->
         Needs the group ``layers``.
     signal : str
         One of :data:`covshift.schema.SIGNALS`.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns
@@ -220,7 +220,7 @@ def moments(
         Needs the group ``layers``.
     signal : str, default "activation"
         One of :data:`covshift.schema.SIGNALS`; pre-activations are the joined view of :func:`layer_rows`.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     as_recorded : bool, default False
         Leave gradients those of each rank's local loss. By default they are those of one loss over the examples of all

@@ -72,7 +72,7 @@ def between_steps(
     signal : str, default "activation"
         One of :data:`covshift.schema.SIGNALS`. Gradients are recorded without example groups, so for them everything
         that needs the sampling noise is NaN.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     same_examples : bool, default False
         State that every record saw the same examples, such as evaluation passes over one set. There is no sampling

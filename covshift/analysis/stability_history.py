@@ -24,7 +24,7 @@ def stability_history(recording: xr.DataTree, *, stream: str = "train", points: 
     ----------
     recording : DataTree
         Needs the group ``layers``; ``units`` and ``parameters`` are used where they are.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
     points : int, default 16
         Ends of windows, evenly spread over the records; the last record is the last of them.

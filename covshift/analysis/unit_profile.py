@@ -46,7 +46,7 @@ def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None,
         Needs the groups ``units`` and ``layers``.
     layers : sequence of str, optional
         Look at these layers' units; all nonlinearities by default.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

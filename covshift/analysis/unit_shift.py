@@ -36,7 +36,7 @@ def between_units(
         Compare with the record of units before, with the first, or with the one at this step.
     signal : {"activation", "activation_grad"}
         Which tensor.
-    stream : {"train", "evaluation"}
+    stream : {"train", "evaluation", "probe"}
         Which rows.
 
     Returns

@@ -43,9 +43,10 @@ def check(
     measured = {finding.check for finding in diagnosis.findings if finding.verdict != "not measured"}
     failing = ("watch", "bad") if fail_on == "watch" else ("bad",)
     unmeasured = known - measured
-    if rows.is_left_open(recording):
+    if rows.is_left_open(recording) and not quiet:
         typer.echo("the recording is not closed: it is still being written, or was cut short; `covshift info` tells")
-    typer.echo(f"{len(unmeasured)} of {len(known)} checks not measured in any layer")
+    if not quiet:
+        typer.echo(f"{len(unmeasured)} of {len(known)} checks not measured in any layer")
     if not measured or unmeasured & set(require or []):
         raise typer.Exit(UNJUDGED)
     if any(finding.verdict in failing for finding in diagnosis.findings):

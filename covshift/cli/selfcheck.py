@@ -35,6 +35,7 @@ def selfcheck(quiet: Quiet = False, debug: Debug = False) -> None:
                 screen.print(f"{'ok  ' if known else 'FAIL'}  {trial.kind:8} {trial.name:28} {said}")
     finally:
         torch.set_num_threads(threads)
-    typer.echo(f"{runs - wrong} of {runs} known answers, in {time.perf_counter() - started:.0f} s")
+    if wrong or not quiet:
+        typer.echo(f"{runs - wrong} of {runs} known answers, in {time.perf_counter() - started:.0f} s")
     if wrong:
         raise typer.Exit(CANNOT)

@@ -54,9 +54,9 @@ def gradient_ics(
 ) -> xr.Dataset:
     """Gradient internal covariate shift of one real optimizer step, layer by layer.
 
-    Costs one forward and backward pass for each layer and two or three more, and memory for three copies of the
-    parameters and the optimizer's state. Nothing of the step remains: parameters, buffers, gradients, random numbers
-    and the optimizer's state are as before.
+    Costs one forward and backward pass for each layer and one more, or two with ``noise_batch``, and memory for three
+    copies of the parameters and the optimizer's state. Nothing of the step remains: parameters, buffers, gradients,
+    random numbers and the optimizer's state are as before.
 
     Parameters
     ----------

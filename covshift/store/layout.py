@@ -57,7 +57,7 @@ SHARDS: Mapping[str, Mapping[str, int]] = {
     "parameters": {"step": 256, "parameter": 4096},
 }
 """Shard lengths by group and dimension, multiples of the chunk's; a dimension left out is not cut. 64 rows of
-histograms or units are about 640 records."""
+histograms or units are about 540 records."""
 
 LINE_PER_CHUNK = 4096
 """Chunk length of one-dimensional arrays."""
