@@ -41,15 +41,15 @@ PAPER = Plan(
 CPU = replace(
     PAPER,
     variants=("relu", "linked-relu", "selu", "linked-selu"),
-    steps=300,
+    steps=100,
     linked_batch_size=None,
     optimizer=Optimizer("nesterov", 0.01, decay=1e-6),
     rates=(("selu", 0.001), ("linked-selu", 0.001)),
-    evaluate_every=150,
+    evaluate_every=50,
     test_examples=1_000,
     final_examples=2_000,
     watched_examples=500,
-    record_every=20,
+    record_every=10,
 )
 SMOKE = smoke(CPU, ("linked-relu",), steps=4, batch_size=8, evaluate_every=2, record_every=1, test_examples=20)
 
