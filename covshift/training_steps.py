@@ -16,7 +16,7 @@ from torch import nn
 from covshift.handover import Handover
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import is_distributed
-from covshift.instrument.incidents import Incidents, listed
+from covshift.instrument.incidents import Incidents
 from covshift.instrument.logged import Log
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
@@ -326,20 +326,7 @@ class TrainingSteps:
 
     def name_passed_over(self, never_called: list[str]) -> list[str]:
         """Name optimizers of which no step was recorded; the modules, of those never called, that this leaves."""
-        for optimizer, (count, was_due) in self._turns.passed_over().items():
-            modules = self.clock.modules_of(optimizer)
-            parents = {name.rpartition(".")[0] for name in modules} - {""}
-            theirs = [name for name in never_called if name in modules or name.rpartition(".")[0] in parents]
-            if was_due or theirs:
-                never_called = [name for name in never_called if name not in theirs]
-                self._incidents.warn_once(
-                    "passed over",
-                    listed(modules),
-                    f"the optimizer of {listed(modules)} made {count} steps, none of which was recorded: whenever one "
-                    "was due, it was another's turn, or recording was paused. Record more steps: every=1, or pairs such "
-                    "as every=covshift.every(10) | covshift.at_steps(*range(1, 10_000, 10))",
-                )
-        return never_called
+        return self._turns.name_passed_over(never_called, self.clock.modules_of, self._incidents)
 
     def _name_unseen(self) -> None:
         """A loop of which no step was seen has recorded nothing, and should not end in silence."""

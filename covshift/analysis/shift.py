@@ -260,7 +260,7 @@ def _anchor(reference: object, view: View) -> tuple[set[int], Record] | None:
 def _pairs(
     view: View, anchor: tuple[set[int], Record] | None, kind: NDArray[np.int64]
 ) -> Iterator[tuple[Record | None, Record]]:
-    """Each record after its reference: without an anchor the last one of its kind, see :mod:`covshift.analysis.turns`."""
+    """Each record after its reference: without an anchor the last of its kind, see :mod:`covshift.analysis.turns`."""
     before: dict[int, Record] = {}
     for index, now in enumerate(view.records(0, len(view.steps))):
         if anchor is None:

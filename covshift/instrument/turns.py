@@ -15,6 +15,8 @@ from itertools import pairwise
 
 from torch.optim import Optimizer
 
+from covshift.instrument.incidents import Incidents, listed
+
 REMEMBERED = 100
 """Steps over which it is remembered how long an optimizer lets others go first, and that a window may look ahead."""
 MOST_STEPS = 20
@@ -98,7 +100,30 @@ class Turns:
             return range(0)
         return range(0) if any(map(self._is_due, range(due + 1, after.stop))) else after
 
-    def passed_over(self) -> dict[Optimizer, tuple[int, bool]]:
-        """Optimizers of which no step was recorded: how many there were, and whether steps were due time and again."""
-        found = {one: turns for one, turns in self._known.items() if not turns.is_recorded}
-        return {one: (turns.count, turns.missed >= OFTEN) for one, turns in found.items()}
+    def name_passed_over(
+        self, never_called: list[str], modules_of: Callable[[Optimizer], list[str]], incidents: Incidents
+    ) -> list[str]:
+        """Name optimizers of which no step was recorded although steps were due, or whose layers were never called.
+
+        ``modules_of`` tells the modules whose parameters an optimizer holds. Returned are the modules, of those never
+        called, that none of this explains.
+        """
+        for optimizer, turns in self._known.items():
+            modules = [] if turns.is_recorded else modules_of(optimizer)
+            # Beside a linear layer that an unrecorded step called stands a nonlinearity that it called, too.
+            parents = {name.rpartition(".")[0] for name in modules} - {""}
+            theirs = [name for name in never_called if name in modules or name.rpartition(".")[0] in parents]
+            if modules and (theirs or turns.missed >= OFTEN):
+                never_called = [name for name in never_called if name not in theirs]
+                _warn(incidents, listed(modules), turns.count)
+        return never_called
+
+
+def _warn(incidents: Incidents, modules: str, steps: int) -> None:
+    incidents.warn_once(
+        "passed over",
+        modules,
+        f"the optimizer of {modules} made {steps} steps, none of which was recorded: whenever one was due, it was "
+        "another's turn, or recording was paused. Record more steps: every=1, or pairs such as "
+        "every=covshift.every(10) | covshift.at_steps(*range(1, 10_000, 10))",
+    )

@@ -1,4 +1,4 @@
-"""Optimizers that take turns are all in the record. Oracle: who stepped in which step, told by the weights that moved."""
+"""Optimizers that take turns are all in the record. Oracle: who stepped when, told by the weights that moved."""
 
 import numpy as np
 import pytest
@@ -27,9 +27,7 @@ class Played:
 
     def __init__(self, order, *, pause=(), together="", **settings):
         self.model = Players(sorted(set(order) | set(together)))
-        self.optimizers = {
-            name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in self.model.parts.items()
-        }
+        self.optimizers = {name: torch.optim.SGD(part.parameters(), lr=0.1) for name, part in self.model.parts.items()}
         self.moved, self.changes = [], []
         with covshift.record(self.model, **settings) as self.recorder:
             for number, name in enumerate(order):
