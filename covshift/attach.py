@@ -67,14 +67,17 @@ def record(
     path : path-like, optional
         Where the recording goes; ".zarr" is added where missing. None keeps it in memory.
     every : int or Schedule, default every(10)
-        Which optimizer steps to record, counted from 0.
+        Which optimizer steps to record, counted from 0. Where optimizers take turns (GAN, actor and critic), a step
+        that is due is followed by one of each other's, so that all are in the record; see
+        docs/decisions/steps-of-several-optimizers.md.
     layers : None, str, re.Pattern, type, callable, or list of these
         Modules to observe, by name glob, regular expression, class or predicate. None for all but the members of
         linkages, whose units are the linkage's; "*" for those, too.
     signals : sequence of str, optional
         Of :data:`covshift.schema.SIGNALS`; all by default.
     histograms_every, units_every : int or Schedule, default first(10) | every(10)
-        Which *records* (not steps) carry histograms, and numbers of every unit.
+        Which *records* (not steps) carry histograms, and numbers of every unit. Steps that follow a due one for another
+        optimizer's turn count as one record with it.
     unit_axis : mapping of str to int, optional
         Axis that counts units, by glob on layer names, where the default by module type is wrong.
     example_axis : int, default 0

@@ -170,11 +170,12 @@ class Recorder:
             self._handover.part_from_ranks()
 
     def _name_never_called(self) -> None:
-        if self._observer.never_called:
+        never_called = self._steps.name_passed_over(self._observer.never_called)
+        if never_called:
             self._incidents.warn_once(
                 "never called",
                 "model",
-                f"no recorded forward pass called {listed(self._observer.never_called)}: unused, or used functionally "
+                f"no recorded forward pass called {listed(never_called)}: unused, or used functionally "
                 "through their weights, which no hook can see",
             )
 

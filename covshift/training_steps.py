@@ -23,6 +23,7 @@ from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to
 from covshift.instrument.schedule import Cadences
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings
+from covshift.instrument.turns import Turns
 
 
 class _Unfinished(NamedTuple):
@@ -87,7 +88,7 @@ class TrainingSteps:
         close: Callable[[Block], None],
         attend: Callable[[], None],
     ) -> None:
-        self._cadences, self._scale = cadences, LossScale(scaler)
+        self._cadences, self._scale, self._turns = cadences, LossScale(scaler), Turns(cadences.steps)
         self._meter, self._surroundings, self._incidents, self._handover = meter, surroundings, incidents, handover
         self._meets_ranks, self._close, self._attend = meets_ranks, close, attend
         self._measures_preclip = Block.can_tell_end_of_backward() and not is_distributed()
@@ -127,7 +128,12 @@ class TrainingSteps:
     @property
     def is_due(self) -> bool:
         """Whether the step now open is to be recorded."""
-        return self._block is not None or self._cadences.steps(self.count)
+        return self._block is not None or self._is_scheduled or self._turns.extends(self.count)
+
+    @property
+    def _is_scheduled(self) -> bool:
+        """Whether the step now open is due by the schedule, not only because somebody's turn is awaited."""
+        return self._cadences.steps(self.count)
 
     def forward(self) -> None:
         """A forward pass with gradients begins, and with it the time to update or log the step before is over."""
@@ -158,17 +164,19 @@ class TrainingSteps:
             return None
         # Several threads may begin the forward passes of one step.
         with self._opening:
-            if self._block is None and self._cadences.steps(self.count):
+            if self._block is None and self.is_due:
                 self._block = self._new_block()
         return self._block
 
     def _new_block(self) -> Block:
         if not self._scale.is_known:
             self._surroundings.warn_of_hidden_scale(self._incidents)
+        # A step that only follows a due one, for whose turn it was not, is a part of that one's record.
+        record = self.records if self._is_scheduled else max(self.records - 1, 0)
         return Block(
             self.count,
-            histograms=self._cadences.histograms(self.records),
-            units=self._cadences.units(self.records),
+            histograms=self._cadences.histograms(record),
+            units=self._cadences.units(record),
             after_backward=self._after_backward if self._measures_preclip else None,
         )
 
@@ -219,9 +227,16 @@ class TrainingSteps:
             if rate is not None:
                 self.log.note(learning_rate=float(rate))
         if is_boundary:
-            self._end_step(skipped=told_to_skip(optimizer))
-        elif self._meter.is_complete:
-            self.finish()
+            self._end_step(skipped=told_to_skip(optimizer), by=optimizer)
+        else:
+            self._took_turn(optimizer, self.count - 1, is_recorded=self._unfinished is not None)
+            self._attend()
+            if self._meter.is_complete:
+                self.finish()
+
+    def _took_turn(self, optimizer: torch.optim.Optimizer, step: int, *, is_recorded: bool) -> None:
+        with self._incidents.guard("schedule"):
+            self._turns.took(optimizer, step, is_recorded=is_recorded)
 
     def state_end(self) -> None:
         """The user says that a step has just been made; nothing where no forward pass ran since the last one."""
@@ -230,7 +245,7 @@ class TrainingSteps:
             self._end_step(skipped=self._scale.skipped())
         self.finish()
 
-    def _end_step(self, *, skipped: bool = False) -> None:
+    def _end_step(self, *, skipped: bool = False, by: torch.optim.Optimizer | None = None) -> None:
         self.finish()
         self._give_scalars()
         block, self._block = self._block, None
@@ -245,6 +260,10 @@ class TrainingSteps:
         else:
             self._meter.forget()
         self._scale.end(skipped=skipped)
+        if by is not None:
+            self._took_turn(by, self.count, is_recorded=block is not None)
+        with self._incidents.guard("schedule"):
+            self._turns.ended(self.count, is_recorded=block is not None)
         self.count += 1
         self.clock.closed()
         self._attend()
@@ -257,14 +276,15 @@ class TrainingSteps:
     @property
     def _meets(self) -> bool:
         """Whether ranks meet where the step now open ends."""
-        return self._meets_ranks and self._cadences.steps(self.count)
+        return self._meets_ranks and self._is_scheduled
 
     def _counts_as_record(self, block: Block | None) -> bool:
         """Whether the step now open, which fills ``block``, is one of the records by which slower cadences go.
 
-        Of ranks that merge, one that does not record it counts it, too: their cadences must agree.
+        Of ranks that merge, one that does not record it counts it, too: their cadences must agree. Steps that follow a
+        due one for an optimizer's turn count as one with it.
         """
-        return block is not None or self._meets
+        return (block is not None and self._is_scheduled) or self._meets
 
     def _settle_skipped(self) -> None:
         """Say of the step before what its scaler has told by now: that it was skipped, or one of its optimizers was."""
@@ -303,6 +323,10 @@ class TrainingSteps:
         self._give_scalars()
         if is_complete:
             self._name_unseen()
+
+    def name_passed_over(self, never_called: list[str]) -> list[str]:
+        """Name optimizers of which no step was recorded; the modules, of those never called, that this leaves."""
+        return self._turns.name_passed_over(never_called, self.clock.modules_of, self._incidents)
 
     def _name_unseen(self) -> None:
         """A loop of which no step was seen has recorded nothing, and should not end in silence."""

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
+from covshift.analysis import rows, turns
 from covshift.exceptions import SignalNotRecorded
 
 Floats = NDArray[np.float64]
@@ -29,7 +29,8 @@ def gradient_turn(recording: xr.DataTree) -> xr.Dataset:
     -------
     Dataset
         ``cosine`` (step, parameter)
-            In [-1, 1]; NaN at the first record, where either gradient is missing, zero, sparse or sharded.
+            In [-1, 1]; NaN at the first record, where either gradient is missing, zero, sparse or sharded, and where
+            the record before was another optimizer's turn: adversaries' losses pull against each other by design.
         ``run_cosine`` (step)
             The same of all gradients together: cosines weighted by the product of the two lengths. Parameters without
             a cosine are left out.
@@ -43,7 +44,9 @@ def gradient_turn(recording: xr.DataTree) -> xr.Dataset:
         If no parameters were recorded, or by a covshift that did not measure this.
     """
     parameters = rows.group(recording, "parameters")
-    cosine = _variable(parameters, "gradient_cosine")
+    kind = turns.kinds(recording, parameters["step"].values)
+    is_other = np.diff(kind, prepend=kind[:1]) != 0
+    cosine = np.where(is_other[:, None], np.nan, _variable(parameters, "gradient_cosine"))
     length = parameters["gradient_norm"].values.astype(np.float64)
     before = np.concatenate([np.full_like(length[:1], np.nan), length[:-1]])
     known = np.isfinite(cosine) & np.isfinite(length) & np.isfinite(before)

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import divergence, inference, shift_windows
+from covshift.analysis import divergence, inference, shift_windows, turns
 from covshift.analysis.distribution_functions import Gap, in_blocks
 from covshift.analysis.shift_records import Record, View
 from covshift.analysis.shift_windows import CRAMER_OF_SMALL_SHIFT
@@ -67,8 +67,8 @@ def between_steps(
     recording : DataTree
         Needs the groups ``layers`` and ``histograms``.
     reference : {"previous", "first"}, int or (int, int), default "previous"
-        Compare with the histogram before, with the first, with the one at this step, or with all from the first to the
-        last of two steps pooled.
+        Compare with the histogram before (where optimizers take turns, that of the same one's turn before), with the
+        first, with the one at this step, or with all from the first to the last of two steps pooled.
     signal : str, default "activation"
         One of :data:`covshift.schema.SIGNALS`. Gradients are recorded without example groups, so for them everything
         that needs the sampling noise is NaN.
@@ -146,13 +146,15 @@ def between_steps(
     testing = anchor is None and not same_examples
     named = [name for name in (*_UNITS, "noise_known") if js or name != "js"]
     blank = dict.fromkeys(named, np.full(len(view.layers), np.nan))
+    kind = turns.kinds(recording, view.steps, stream=stream)
+    left = turns.left(kind)
     compared, tables = [], []
-    for index, (before, now) in enumerate(_pairs(view, anchor)):
+    for index, (before, now) in enumerate(_pairs(view, anchor, kind)):
         compared.append(
             blank if before is None else distances(before, now, view.grid, same_examples=same_examples, js=js)
         )
         # Counted from the end, so that the last pair holds the last record.
-        if testing and before is not None and (len(view.steps) - index) % 2:
+        if testing and before is not None and left[index] % 2:
             tables.append(shift_windows.relabelled(before, now, view.grid))
     columns = {name: np.array([row[name] for row in compared]).reshape(len(compared), -1) for name in blank}
     steps = _dataset(columns, {"step": view.steps, "layer": view.layers})
@@ -255,12 +257,15 @@ def _anchor(reference: object, view: View) -> tuple[set[int], Record] | None:
     return set(chosen), records[0] if len(records) == 1 else Record.pooled(records, view.grid)
 
 
-def _pairs(view: View, anchor: tuple[set[int], Record] | None) -> Iterator[tuple[Record | None, Record]]:
-    before = None
+def _pairs(
+    view: View, anchor: tuple[set[int], Record] | None, kind: NDArray[np.int64]
+) -> Iterator[tuple[Record | None, Record]]:
+    """Each record after its reference: without an anchor the last of its kind, see :mod:`covshift.analysis.turns`."""
+    before: dict[int, Record] = {}
     for index, now in enumerate(view.records(0, len(view.steps))):
         if anchor is None:
-            yield before, now
-            before = now
+            yield before.get(int(kind[index])), now
+            before[int(kind[index])] = now
         else:
             yield (None if index in anchor[0] else anchor[1]), now
 

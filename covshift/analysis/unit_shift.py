@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.analysis import rows
+from covshift.analysis import rows, turns
 from covshift.exceptions import InvalidArgumentError
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,8 @@ def between_units(
     recording : DataTree
         Needs the groups ``units`` and ``layers``.
     reference : {"previous", "first"} or int, default "previous"
-        Compare with the record of units before, with the first, or with the one at this step.
+        Compare with the record of units before (where optimizers take turns, that of the same one's turn before), with
+        the first, or with the one at this step.
     signal : {"activation", "activation_grad"}
         Which tensor.
     stream : {"train", "evaluation", "probe"}
@@ -73,7 +74,7 @@ def between_units(
     owners = rows.layer_rows(recording, signal=signal, stream=stream)
     steps = units["step"].values.astype(np.int64)
     mean, variance = unit_moments(units, signal)
-    before = _before(reference, steps)
+    before = _before(reference, steps, turns.kinds(recording, steps, stream=stream))
     earlier = before >= 0
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = (variance + variance[before]) / 2
@@ -123,11 +124,11 @@ def sum_by_layer(values: NDArray[np.generic], owner: NDArray[np.int64], layers: 
     return sums
 
 
-def _before(reference: object, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+def _before(reference: object, steps: NDArray[np.int64], kind: NDArray[np.int64]) -> NDArray[np.int64]:
     """Position of each record's reference, -1 for none."""
     position = np.arange(len(steps))
     if reference == "previous":
-        return position - 1
+        return turns.before(kind)
     if reference == "first":
         return np.where(position > 0, 0, -1)
     if isinstance(reference, (int, np.integer)) and reference in steps:

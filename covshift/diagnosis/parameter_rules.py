@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from covshift.analysis import gradient_health, gradient_scale, rows
+from covshift.analysis import gradient_health, gradient_scale, rows, turns
 from covshift.diagnosis.finding import ROOT, Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
 from covshift.diagnosis.thresholds import THRESHOLDS
@@ -48,9 +48,15 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     gradient = np.where(parameters["gradient_measured"].values > 0, parameters["gradient_norm"].values, np.nan)
     matrix = parameters["parameter_ndim"].values >= 2
     names, steps = rows.names(parameters, "parameter").tolist(), ratios["step"].values
+    own = np.isfinite(parameters["sampled_share"].values)
+    if not turns.kinds(recording, steps).any():
+        own[:] = True
+    # Of optimizers that take turns, a parameter's last window is one of its own optimizer's records.
+    own[:, ~own.any(axis=0)] = True
     return [
-        _of_parameter(names[index], ratios.values[:, index], gradient[:, index], steps)
+        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine])
         for index in np.flatnonzero(matrix)
+        for mine in [own[:, index]]
     ]
 
 

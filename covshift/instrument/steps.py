@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.optimizerhooks import Listener, OpenCalls, after_own_pre_hooks
+from covshift.instrument.sites import ROOT
 
 
 class StepClock:
@@ -159,6 +160,13 @@ class StepClock:
         """The optimizer's first group that has a parameter of the model."""
         groups: list[dict[str, Any]] = optimizer.param_groups
         return next((group for group in groups if any(id(p) in self._parameters for p in group["params"])), {})
+
+    def modules_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Names of the modules whose own parameters an optimizer updates."""
+        model, held = self._model(), identities(optimizer)
+        found = () if model is None else model.named_parameters()
+        names = (name.rpartition(".")[0] or ROOT for name, parameter in found if id(parameter) in held)
+        return list(dict.fromkeys(names))
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
         if hidden_from(self):

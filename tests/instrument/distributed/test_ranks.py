@@ -198,6 +198,18 @@ def test_a_rank_that_evaluates_alone_while_the_others_wait_costs_no_record(tmp_p
 
 
 @pytest.mark.slow
+def test_ranks_record_the_same_steps_of_optimizers_that_take_turns_though_one_pauses(tmp_path):
+    said = launch(tmp_path, "plain-turns")
+    recording = covshift.open(tmp_path / "run.zarr")
+    # Due are 0, 5 and 10; turns are known from the second on, and rank 1 pauses in step 5.
+    assert recording["layers"].step.values.tolist() == [0, 5, 6, 10, 11]
+    for step in (0, 6, 10, 11):
+        check_against_all_tensors(recording, said, "0", "activation", step)
+    check_against_all_tensors(recording, {0: said[0]}, "0", "activation", 5)
+    assert [rank["warnings"] for rank in said.values()] == [[], []]
+
+
+@pytest.mark.slow
 def test_a_rank_with_fewer_steps_contributes_nothing_to_the_rest(tmp_path):
     said = launch(tmp_path, "plain-fewer")
     recording = covshift.open(tmp_path / "run.zarr")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import covshift
 
-STEPS, LONG = 3, 12
+STEPS, LONG, PAUSED = 3, 12, 5
 
 
 def batch(rank, step):
@@ -65,6 +65,15 @@ def train_and_evaluate_alone(wrapped, net, optimizer, recorder, rank):
         evaluate(net, recorder, rank, LONG)
 
 
+def train_by_turns(net, recorder, rank):
+    """Two optimizers end steps in turn; rank 1 pauses alone in a step that is due."""
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (net[0], net[2])]
+    for step in range(LONG):
+        with recorder.pause() if rank == 1 and step == PAUSED else nullcontext():
+            train(net, optimizers[step % 2], rank, step + 1, first=step)
+            net.zero_grad()
+
+
 def watch(net, seen):
     """Copies of every activation of the first linear layer and of its gradient, taken by the worker's own hooks."""
 
@@ -87,10 +96,11 @@ def main(folder, case):
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     ranks = "separate" if case.endswith("separate") else "merge"
     reduction = "sum" if case.endswith("sum") else "mean"
+    every = 5 if case.endswith("turns") else 1
     record = (
         nullcontext()
         if case.endswith("bare")
-        else covshift.record(wrapped, folder / "run", every=1, ranks=ranks, loss_reduction=reduction)
+        else covshift.record(wrapped, folder / "run", every=every, ranks=ranks, loss_reduction=reduction)
     )
     seen = {"activation": [], "activation_grad": [], "evaluation": []}
     gathered = [] if case == "fsdp-merge" else None
@@ -106,6 +116,8 @@ def main(folder, case):
                 train(wrapped, optimizer, rank, 2)
             elif case.endswith("alone"):
                 train_and_evaluate_alone(wrapped, net, optimizer, recorder, rank)
+            elif case.endswith("turns"):
+                train_by_turns(wrapped, recorder, rank)
             else:
                 train(wrapped, optimizer, rank, steps, gathered=gathered, reduced=getattr(torch, reduction))
             handle.remove()
