@@ -102,9 +102,9 @@ class Describer:
         self._incidents.warn_once(
             "unit axis",
             layer.name,
-            f"layer '{layer.name}': more than one axis of its output {tuple(tensor.shape)} may count its units, by what "
-            f"it reads and by layers of that shape; recorded without units. Name the axis: unit_axis={{{layer.name!r}: "
-            "axis}",
+            f"layer '{layer.name}': more than one axis of its output {tuple(tensor.shape)} may count its units, by "
+            "what it reads and by layers of that shape; recorded without units. Name the axis: "
+            f"unit_axis={{{layer.name!r}: axis}}",
         )
 
     def _unit_axis(self, name: str, tensor: torch.Tensor, by_type: int) -> int:

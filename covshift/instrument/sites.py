@@ -151,8 +151,8 @@ def _unit_count(module: nn.Module) -> int | None:
 
 
 def _has_stock_forward(module: nn.Module) -> bool:
-    stock = next(one for one in type(module).__mro__ if one.__module__.startswith("torch."))
-    return type(module).forward is stock.forward
+    classes = (one for one in type(module).__mro__ if issubclass(one, nn.Module))
+    return type(module).forward is next(one for one in classes if one.__module__.startswith("torch.")).forward
 
 
 def _unbatched_ndim(module: nn.Module) -> int:
