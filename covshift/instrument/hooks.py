@@ -205,8 +205,8 @@ class Receiver(Protocol):
 class LeafHook:
     """A hook on a leaf tensor, which outlives the graph; once removed, the tensor is as it was.
 
-    Forward passes that return the same leaf share one: a backward pass brings the leaf one gradient, the sum over all of
-    them, which counts once.
+    Forward passes that return the same leaf share one: a backward pass brings the leaf one gradient, the sum over all
+    of them, which counts once.
 
     Attributes
     ----------
