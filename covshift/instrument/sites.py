@@ -95,7 +95,7 @@ def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None
     module : Module
         The module that made ``output``.
     output : Tensor
-        Its output; only the number of axes is read.
+        Its output; only its shape is read.
     unit_axis_of_input : int or None
         Unit axis that the tensor the module read lets expect, as of elementwise modules, pooling and dropout; None
         where nothing is known, :data:`covshift.schema.UNKNOWN_AXIS` where what is known disagrees.
