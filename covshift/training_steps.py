@@ -255,6 +255,7 @@ class TrainingSteps:
         self.records += self._counts_as_record(block)
         meets = self._meets
         if block is not None:
+            self._name_broken_backward(block)
             self._close(block)
             self._unfinished = _Unfinished(block, self._scale.divisor)
         else:
@@ -272,6 +273,16 @@ class TrainingSteps:
         if meets:
             waiting = self._unfinished
             self._handover.meet_ranks(complete=self.count if waiting is None else waiting.block.step)
+
+    def _name_broken_backward(self, block: Block) -> None:
+        if block.has_broken_backward:
+            self._incidents.warn_once(
+                "broken backward",
+                "step",
+                f"an exception ended a backward pass of step {block.step} in its midst: its forward pass and the "
+                "gradients that had come by then count, beside those of a batch tried again. Leave such steps out; "
+                "only an exception in the forward pass takes back what it had recorded",
+            )
 
     @property
     def _meets(self) -> bool:

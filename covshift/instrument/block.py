@@ -5,14 +5,16 @@ A block is plain data: closures on tensors may hold it without keeping the model
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.autograd import Variable
 
 from covshift import schema
-from covshift.instrument.hooks import LeafHook
+from covshift.instrument.hooks import LeafHook, inside_backward
 from covshift.instrument.passes import Draft, Pass
 from covshift.schema import Mode
 
@@ -53,6 +55,7 @@ class Block:
     handles: list[LeafHook] = field(default_factory=list)
     after_backward: Callable[[], None] | None = None
     _backward: int = -1
+    _unended: dict[int, int] = field(default_factory=dict)
 
     def close(self) -> None:
         """End the step: nothing is added any more, and hooks on tensors that outlive it are removed.
@@ -107,8 +110,25 @@ class Block:
         backward = torch._C._current_graph_task_id()
         if backward != self._backward and self.after_backward is not None:
             self._backward = backward
+            self._unended[backward] = threading.get_ident()
             # The engine's own way to be told of the end, by which DDP starts its reduction; it adds no graph node.
-            Variable._execution_engine.queue_callback(self.after_backward)
+            Variable._execution_engine.queue_callback(partial(self._backward_ended, backward))
+
+    def _backward_ended(self, backward: int) -> None:
+        self._unended.pop(backward, None)
+        if self.after_backward is not None:
+            self.after_backward()
+
+    @property
+    def has_broken_backward(self) -> bool:
+        """Whether an exception has ended a backward pass that had brought gradients, as far as this thread can tell.
+
+        The engine calls nobody back then. In another thread of Python's a backward pass may still be running.
+        """
+        if not self._unended or inside_backward():
+            return False
+        others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        return not others.issuperset(self._unended.values())
 
     @property
     def mode(self) -> Mode:

@@ -8,6 +8,7 @@ dictionary look-up.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -100,6 +101,26 @@ def reading(layer: schema.Layer, *, gradients: bool) -> Reading:
     )
 
 
+class Read(NamedTuple):
+    """What a module was given when it was first called at a site, by numbers alone.
+
+    Attributes
+    ----------
+    shape, stride, address
+        Of the tensor it was given; empty and 0 where it was given none.
+    axis : int or None
+        Its unit axis, see :mod:`covshift.instrument.unitaxes`; None where nothing tells.
+    begun : int
+        How many layers had been met.
+    """
+
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    address: int = 0
+    axis: int | None = None
+    begun: int = 0
+
+
 @dataclass(eq=False)
 class Call:
     """The k-th call at a site within one forward pass.
@@ -114,6 +135,8 @@ class Call:
         Layer whose output was the first input this call read as a pre-activation; None before that.
     has_returned : bool
         Whether it was followed to its end in any forward pass, so that layers it has are described.
+    read : Read or None
+        What it was given when it was first called; None where nobody asked for its layers.
     preactivation, preactivation_grad : Reading or None
         How a pre-activation that no recorded layer has produced is read.
     children : dict of int to CallSite
@@ -126,6 +149,7 @@ class Call:
     layers: dict[str, Observed] = field(default_factory=dict)
     producer: str | None = None
     has_returned: bool = False
+    read: Read | None = None
     preactivation: Reading | None = None
     preactivation_grad: Reading | None = None
     children: dict[int, CallSite] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from covshift import schema
 from covshift.instrument import sites
 from covshift.instrument.block import ACTIVATION, ACTIVATION_GRAD, INPUT, PREACTIVATION, PREACTIVATION_GRAD
 from covshift.instrument.calls import in_reentrant_checkpoint
-from covshift.instrument.callsites import Call, Module, Observed, reading
+from covshift.instrument.callsites import Call, Module, Observed, Read, reading
 from covshift.instrument.describing import Describer, Settings
 from covshift.instrument.forward import Forward, Running, Seen
 from covshift.instrument.functional import ELEMENTWISE, Function
@@ -89,6 +89,10 @@ class Collector:
             if self._wants[INPUT]:
                 forward.rows.add(layer.key + INPUT, tensor, layer.values, units=False)
                 forward.rows.set_status(layer.key + INPUT, Status.OK)
+
+    def first_read(self, forward: Forward, call: Call, z: object, reads: Seen | None, within: Call | None) -> None:
+        """Keep for the description of a call's layers what it is given, before it has returned for the first time."""
+        call.read = self._describer.units.read(forward, z, reads, within.read if within is not None else None)
 
     def preactivation(
         self,
@@ -197,11 +201,13 @@ class Collector:
         tensor: torch.Tensor,
         zeros: ZeroSet | None,
     ) -> schema.Layer:
-        module, call, reads = running
-        producer = call.producer or ""
-        return self._describer.of_output(
-            forward, layer.layer, module, tensor, reads, path=path, zeros=zeros, producer=producer
+        module, call, _ = running
+        read, producer = call.read or Read(), call.producer or ""
+        described = self._describer.of_output(
+            forward, layer.layer, module, tensor, read, path=path, zeros=zeros, producer=producer
         )
+        self._describer.units.meet(tensor, described.unit_axis)
+        return described
 
     def _activation(self, forward: Forward, running: Running, layer: Observed, tensor: torch.Tensor) -> None:
         """Record values now, and the gradient when it comes."""

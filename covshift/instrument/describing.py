@@ -11,9 +11,11 @@ from torch import nn
 
 from covshift import schema
 from covshift.instrument import sites
-from covshift.instrument.forward import Forward, Seen
+from covshift.instrument.callsites import Read
+from covshift.instrument.forward import Forward
 from covshift.instrument.incidents import Incidents
 from covshift.instrument.structural import ZeroSet
+from covshift.instrument.unitaxes import UnitAxes
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,21 @@ class Settings:
 
 
 class Describer:
-    """Describes the layers of one recorder; names once what it cannot tell."""
+    """Describes the layers of one recorder; names once what it cannot tell.
+
+    Attributes
+    ----------
+    units : UnitAxes
+        Unit axes met so far.
+    """
 
     def __init__(self, settings: Settings, incidents: Incidents) -> None:
+        self.units = UnitAxes()
         self._settings, self._incidents = settings, incidents
 
     def of_input(self, forward: Forward, blank: schema.Layer, tensor: torch.Tensor) -> schema.Layer:
         """An input of the model, as a layer."""
-        described = self.of_output(forward, blank, nn.Identity(), tensor, None, zeros=None, producer="")
+        described = self.of_output(forward, blank, nn.Identity(), tensor, Read(), zeros=None, producer="")
         return replace(described, module_type="input")
 
     def of_preactivation(
@@ -53,14 +62,15 @@ class Describer:
         blank: schema.Layer,
         module: nn.Module,
         tensor: torch.Tensor,
-        reads: Seen | None,
+        read: Read,
         *,
         path: str = "",
         zeros: ZeroSet | None,
         producer: str,
     ) -> schema.Layer:
         """Static description of a layer from its first output, at ``path`` of what the module returned."""
-        unit_axis, example_axis = sites.axes(module, tensor, _inherited(reads, tensor))
+        inherited = self.units.of_output(forward, module, tensor, read)
+        unit_axis, example_axis = sites.axes(module, tensor, inherited)
         example_axis = self._example_axis(forward, module, tensor, unit_axis, example_axis)
         if isinstance(module, nn.RNNBase) and path.startswith("1") and tensor.ndim == 3:
             # The last state is (layers, batch, units), whatever batch_first says of the sequence.
@@ -78,13 +88,24 @@ class Describer:
             structural_measured=zeros is not None and zeros.covers(tensor.dtype),
             unit_axis=unit_axis,
             example_axis=example_axis,
-            unit_count=tensor.shape[unit_axis] if tensor.ndim > 1 else 0,
+            unit_count=tensor.shape[unit_axis] if tensor.ndim > 1 and unit_axis != schema.UNKNOWN_AXIS else 0,
             dtype=str(tensor.dtype).removeprefix("torch."),
             memory_format=_memory_format(tensor),
         )
         if tensor.ndim and example_axis != schema.UNKNOWN_AXIS and not is_batch(forward, tensor, example_axis):
             return self._without_axes(layer, tensor, forward.batch_size or 0)
+        if unit_axis == schema.UNKNOWN_AXIS:
+            self._name_dispute(layer, tensor)
         return layer
+
+    def _name_dispute(self, layer: schema.Layer, tensor: torch.Tensor) -> None:
+        self._incidents.warn_once(
+            "unit axis",
+            layer.name,
+            f"layer '{layer.name}': more than one axis of its output {tuple(tensor.shape)} may count its units, by "
+            "what it reads and by layers of that shape; recorded without units. Name the axis: "
+            f"unit_axis={{{layer.name!r}: axis}}",
+        )
 
     def _unit_axis(self, name: str, tensor: torch.Tensor, by_type: int) -> int:
         """The axis that counts units: as the user names it for the layer, else as the module's type says."""
@@ -125,15 +146,6 @@ class Describer:
 def is_batch(forward: Forward, tensor: torch.Tensor, axis: int) -> bool:
     """Whether an axis is as long as the batch, as far as that is known."""
     return forward.batch_size is None or (tensor.ndim > 0 and tensor.shape[axis] == forward.batch_size)
-
-
-def _inherited(reads: Seen | None, tensor: torch.Tensor) -> int | None:
-    """Unit axis of what the module read, None where unknown or where the number of axes changed."""
-    source = reads.tensor() if reads is not None else None
-    if reads is None or source is None or source.ndim != tensor.ndim:
-        return None
-    axis = reads.layer.layer.unit_axis
-    return None if axis == schema.UNKNOWN_AXIS else axis
 
 
 def _memory_format(tensor: torch.Tensor) -> str:

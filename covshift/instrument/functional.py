@@ -137,6 +137,8 @@ class FunctionMode(TorchFunctionMode):
         forward, observer = self._forward, self._observer
         call = forward.call(observer.call_sites.function(function.name, within.call))
         reads = forward.find(z) if isinstance(z, torch.Tensor) else None
+        if not call.layers:
+            observer.collector.first_read(forward, call, z, reads, within.call)
         if function.kind and isinstance(z, torch.Tensor) and is_summarizable(z):
             observer.collector.preactivation(forward, call, ELEMENTWISE, z, reads, function.zeros)
         return Running(ELEMENTWISE, call, reads)

@@ -125,6 +125,16 @@ class _Receiver:
         self._row, self._incidents = row, incidents
         self._arrived = False
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """The row's block, by identity, and its key."""
+        return id(self._row.block), self._row.key
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the gradient has come, or its forward pass does not count."""
+        return self._arrived or self._row.rows.is_dropped
+
     def __call__(self, gradient: torch.Tensor | None) -> None:
         self.receive(gradient, through=None)
 

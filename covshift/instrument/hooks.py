@@ -187,6 +187,14 @@ def _without_modes() -> Iterator[None]:
 class Receiver(Protocol):
     """What is told of a tensor's gradient, None where the output was not used; it must not hold the tensor."""
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where its numbers go; receivers of several forward passes are alike in it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no gradient is expected any more."""
+
     def __call__(self, gradient: torch.Tensor | None) -> None:
         """The tensor's own gradient."""
 
@@ -196,6 +204,9 @@ class Receiver(Protocol):
 
 class LeafHook:
     """A hook on a leaf tensor, which outlives the graph; once removed, the tensor is as it was.
+
+    Forward passes that return the same leaf share one: a backward pass brings the leaf one gradient, the sum over all
+    of them, which counts once.
 
     Attributes
     ----------
@@ -209,12 +220,20 @@ class LeafHook:
         hooks = tensor._backward_hooks
         ours = [hook for hook in (hooks or {}).values() if isinstance(hook, LeafHook)]
         self.was_bare: bool = hooks is None or any(hook.was_bare for hook in ours)
-        self._tensor, self._receiver = weakref.ref(tensor), receiver
+        self._tensor, self._receivers = weakref.ref(tensor), [receiver]
         self._handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
 
     def __call__(self, gradient: torch.Tensor | None) -> None:
-        """Hand on the gradient."""
-        self._receiver(gradient)
+        """Hand on the gradient, to the first that still expects one."""
+        self._receivers = [one for one in self._receivers if not one.is_over] or self._receivers[-1:]
+        self._receivers[0](gradient)
+
+    def is_shared_by(self, receiver: Receiver) -> bool:
+        """Whether another forward pass's receiver belongs here; if so, it is told of gradients, too."""
+        is_shared = self._receivers[0].place == receiver.place
+        if is_shared:
+            self._receivers.append(receiver)
+        return is_shared
 
     def remove(self) -> None:
         """Take the hook away, and torch's empty table of hooks with it where there was none."""
@@ -236,9 +255,27 @@ def hook_gradient(tensor: torch.Tensor, receiver: Receiver, handles: list[LeafHo
         _hook_both(tensor, base, view, receiver)
         return
     if tensor.is_leaf:
-        handles.append(LeafHook(tensor, receiver))
+        others = [hook for hook in (tensor._backward_hooks or {}).values() if isinstance(hook, LeafHook)]
+        if not any(hook.is_shared_by(receiver) for hook in others):
+            handles.append(LeafHook(tensor, receiver))
+    elif base is not None and type(base) is torch.Tensor:
+        _hook_part(tensor, base, receiver)
     else:
         tensor.register_hook(receiver)  # type: ignore[no-untyped-call]
+
+
+def _hook_part(tensor: torch.Tensor, base: torch.Tensor, receiver: Receiver) -> None:
+    """Hook a view of a part of its base, whose gradient nothing can stand in for once either is modified in place.
+
+    Its hook then sees at most what was read of it before, which is not its gradient: none arrives.
+    """
+    counter, version = version_counter(base), base._version
+
+    def own(gradient: torch.Tensor | None) -> None:
+        if counter._version == version:
+            receiver(gradient)
+
+    tensor.register_hook(unserializable_hook(own))  # type: ignore[no-untyped-call]
 
 
 def _hook_both(tensor: torch.Tensor, base: torch.Tensor, view: View, receiver: Receiver) -> None:

@@ -286,10 +286,13 @@ class Observer:
         z = args[0] if args else given(args) if is_nonlinearity else None
         # Of an inference tensor it costs a summary to say. Rows of a nonlinearity depend on what it reads; of other
         # modules only the axes do, which their first call tells.
-        is_asked = is_nonlinearity or (known.is_observed and not call.has_returned)
+        is_new = known.is_observed and not call.has_returned
+        is_asked = is_nonlinearity or is_new
         reads = None
         if isinstance(z, torch.Tensor) and (is_asked or not z.is_inference()):
             reads = forward.find(z)
+        if is_new:
+            self.collector.first_read(forward, call, z, reads, within)
         forward.stack.append(Running(module, call, reads))
         known.was_called = True
         if module._forward_hooks or module._forward_pre_hooks:

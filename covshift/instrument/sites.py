@@ -32,7 +32,8 @@ _UNITS_IN_AXIS_1 = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
 )
-_UNITS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
+_NORMS_OF_LAST = (nn.LayerNorm, nn.RMSNorm)
+_UNITS_LAST = (nn.Linear, nn.Bilinear, *_NORMS_OF_LAST, nn.Embedding, nn.EmbeddingBag)
 
 NONLINEARITIES: tuple[type[nn.Module], ...] = (
     nn.ReLU,
@@ -94,15 +95,16 @@ def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None
     module : Module
         The module that made ``output``.
     output : Tensor
-        Its output; only the number of axes is read.
+        Its output; only its shape is read.
     unit_axis_of_input : int or None
-        Unit axis of the recorded tensor the module read, which elementwise modules, pooling and dropout hand on;
-        None where unknown or where the number of axes changed.
+        Unit axis that the tensor the module read lets expect, as of elementwise modules, pooling and dropout; None
+        where nothing is known, :data:`covshift.schema.UNKNOWN_AXIS` where what is known disagrees.
 
     Returns
     -------
     tuple of int
-        Non-negative axes ``(unit, example)``; for tensors of fewer than 2 axes both are 0.
+        Non-negative axes ``(unit, example)``; for tensors of fewer than 2 axes both are 0. The first is
+        :data:`covshift.schema.UNKNOWN_AXIS` where several axes may count units.
     """
     last = max(output.ndim - 1, 0)
     batch_first = getattr(module, "batch_first", True)
@@ -111,12 +113,46 @@ def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None
         return int(module.linkage_dim) % max(output.ndim, 1), example  # type: ignore[arg-type]
     if isinstance(module, _UNITS_IN_AXIS_1) and output.ndim > 1:
         # Convolutions and instance norms also take single examples without a batch axis.
-        return (1, 0) if output.ndim != _unbatched_ndim(module) else (0, example)
+        by_type, example = (1, 0) if output.ndim != _unbatched_ndim(module) else (0, example)
+        return _checked(module, output, by_type, example, unit_axis_of_input), example
     if isinstance(module, (*_UNITS_LAST, nn.RNNBase, nn.MultiheadAttention)):
-        return last, example
+        return _checked(module, output, last, example, unit_axis_of_input), example
     if unit_axis_of_input is not None:
         return unit_axis_of_input, example
     return (1 if output.ndim >= 4 else last), example
+
+
+def _checked(module: nn.Module, output: torch.Tensor, by_type: int, example: int, of_input: int | None) -> int:
+    """The axis that the module's type says, unless the class has a ``forward`` of its own and the length denies it.
+
+    A norm of the last axis whose own ``forward`` moves axes, as ``LayerNorm2d`` of (N, C, H, W) does, has its units
+    where the tensor it read has them, or on the one axis of their number.
+    """
+    units = _unit_count(module)
+    if units is None or _has_stock_forward(module):
+        return by_type
+    fitting = [k for k, length in enumerate(output.shape) if length == units and (k == by_type or k != example)]
+    if by_type in fitting and not isinstance(module, _NORMS_OF_LAST):
+        return by_type
+    if of_input in fitting:
+        return of_input
+    if len(fitting) > 1:
+        return schema.UNKNOWN_AXIS
+    return fitting[0] if fitting else by_type
+
+
+def _unit_count(module: nn.Module) -> int | None:
+    """How many units a module with weights says it has."""
+    if isinstance(module, _NORMS_OF_LAST):
+        return int(module.normalized_shape[-1])
+    names = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim")
+    found = next((getattr(module, name) for name in names if hasattr(module, name)), None)
+    return found if isinstance(found, int) else None
+
+
+def _has_stock_forward(module: nn.Module) -> bool:
+    classes = (one for one in type(module).__mro__ if issubclass(one, nn.Module))
+    return type(module).forward is next(one for one in classes if one.__module__.startswith("torch.")).forward
 
 
 def _unbatched_ndim(module: nn.Module) -> int:

@@ -233,6 +233,32 @@ def test_a_partial_view_modified_in_place_has_no_gradient_and_says_so(record, tr
     assert cell(recorder.recording, "count", layer="1", signal="activation_grad") == 0
 
 
+class ReadsBefore(nn.Module):
+    """Reads half of a layer, and may rectify it in place after that."""
+
+    def __init__(self, *, rectifies):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear, self.part, self.head, self.rectifies = nn.Linear(6, 8), Half(), nn.Linear(4, 3), rectifies
+
+    def forward(self, x):
+        half = self.part(self.linear(x))
+        before = half + 1
+        return self.head(before + (half.relu_() if self.rectifies else half))
+
+
+def test_a_partial_view_read_and_then_modified_in_place_has_no_gradient_where_one_only_read_has_its_own(
+    record, beside, assert_row, status, cell, train
+):
+    model = ReadsBefore(rectifies=True)
+    with record(model) as recorder:
+        train(model)
+    assert status(recorder.recording, "part") == Status.NO_GRADIENT_ARRIVED
+    assert cell(recorder.recording, "count", layer="part", signal="activation_grad") == 0
+    kept, recording = beside(ReadsBefore(rectifies=False), ReadsBefore(rectifies=False))
+    assert_row(recording, kept["part"][0].grad, layer="part", signal="activation_grad")
+
+
 @pytest.mark.parametrize("rest", [slice(None, 2), slice(2, None)], ids=["first columns", "last columns"])
 def test_an_assignment_after_a_layer_leaves_its_activation_and_its_gradient_as_produced(record, assert_row, rest):
     class Masked(nn.Module):
