@@ -48,14 +48,20 @@ class _Original:
         if has_moved:
             parameter.data = memory
         is_counted = self._version is not None and parameter._version != self._version.prev_versions[0]
-        if not (has_moved or is_counted) and memory.device.type == "cpu" and memory.is_shared():  # type: ignore[no-untyped-call]
+        if not (has_moved or is_counted) and _is_shared(memory):
             # Another process may have made a step meanwhile, which its own counter tells of and not this one.
             return
         if not _same_bits(memory, self._value):
-            # Not through the parameter, whose version would count on.
-            memory.copy_(self._value)
-        if self._version is not None and is_counted:
+            with torch.no_grad():
+                # Sparse and distributed ones do not share their memory with ``.data``.
+                (memory if _is_plain(memory) else parameter).copy_(self._value)
+        if self._version is not None and parameter._version != self._version.prev_versions[0]:
             self._version.__exit__(None, None, None)
+
+
+def _is_shared(memory: torch.Tensor) -> bool:
+    """Whether other processes may write there, too; torch says so of all memory of a GPU."""
+    return memory.device.type == "cpu" and _is_plain(memory) and bool(memory.is_shared())  # type: ignore[no-untyped-call]
 
 
 def _stands_elsewhere(now: torch.Tensor, before: torch.Tensor) -> bool:

@@ -243,3 +243,12 @@ def test_every_point_of_a_landscape_starts_from_the_momentum_encoder_as_it_was_f
             for parameter, gradient in zip(model.query.parameters(), gradients, strict=True):
                 parameter.sub_(size * gradient)
         assert float(found.loss.sel(step_size=size)) == pytest.approx(square(model(x)).item(), rel=1e-5)
+
+
+def test_sparse_parameters_come_back():
+    model = nn.Linear(3, 3)
+    model.register_parameter("sparse", nn.Parameter(torch.eye(3).to_sparse()))
+    with visiting(model, mode="eval"), torch.no_grad():
+        model.sparse.mul_(2)
+    assert torch.equal(model.sparse.to_dense(), torch.eye(3))
+    assert model.sparse._version == 0
