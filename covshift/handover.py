@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,8 @@ class Handover:
         self._has_parameters = False
         self._make_writer = make_writer
         self.writer: Writer | None = None
+        # A thread may end an evaluation while another ends a step.
+        self._writing = threading.RLock()
 
     def open(self) -> None:
         """Make the recording, or take it up; until then nothing is claimed and nothing replaced."""
@@ -188,6 +191,10 @@ class Handover:
         self._incidents.warn_once("rank", "recording", f"a rank did not answer ({error}); from here on {what}")
 
     def _write(self, given: Sequence[Record]) -> None:
+        with self._writing:
+            self._write_alone(given)
+
+    def _write_alone(self, given: Sequence[Record]) -> None:
         if self.writer is None:
             return
         record = merged([self._in_known_units(one) for one in given], ranks=self._rank_count)
@@ -263,7 +270,7 @@ class Handover:
     def give_scalars(self, rows: Sequence[schema.Row]) -> None:
         """Take rows of logged scalars; of several ranks, those of the one that writes."""
         if rows and self.writer is not None:
-            with self._incidents.guard("scalars"):
+            with self._incidents.guard("scalars"), self._writing:
                 self._append(self.writer, list(rows))
 
     def wait_for_ranks(self) -> None:

@@ -6,10 +6,11 @@ pass fills. The steps themselves, and when they are handed over, are in :mod:`co
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TypeGuard
@@ -37,6 +38,14 @@ from covshift.training_steps import TrainingSteps
 
 _MOST_STEPS = 10**15
 """More than any training makes; steps are stored in 64 bits."""
+
+
+class _Here(threading.local):
+    """What a recorder knows of the thread it is called in."""
+
+    is_home: bool = False  # it has entered the recorder
+    has_trained: bool = False
+    is_evaluating: bool = False
 
 
 class Recorder:
@@ -95,6 +104,9 @@ class Recorder:
         self._hooks = ModuleHooks(model, self._observer)
         self._evaluation: Block | None = None
         self._last_evaluation = -1
+        self._here = _Here()
+        self._evaluates_apart = False
+        self._pauses: list[None] = []
         self._active = self._entered = False
         self.path = path
         self._resume = self._must_be_told_step = resume
@@ -113,7 +125,7 @@ class Recorder:
         except BaseException:
             self._handover.close()
             raise
-        self._entered = self._active = True
+        self._entered = self._active = self._here.is_home = True
         return self
 
     def _begin(self) -> None:
@@ -262,14 +274,17 @@ class Recorder:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Record nothing inside the ``with``; steps are still counted."""
+        """Record nothing inside the ``with``, whichever thread computes it; steps are still counted."""
         self._steps.finish()
-        paused, self._steps.is_paused = self._steps.is_paused, True
+        # Pauses of several threads may overlap: the last to end ends them.
+        self._pauses.append(None)
+        self._steps.is_paused = True
         self._attend()
         try:
             yield
         finally:
-            self._steps.is_paused = paused
+            self._pauses.pop()
+            self._steps.is_paused = bool(self._pauses)
             self._attend()
 
     @contextmanager
@@ -285,12 +300,24 @@ class Recorder:
 
         There is one such record a step: a further pass at the same step, over other data perhaps, is not recorded, with
         one warning; a pass inside a pass is part of the outer one.
+
+        A thread may evaluate beside the training: where it has itself begun no training pass, threads that have, and
+        the one that entered the recorder, go on training. Other threads help it, and theirs are part of the evaluation.
         """
         self._demand_active("evaluation()")
-        self._steps.finish()
-        if self._evaluation is not None:
-            yield
-            return
+        was_evaluating, self._here.is_evaluating = self._here.is_evaluating, True
+        try:
+            with nullcontext() if self._evaluation is not None else self._evaluation_pass():
+                yield
+        finally:
+            self._here.is_evaluating = was_evaluating
+
+    @contextmanager
+    def _evaluation_pass(self) -> Iterator[None]:
+        self._evaluates_apart = not self._here.has_trained
+        if not self._evaluates_apart:
+            # Else the step that has ended may await updates that another thread is about to make.
+            self._steps.finish()
         step = self.step_count
         is_first = self._last_evaluation != step
         if not is_first:
@@ -327,19 +354,30 @@ class Recorder:
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
+        if self._evaluation is not None and self._takes_part_in_evaluation:
+            return None if self._steps.is_paused else self._evaluation
         if self._probe is not None and self._probe.block is not None:
             return self._probe.block
-        if self._evaluation is not None:
-            return None if self._steps.is_paused else self._evaluation
         if not torch.is_grad_enabled():
             if self._hooks.follows:
                 self._steps.forward_without_gradient()
             return None
+        self._here.has_trained = True
         self._steps.forward()
         if self._probe is not None:
             self._probe.remember_autocast()
             self._run_probe()
         return self._steps.block()
+
+    @property
+    def _takes_part_in_evaluation(self) -> bool:
+        """Whether this thread evaluates, or helps the one that does; not where it goes on training beside it."""
+        here = self._here
+        if here.is_evaluating:
+            return True
+        if self._probe is not None and self._probe.block is not None:
+            return False
+        return not (self._evaluates_apart and (here.has_trained or here.is_home))
 
     def _run_probe(self) -> None:
         if self._probe is None or not self._probe.is_due(self.step_count):

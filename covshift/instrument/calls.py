@@ -7,7 +7,7 @@ Only calls that need it are looked up: it takes microseconds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -48,6 +48,12 @@ def is_running(module: nn.Module, *, calls: int = 1) -> bool:
     """Whether so many calls of the module are under way in this thread, one inside the other."""
     found = (frame for frame in _frames() if frame.f_code is _CALL and frame.f_locals.get("self") is module)
     return sum(1 for _ in islice(found, calls)) == calls
+
+
+def runs_within(module: nn.Module, modules: Collection[int]) -> bool:
+    """Whether a call of another module, of these identities, is under way in this thread."""
+    called = (frame.f_locals.get("self") for frame in _frames() if frame.f_code is _CALL)
+    return any(one is not module and id(one) in modules for one in called)
 
 
 class Recomputation(NamedTuple):

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from covshift.instrument import sites
 from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT, Block
-from covshift.instrument.calls import given, is_running, keywords
+from covshift.instrument.calls import given, is_running, keywords, runs_within
 from covshift.instrument.callsites import CallSites, Module
 from covshift.instrument.collector import Collector
 from covshift.instrument.describing import Settings
@@ -107,7 +107,15 @@ class Observer:
 
     def glimpse(self, module: nn.Module) -> None:
         """Let the recorder know that a forward pass begins; what was followed before has ended."""
-        self._abandon(self._local, entering=module)
+        local = self._local
+        if not torch.is_grad_enabled():
+            local.has_graph = False
+        elif not local.has_graph:
+            if module is not self._root() and runs_within(module, self._modules):
+                # Part of a pass without a graph, which has switched gradients on for itself.
+                return
+            local.has_graph = True
+        self._abandon(local, entering=module)
         if not faked():
             with self._incidents.guard("forward"), unseen():
                 self._open_block()
@@ -141,8 +149,9 @@ class Observer:
         if module is self._root() and not is_running(module, calls=2):
             return True
         if forward is None:
-            # A pass that is not recorded switches gradients off, or off and on again, but not from the outside.
-            return torch.is_grad_enabled() and not local.has_graph
+            # A pass that is not recorded is over where gradients are on that were off, unless it has itself switched
+            # them on: models that differentiate inside (energies and forces) do, under no_grad as well.
+            return torch.is_grad_enabled() and not local.has_graph and not runs_within(module, self._modules)
         above = forward.stack[-1]
         return id(module) not in above.call.children and not is_running(above.module)
 

@@ -25,7 +25,6 @@ from torch import nn
 from covshift.exceptions import InvalidArgumentError
 from covshift.instrument.hooks import inside_backward
 from covshift.probe.batch import as_batch
-from covshift.probe.parameters import parameters_put_back
 from covshift.probe.state import visiting
 from covshift.probe.states import State, TwoStates
 
@@ -73,7 +72,7 @@ def shift_attribution(
         If the model cannot be probed.
     """
     given = as_batch(model, batch)
-    with visiting(model, mode=mode, graph=False, tensors=given.tensors) as visit, parameters_put_back(model):
+    with visiting(model, mode=mode, graph=False, tensors=given.tensors) as visit:
         states = TwoStates(model, before, after)
         passes = []
         for state in (states.before, states.after):

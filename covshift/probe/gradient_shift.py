@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from covshift.exceptions import InvalidArgumentError, ProbeUnsupported
 from covshift.probe.batch import Batch, LossFunction, as_batch, gradients_of
 from covshift.probe.layers import ParameterLayer, parameter_layers, with_gradients
-from covshift.probe.parameters import flat, norm, parameters_put_back, write
+from covshift.probe.parameters import flat, norm, write
 from covshift.probe.state import Visit, visiting
 
 Gradient = list[torch.Tensor | None]
@@ -94,14 +94,14 @@ def gradient_ics(
     given = as_batch(model, batch)
     other = None if noise_batch is None else as_batch(model, noise_batch, name="noise_batch")
     step = _callable(optimizer_step)
-    with visiting(model, mode=mode, tensors=given.tensors) as visit, parameters_put_back(model):
+    with visiting(model, mode=mode, tensors=given.tensors) as visit:
         layers, loss = parameter_layers(visit.model, lambda: given.loss(visit.model, loss_fn))
         gradients = gradients_of(loss, [parameter for layer in layers for parameter in layer.parameters])
         layers, own = with_gradients(layers, gradients)
         everything = [parameter for layer in layers for parameter in layer.parameters]
         first = _of_layers(layers, own)
         del loss
-        noise = None if other is None else _of_layers(layers, _gradients(visit, other, loss_fn, everything))
+        noise = None if other is None else _of_layers(layers, _gradients(visit, other, loss_fn, everything, everything))
         before = [parameter.detach().clone() for parameter in everything]
         after = _step(model, step, everything, own)
         write(everything, before)
@@ -120,8 +120,15 @@ def _callable(optimizer_step: object) -> Callable[[], Any]:
     return step
 
 
-def _gradients(visit: Visit, batch: Batch, loss_fn: LossFunction, parameters: Sequence[torch.Tensor]) -> Gradient:
-    visit.rewind()
+def _gradients(
+    visit: Visit,
+    batch: Batch,
+    loss_fn: LossFunction,
+    parameters: Sequence[torch.Tensor],
+    everything: Sequence[torch.Tensor],
+) -> Gradient:
+    """Gradients of some of the parameters, ``everything`` as it stands and all other state as it was found."""
+    visit.rewind(but=everything)
     return gradients_of(batch.loss(visit.model, loss_fn), parameters)
 
 
@@ -136,8 +143,9 @@ def _after_preceding(
 ) -> list[Gradient]:
     """G'_i of every layer: the step is written one layer at a time, after that layer's own gradient was taken."""
     found = []
+    everything = [parameter for layer in layers for parameter in layer.parameters]
     for layer, stepped in zip(layers, after, strict=True):
-        found.append(_gradients(visit, batch, loss_fn, layer.parameters))
+        found.append(_gradients(visit, batch, loss_fn, layer.parameters, everything))
         write(layer.parameters, stepped)
     return found
 

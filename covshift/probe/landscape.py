@@ -16,7 +16,7 @@ from torch import nn
 
 from covshift.exceptions import InvalidArgumentError
 from covshift.probe.batch import LossFunction, as_batch, gradients_of
-from covshift.probe.parameters import flat, norm, parameters_put_back, write
+from covshift.probe.parameters import flat, norm, write
 from covshift.probe.state import visiting
 
 
@@ -55,13 +55,13 @@ def loss_landscape(
     sizes = [float(size) for size in step_sizes]
     if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise InvalidArgumentError(f"step_sizes={list(step_sizes)}: expected at least one, each finite and above 0")
-    with visiting(model, mode=mode, tensors=given.tensors) as visit, parameters_put_back(model):
+    with visiting(model, mode=mode, tensors=given.tensors) as visit:
         trainable = [parameter for parameter in visit.model.parameters() if parameter.requires_grad]
         if not trainable:
             raise InvalidArgumentError("model: has no trainable parameter; expected at least one")
 
         def point() -> tuple[float, torch.Tensor]:
-            visit.rewind()
+            visit.rewind(but=trainable)
             loss = given.loss(visit.model, loss_fn, finite=False)
             return float(loss.detach()), flat(gradients_of(loss, trainable), trainable)
 

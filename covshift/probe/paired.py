@@ -22,7 +22,6 @@ from covshift.exceptions import InvalidArgumentError
 from covshift.instrument import sites
 from covshift.instrument.hooks import inside_backward
 from covshift.probe.batch import as_batch
-from covshift.probe.parameters import parameters_put_back
 from covshift.probe.state import SEED, visiting
 from covshift.probe.states import State, TwoStates
 
@@ -92,7 +91,7 @@ def paired_movement(
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
         raise InvalidArgumentError(f"resamples={resamples!r}: expected a whole number from 1")
     examples = _examples(given.inputs, example_axis)
-    with visiting(model, mode=mode, graph=False, tensors=given.tensors) as visit, parameters_put_back(model):
+    with visiting(model, mode=mode, graph=False, tensors=given.tensors) as visit:
         states = TwoStates(model, before, after)
         passes = []
         for state in (states.before, states.after):

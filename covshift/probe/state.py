@@ -1,11 +1,14 @@
 """Visiting a model: running it beside its training and leaving everything as it was, also when the visit fails.
 
-What is put back: the training flag of every module, buffers, ``.grad`` references, random numbers (of torch on the CPU
-and on every device used, of numpy and of Python), grad mode, autocast, and the stance of the compiler. Buffers and
-gradients are not copied back but set aside: the visit works on others, so the originals are never written to.
+What is put back: the training flag of every module, parameters, buffers, ``.grad`` references, random numbers (of torch
+on the CPU and on every device used, of numpy and of Python), grad mode, autocast, and the stance of the compiler.
+Buffers and gradients are not copied back but set aside: the visit works on others, so the originals are never written
+to. Parameters stay where they are, for optimizers and closures know them, and are written back where a pass has changed
+them, as the ``forward`` of a model with a momentum encoder or of ``nn.Embedding(max_norm=...)`` does.
 
 What is not: state that a model keeps elsewhere than in parameters and buffers, and whatever the model's own code does
-to the outside world. Parameters are not written by a visit itself.
+to the outside world; and, of parameters in memory shared by processes, what is written through ``.data``, which cannot
+be told from the step of another process.
 
 Random numbers and the compiler's stance belong to the whole process: visits of several threads take turns, lest one
 puts back what another has set. Everything else a visit changes is the model's own, or its thread's.
@@ -27,6 +30,7 @@ from torch.overrides import BaseTorchFunctionMode
 from covshift.exceptions import InvalidArgumentError, ProbeUnsupported
 from covshift.instrument import sites
 from covshift.instrument.hooks import shown_only_to
+from covshift.probe.parameters import Originals
 
 MODES = ("eval", "train")
 SEED = 0
@@ -50,10 +54,19 @@ class Visit:
     def __init__(self, model: nn.Module, devices: list[torch.device]) -> None:
         self.model = unwrapped(model)
         self._buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+        self._parameters = Originals(model)
         self._devices = devices
 
-    def rewind(self) -> None:
-        """Let the next pass begin as the first one did: the same random numbers, and buffers as they were found."""
+    def rewind(self, *, but: Iterable[torch.Tensor] = ()) -> None:
+        """Let the next pass begin as the first one did.
+
+        With the same random numbers, and buffers and parameters as they were found, ``but`` these parameters, which
+        the caller has written.
+        """
+        self._parameters.put_back(but=but)
+        self._begin()
+
+    def _begin(self) -> None:
         random.seed(SEED)
         # Models draw from numpy's global state, so that is the one to seed.
         np.random.seed(SEED)  # noqa: NPY002
@@ -69,10 +82,11 @@ class Visit:
             held.update({name: _copy(buffer, copies) for name, buffer in found.items()})
 
     def leave(self) -> None:
-        """Put the buffers back."""
+        """Put the buffers and the parameters back."""
         for held, found in self._buffers:
             held.clear()
             held.update(found)
+        self._parameters.put_back()
 
 
 @contextmanager
@@ -127,7 +141,7 @@ def visiting(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(graph))
         stack.callback(visit.leave)
-        visit.rewind()
+        visit._begin()
         yield visit
 
 
