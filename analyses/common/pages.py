@@ -156,7 +156,7 @@ def provenance(summaries: Summaries) -> Iterator[str]:
         if text:
             yield f"- Of {len(runs)} of {len(summaries)} runs the recording was judged again by {text}"
     for text in unique(_command(run) for run in summaries):
-        yield f"- Made by `{text}`"
+        yield f"- Made, at its commit, by `{text}`"
     yield "\nNot as in the paper:\n"
     yield f"- everywhere: {EVERYWHERE}"
     for text in unique(_distance(run) for run in summaries):

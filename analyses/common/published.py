@@ -66,7 +66,9 @@ ADDED: Mapping[str, str] = {
 
 EVERYWHERE = (
     "padding of strided convolutions is even (one pixel off), PReLU has one slope a layer instead of one an element, "
-    "augmented images move by whole pixels, seeds are 0, 1, ... (paper 100)"
+    "augmented images move by whole pixels, seeds are 0, 1, ... (paper 100). As in Keras, running moments of Batch "
+    "Normalization weigh a batch by 0.01, and lag behind in a short run, where batch_norm_momentum says nothing else: "
+    "accuracies of BN after a few hundred steps are then lower than its training losses let expect"
 )
 """What differs in every run."""
 

@@ -61,10 +61,10 @@ def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_pat
     runs.append(summary("depth", "relu", 0, condition=DEEP))
     text = "\n".join(provenance(Summaries.of(folder_of(tmp_path, runs))))
     assert (
-        "- Made by `python analyses/depth.py --data DIR --preset cpu --steps 9000 --dataset digits-32 --initialization "
+        "- Made, at its commit, by `python analyses/depth.py --data DIR --preset cpu --steps 9000 --dataset digits-32 --initialization "
         "keras --depth 50 --variants relu,linked-relu --seeds 1`"
     ) in text
-    assert "- Made by `python analyses/depth.py --data DIR --preset cpu`" in text
+    assert "- Made, at its commit, by `python analyses/depth.py --data DIR --preset cpu`" in text
 
 
 def test_table_d_shows_the_papers_statistics_of_our_runs(tmp_path, folder_of, depth_runs):
