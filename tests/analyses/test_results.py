@@ -61,8 +61,8 @@ def test_a_run_that_overrides_its_preset_names_the_command_that_makes_it(tmp_pat
     runs.append(summary("depth", "relu", 0, condition=DEEP))
     text = "\n".join(provenance(Summaries.of(folder_of(tmp_path, runs))))
     assert (
-        "- Made, at its commit, by `python analyses/depth.py --data DIR --preset cpu --steps 9000 --dataset digits-32 --initialization "
-        "keras --depth 50 --variants relu,linked-relu --seeds 1`"
+        "- Made, at its commit, by `python analyses/depth.py --data DIR --preset cpu --steps 9000 --dataset digits-32 "
+        "--initialization keras --depth 50 --variants relu,linked-relu --seeds 1`"
     ) in text
     assert "- Made, at its commit, by `python analyses/depth.py --data DIR --preset cpu`" in text
 
