@@ -6,7 +6,6 @@ pass fills. The steps themselves, and when they are handed over, are in :mod:`co
 
 from __future__ import annotations
 
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from covshift.evaluating import Evaluating
 from covshift.exceptions import CovshiftError, CovshiftWarning, InvalidArgumentError
 from covshift.handover import Handover
 from covshift.instrument.block import Block
@@ -38,14 +38,6 @@ from covshift.training_steps import TrainingSteps
 
 _MOST_STEPS = 10**15
 """More than any training makes; steps are stored in 64 bits."""
-
-
-class _Here(threading.local):
-    """What a recorder knows of the thread it is called in."""
-
-    is_home: bool = False  # it has entered the recorder
-    has_trained: bool = False
-    is_evaluating: bool = False
 
 
 class Recorder:
@@ -102,10 +94,8 @@ class Recorder:
             model, settings, self._incidents, open_block=self._open_block, clock=self._steps.clock
         )
         self._hooks = ModuleHooks(model, self._observer)
-        self._evaluation: Block | None = None
+        self._evaluating = Evaluating()
         self._last_evaluation = -1
-        self._here = _Here()
-        self._evaluates_apart = False
         self._pauses: list[None] = []
         self._active = self._entered = False
         self.path = path
@@ -125,7 +115,8 @@ class Recorder:
         except BaseException:
             self._handover.close()
             raise
-        self._entered = self._active = self._here.is_home = True
+        self._evaluating.come_home()
+        self._entered = self._active = True
         return self
 
     def _begin(self) -> None:
@@ -171,9 +162,9 @@ class Recorder:
             self._steps.clock.remove()
             self._observer.abandon()
             self._active = False
-        if self._evaluation is not None:
-            self._close(self._evaluation)
-            self._evaluation = None
+        if self._evaluating.block is not None:
+            self._close(self._evaluating.block)
+            self._evaluating.block = None
         self._steps.end(is_complete=is_complete)
         if is_complete:
             self._surroundings.warn_of_new_parts(self._incidents)
@@ -305,17 +296,13 @@ class Recorder:
         the one that entered the recorder, go on training. Other threads help it, and theirs are part of the evaluation.
         """
         self._demand_active("evaluation()")
-        was_evaluating, self._here.is_evaluating = self._here.is_evaluating, True
-        try:
-            with nullcontext() if self._evaluation is not None else self._evaluation_pass():
-                yield
-        finally:
-            self._here.is_evaluating = was_evaluating
+        inner = nullcontext() if self._evaluating.block is not None else self._evaluation_pass()
+        with self._evaluating.by_this_thread(), inner:
+            yield
 
     @contextmanager
     def _evaluation_pass(self) -> Iterator[None]:
-        self._evaluates_apart = not self._here.has_trained
-        if not self._evaluates_apart:
+        if not self._evaluating.is_apart():
             # Else the step that has ended may await updates that another thread is about to make.
             self._steps.finish()
         step = self.step_count
@@ -328,12 +315,12 @@ class Recorder:
                 "nor are other second passes at one step",
             )
         self._observer.abandon()
-        self._evaluation = block = Block(step, stream="evaluation")
+        self._evaluating.block = block = Block(step, stream="evaluation")
         self._attend()
         try:
             yield
         finally:
-            self._evaluation = None
+            self._evaluating.block = None
             self._close(block)
             self._attend()
         if is_first and not block.is_empty:
@@ -343,7 +330,7 @@ class Recorder:
     def _attend(self) -> None:
         """Follow the model's calls if what runs next is to be recorded."""
         with self._incidents.guard("schedule"):
-            due = self._evaluation is not None or self._steps.is_due
+            due = self._evaluating.block is not None or self._steps.is_due
             self._hooks.follows = due and not self._steps.is_paused
 
     def _close(self, block: Block) -> None:
@@ -354,30 +341,21 @@ class Recorder:
 
     def _open_block(self) -> Block | None:
         """Called by the observer at the start of every outermost forward pass."""
-        if self._evaluation is not None and self._takes_part_in_evaluation:
-            return None if self._steps.is_paused else self._evaluation
-        if self._probe is not None and self._probe.block is not None:
-            return self._probe.block
+        probed = self._probe.block if self._probe is not None else None
+        if self._evaluating.includes_this_thread(is_probed=probed is not None):
+            return None if self._steps.is_paused else self._evaluating.block
+        if probed is not None:
+            return probed
         if not torch.is_grad_enabled():
             if self._hooks.follows:
                 self._steps.forward_without_gradient()
             return None
-        self._here.has_trained = True
+        self._evaluating.trains()
         self._steps.forward()
         if self._probe is not None:
             self._probe.remember_autocast()
             self._run_probe()
         return self._steps.block()
-
-    @property
-    def _takes_part_in_evaluation(self) -> bool:
-        """Whether this thread evaluates, or helps the one that does; not where it goes on training beside it."""
-        here = self._here
-        if here.is_evaluating:
-            return True
-        if self._probe is not None and self._probe.block is not None:
-            return False
-        return not (self._evaluates_apart and (here.has_trained or here.is_home))
 
     def _run_probe(self) -> None:
         if self._probe is None or not self._probe.is_due(self.step_count):
