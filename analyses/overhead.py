@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,8 @@ def first_calls() -> dict[str, float]:
     return {"cold_seconds": float(done[0].stdout), "warm_seconds": float(done[1].stdout)}
 
 
-def kernels(*, quick: bool, model: str | None = None) -> dict[str, Any]:
-    """The kernel section: a row for each layout and dtype, and what the first call costs; it has no models."""
+def kernels(*, quick: bool) -> dict[str, Any]:
+    """The kernel section: a row for each layout and dtype, and what the first call costs."""
     for dtype in DTYPES:
         prepare(dtype)
     rows = [measure_kernel(layout, dtype, rounds=5 if quick else 50) for layout in LAYOUTS for dtype in DTYPES]
@@ -163,6 +163,16 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any
 }
 """What each section measures with, and prints with."""
 
+MODELS: dict[str, Collection[str]] = {"steps": STEP_WORKLOADS, "memory": MEMORY_WORKLOADS}
+"""Networks of the sections that have some; these measure one network a call."""
+
+
+def parts(section: str, model: str | None) -> list[dict[str, str]]:
+    """Arguments of the calls a section is measured in: one for each of its networks, or only for ``model``."""
+    if section not in MODELS:
+        return [{}]
+    return [{"model": name} for name in MODELS[section] if model in (None, name)]
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure the chosen sections and print them."""
@@ -176,13 +186,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
-    for name in SECTIONS if options.section == "all" else [options.section]:
-        measure, show = SECTIONS[name]
-        results[name] = measure(quick=options.quick, model=options.model)
-        show(results[name])
-        if options.json:
-            # After each section: all of them take more than an hour.
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    for section in SECTIONS if options.section == "all" else [options.section]:
+        measure, show = SECTIONS[section]
+        for part in parts(section, options.model):
+            measured = measure(quick=options.quick, **part)
+            show(measured)
+            sys.stdout.flush()
+            if part:
+                results.setdefault(section, {})[part["model"]] = measured
+            else:
+                results[section] = measured
+            if options.json:
+                # After each part: all of them take hours.
+                options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

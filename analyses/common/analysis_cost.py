@@ -21,7 +21,7 @@ TARGET_SECONDS = 10.0
 LAYERS, UNITS_OF_LAYER, EXAMPLES, POSITIONS = 100, 100, 64, 16
 
 
-def measure(*, quick: bool, model: str | None = None) -> dict[str, Any]:
+def measure(*, quick: bool) -> dict[str, Any]:
     """Seconds to diagnose a recording from disk: 1,000 records for a claim, 200 for a look; of no ``model``."""
     records = 200 if quick else 1000
     with tempfile.TemporaryDirectory() as folder:

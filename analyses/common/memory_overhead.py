@@ -35,12 +35,11 @@ ALLOCATORS = {"glibc": {}, "own mappings": {"MALLOC_MMAP_THRESHOLD_": "65536"}}
 """Environments of the child processes."""
 
 
-def measure(*, quick: bool, model: str | None = None) -> dict[str, Any]:
-    """Peaks of every network, or of ``model``: 2 pairs of short runs for a look, 5 pairs for a claim."""
+def measure(*, quick: bool, model: str) -> dict[str, Any]:
+    """Peaks of ``model`` under each allocator: 2 pairs of short runs for a look, 5 pairs for a claim."""
     if not Path("/proc/self/clear_refs").exists():
         return {"skipped": "peaks of resident memory are read from /proc, which this system lacks"}
-    chosen = [name for name in MEMORY_WORKLOADS if model in (None, name)]
-    return {"rows": [_measure_one(name, allocator, quick=quick) for name in chosen for allocator in ALLOCATORS]}
+    return {"rows": [_measure_one(model, allocator, quick=quick) for allocator in ALLOCATORS]}
 
 
 def _measure_one(name: str, allocator: str, *, quick: bool) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def _run(name: str, arm: str, steps: int, *, environment: dict[str, str]) -> dic
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the section."""
+    """Print the peaks of one network."""
     if "skipped" in result:
         print(f"\nPeak memory: skipped: {result['skipped']}")
         return

@@ -14,7 +14,7 @@ TARGETS = {"long run": 20.0, "demo": 10.0}
 TARGET_MEGABYTES = 5.0
 
 
-def measure(*, quick: bool, model: str | None = None) -> dict[str, Any]:
+def measure(*, quick: bool) -> dict[str, Any]:
     """Seconds and megabytes of both pages; a look takes 200 records and 40 steps, of no ``model``."""
     records, steps = (200, 40) if quick else (1000, 400)
     with tempfile.TemporaryDirectory() as name:

@@ -41,14 +41,9 @@ def block_steps(step_seconds: float) -> int:
     return 20 * max(1, math.ceil(BLOCK_SECONDS / (20 * step_seconds)))
 
 
-def measure(*, quick: bool, model: str | None = None) -> dict[str, Any]:
-    """Ratios to bare training on every network, or on ``model``: 5 rounds for a look, 30 for a claim."""
-    chosen = {name: workload for name, workload in STEP_WORKLOADS.items() if model in (None, name)}
-    return {name: measure_workload(workload, rounds=5 if quick else 30) for name, workload in chosen.items()}
-
-
-def measure_workload(workload: Workload, *, rounds: int) -> dict[str, Any]:
-    """One table: ratios of every arm, and what they rest on."""
+def measure(*, quick: bool, model: str) -> dict[str, Any]:
+    """Ratios of every arm to bare training of ``model``, and what they rest on: 5 rounds for a look, 30 for a claim."""
+    workload, rounds = STEP_WORKLOADS[model], 5 if quick else 30
     bare = workload.make()
     step_seconds = _step_seconds(bare)
     steps = block_steps(step_seconds)
@@ -156,19 +151,14 @@ def _row(name: str, blocks: dict[str, Blocks], workload: Workload, steps: int) -
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the section."""
+def show(table: dict[str, Any]) -> None:
+    """Print the table of one network."""
     print(
         "\nA training step, one core; all layers, signals and summaries, parameters and a store on disk on. Ratio to "
         "bare training, median over\ninterleaved rounds (mean for recording arms, whose richer records and folds fall "
         "into few blocks) [90 % bootstrap interval]. First ten\nrecords not counted; folds of the store counted where "
         "they fall. A target is met when processor time's upper end is below it."
     )
-    for table in result.values():
-        _show_table(table)
-
-
-def _show_table(table: dict[str, Any]) -> None:
     print(f"\n{table['title']}: {table['rounds']} rounds of {table['steps']} steps (rivals: every third round)")
     print(f"{'':26} {'CPU ms a step':>14} {'CPU time':>24} {'wall time':>24} {'target':>7}")
     for name, row in table["rows"].items():
