@@ -22,7 +22,7 @@ LAYERS, UNITS_OF_LAYER, EXAMPLES, POSITIONS = 100, 100, 64, 16
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Seconds to diagnose a recording from disk: 1,000 records for a claim, 200 for a look; of no ``model``."""
+    """Seconds to diagnose a recording from disk: 1,000 records for a claim, 200 for a look."""
     records = 200 if quick else 1000
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.zarr"

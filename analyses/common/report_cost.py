@@ -15,7 +15,7 @@ TARGET_MEGABYTES = 5.0
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Seconds and megabytes of both pages; a look takes 200 records and 40 steps, of no ``model``."""
+    """Seconds and megabytes of both pages; a look takes 200 records and 40 steps."""
     records, steps = (200, 40) if quick else (1000, 400)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
