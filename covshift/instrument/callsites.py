@@ -137,6 +137,8 @@ class Call:
         Whether it was followed to its end in any forward pass, so that layers it has are described.
     read : Read or None
         What it was given when it was first called; None where nobody asked for its layers.
+    unit_axis : int or None
+        Of what it returned first, where that is not recorded and its unit axis can be told.
     preactivation, preactivation_grad : Reading or None
         How a pre-activation that no recorded layer has produced is read.
     children : dict of int to CallSite
@@ -150,6 +152,7 @@ class Call:
     producer: str | None = None
     has_returned: bool = False
     read: Read | None = None
+    unit_axis: int | None = None
     preactivation: Reading | None = None
     preactivation_grad: Reading | None = None
     children: dict[int, CallSite] = field(default_factory=dict)

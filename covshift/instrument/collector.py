@@ -146,6 +146,9 @@ class Collector:
 
     def outputs(self, forward: Forward, running: Running, known: Module, output: Any) -> None:
         """Record the tensors of what a module returned; of containers, those that no layer inside has produced."""
+        if not known.is_observed:
+            self._unrecorded(forward, running, output)
+            return
         zeros = None
         for path, tensor in sites.parts(output):
             if not isinstance(tensor, torch.Tensor):
@@ -162,6 +165,19 @@ class Collector:
                 forward.pass_over(tensor)
                 self._name_unsupported(running, path, tensor)
         running.call.has_returned = True
+
+    def _unrecorded(self, forward: Forward, running: Running, output: Any) -> None:
+        """Learn the unit axis of what a module returned that is not recorded: layers behind it take it over."""
+        call = running.call
+        _, tensor = next(sites.leaves(output), ("", None))
+        if tensor is None:
+            return
+        if not call.has_returned:
+            units = self._describer.units
+            call.unit_axis = units.of_unrecorded(forward, running.module, tensor, call.read or Read())
+            call.has_returned = True
+        if call.unit_axis is not None:
+            forward.know_axis(tensor, call.unit_axis)
 
     def _name_unsupported(self, running: Running, path: str, tensor: torch.Tensor) -> None:
         name = _named(running, path)

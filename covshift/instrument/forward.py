@@ -62,6 +62,7 @@ class Forward:
     calls: dict[CallSite, int] = field(default_factory=dict)
     seen: dict[int, Seen] = field(default_factory=dict)
     passed_over: dict[int, weakref.ref[torch.Tensor]] = field(default_factory=dict)
+    unrecorded: dict[int, tuple[weakref.ref[torch.Tensor], int]] = field(default_factory=dict)
 
     def is_outermost(self, running: Running) -> bool:
         """Whether the call that has just been left is the outermost, whatever was left unseen inside of it."""
@@ -106,6 +107,15 @@ class Forward:
     def pass_over(self, tensor: torch.Tensor) -> None:
         """Let :meth:`has_met` know a tensor that is not summarised."""
         self.passed_over[id(tensor)] = weakref.ref(tensor)
+
+    def know_axis(self, tensor: torch.Tensor, axis: int) -> None:
+        """Let :meth:`axis_of` know the unit axis of what a module returned that is not recorded."""
+        self.unrecorded[id(tensor)] = weakref.ref(tensor), axis
+
+    def axis_of(self, tensor: torch.Tensor) -> int | None:
+        """Unit axis of what a module that is not recorded returned; None of any other tensor."""
+        known, axis = self.unrecorded.get(id(tensor), (None, None))
+        return axis if known is not None and known() is tensor else None
 
     def has_met(self, tensor: torch.Tensor) -> bool:
         """Whether a layer inside has returned this very tensor, summarised or not."""

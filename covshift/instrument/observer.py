@@ -178,7 +178,7 @@ class Observer:
         running = forward.leave(module)
         try:
             known = self._modules[id(module)]
-            if running is not None and output is not None and known.is_observed:
+            if running is not None and output is not None and (known.is_observed or known.is_leaf):
                 with unseen():
                     self.collector.outputs(forward, running, known, output)
         except Exception as error:  # noqa: BLE001 - see Incidents.failed
@@ -295,7 +295,7 @@ class Observer:
         z = args[0] if args else given(args) if is_nonlinearity else None
         # Of an inference tensor it costs a summary to say. Rows of a nonlinearity depend on what it reads; of other
         # modules only the axes do, which their first call tells.
-        is_new = known.is_observed and not call.has_returned
+        is_new = (known.is_observed or known.is_leaf) and not call.has_returned
         is_asked = is_nonlinearity or is_new
         reads = None
         if isinstance(z, torch.Tensor) and (is_asked or not z.is_inference()):

@@ -33,7 +33,15 @@ _UNITS_IN_AXIS_1 = (
     nn.GroupNorm,
 )
 _NORMS_OF_LAST = (nn.LayerNorm, nn.RMSNorm)
-_UNITS_LAST = (nn.Linear, nn.Bilinear, *_NORMS_OF_LAST, nn.Embedding, nn.EmbeddingBag)
+_UNITS_LAST = (
+    nn.Linear,
+    nn.Bilinear,
+    *_NORMS_OF_LAST,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
 
 NONLINEARITIES: tuple[type[nn.Module], ...] = (
     nn.ReLU,
@@ -87,6 +95,11 @@ def is_leaf(module: nn.Module) -> bool:
     return is_linkage(module) or next(module.children(), None) is None
 
 
+def says_axis(module: nn.Module) -> bool:
+    """Whether a module's type tells the unit axis of its output, whatever it reads."""
+    return is_linkage(module) or isinstance(module, (*_UNITS_IN_AXIS_1, *_UNITS_LAST))
+
+
 def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None) -> tuple[int, int]:
     """Unit axis and example axis of a module's output, by module type.
 
@@ -115,7 +128,7 @@ def axes(module: nn.Module, output: torch.Tensor, unit_axis_of_input: int | None
         # Convolutions and instance norms also take single examples without a batch axis.
         by_type, example = (1, 0) if output.ndim != _unbatched_ndim(module) else (0, example)
         return _checked(module, output, by_type, example, unit_axis_of_input), example
-    if isinstance(module, (*_UNITS_LAST, nn.RNNBase, nn.MultiheadAttention)):
+    if isinstance(module, _UNITS_LAST):
         return _checked(module, output, last, example, unit_axis_of_input), example
     if unit_axis_of_input is not None:
         return unit_axis_of_input, example

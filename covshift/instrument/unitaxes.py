@@ -37,7 +37,9 @@ class UnitAxes:
         """What a module called inside of another, which was itself given ``within``, is given now."""
         if not isinstance(z, torch.Tensor) or z.layout is not torch.strided:
             return Read(begun=len(self._met))
-        axis = _of_seen(seen) if seen is not None else self._of_unseen(forward, z, within)
+        axis = _of_seen(seen) if seen is not None else forward.axis_of(z)
+        if seen is None and axis is None:
+            axis = self._of_unseen(forward, z, within)
         return Read(tuple(z.shape), z.stride(), _address(z), axis, len(self._met))
 
     def _of_unseen(self, forward: Forward, z: torch.Tensor, within: Read | None) -> int | None:
@@ -54,6 +56,15 @@ class UnitAxes:
         if within is not None and within.shape == shape and within.axis is not None:
             axes.add(within.axis)
         return None if not axes else axes.pop() if len(axes) == 1 else DISPUTED
+
+    def of_unrecorded(self, forward: Forward, module: nn.Module, tensor: torch.Tensor, read: Read) -> int | None:
+        """Unit axis of what a module without children returned that is not recorded; None where nothing tells."""
+        inherited = self.of_output(forward, module, tensor, read)
+        if inherited is None and not sites.says_axis(module):
+            return None
+        axis, _ = sites.axes(module, tensor, inherited)
+        self.meet(tensor, axis)
+        return axis
 
     def of_output(self, forward: Forward, module: nn.Module, tensor: torch.Tensor, read: Read) -> int | None:
         """Unit axis of what a module returned, as far as what it read and what was met inside of it tell.
@@ -85,8 +96,10 @@ def _of_base(forward: Forward, tensor: torch.Tensor) -> int | None:
     """Unit axis of a view of a tensor that a layer returned: ``x.permute(0, 2, 3, 1)`` takes it along."""
     base = tensor._base
     seen = forward.find(base) if base is not None else None
-    axis = _of_seen(seen) if seen is not None else None
-    if base is None or axis is None:
+    if base is None:
+        return None
+    axis = _of_seen(seen) if seen is not None else forward.axis_of(base)
+    if axis is None:
         return None
     return _along(base.shape, base.stride(), axis, tensor)
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from covshift import schema
+
 DEAD = (3, 4, 5)
 
 
@@ -188,3 +190,44 @@ def test_units_of_a_block_are_those_of_the_layers_in_it(record):
     block = Does(does, c=nn.Conv2d(8, 8, 3, padding=1), l=nn.Linear(8, 16), g=nn.GELU(), l2=nn.Linear(16, 8))
     found = axes(once(record, nn.Sequential(nn.Conv2d(3, 8, 1), block, nn.ReLU()), torch.randn(4, 3, 5, 5)))
     assert [found[name] for name in ("1", "1.c", "1.l", "1.g", "1.l2", "2")] == [1, 1, 3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_units_of_a_layer_do_not_depend_on_what_else_is_recorded(record, layout):
+    model, shape, axis = LAYOUTS[layout]
+    for name, _ in model.named_children():
+        assert axes(once(record, model, torch.randn(shape), layers=name)) == {name: axis}
+
+
+def test_channels_that_die_are_found_where_only_activations_are_recorded(record):
+    """What activations read: a convolution, a sum of two layers, a permuted view in a module of its own."""
+    model = nn.Sequential(kill(nn.Conv1d(3, 8, 3)), nn.Dropout(0.0), nn.ReLU(), temporal(), permute(0, 2, 1), nn.ReLU())
+    for _ in range(2):
+        recording = once(record, model, torch.randn(4, 3, 12), layers=nn.ReLU)
+        assert axes(recording) == {"2": 1, "3.r1": 1, "3.r2": 1, "5": 2}
+        assert never_active(recording, "2") == never_active(recording, "5") == (DEAD, 8)
+
+
+def test_an_activation_first_called_in_a_later_pass_has_the_units_of_the_layer_before_it(record):
+    def does(m, x):
+        x = m.c(x)
+        return m.r(x) if m.training else x
+
+    model = Does(does, c=kill(nn.Conv1d(3, 8, 3)), r=nn.ReLU())
+    with record(model, layers="r") as recorder:
+        for training in (False, True):
+            model.train(training)
+            model(torch.randn(4, 3, 12)).square().sum().backward()
+            recorder.step()
+    assert axes(recorder.recording) == {"r": 1}
+
+
+def test_layers_that_are_not_recorded_dispute_units_as_recorded_ones_do(record):
+    """8 channels over 8 times and 8 units over 8 times: their sum may be either."""
+
+    def mixed(m, x):
+        return m.h(m.r(m.c(x) + m.l(x)))
+
+    model = Does(mixed, c=nn.Conv1d(8, 8, 1), l=nn.Linear(8, 8), r=nn.ReLU(), h=nn.Linear(8, 2))
+    said = ["layer 'r': more than one axis of its output (4, 8, 8) may count its units", "unit_axis={'r': axis}"]
+    assert axes(once(record, model, torch.randn(4, 8, 8), layers="r", warned=said)) == {"r": schema.UNKNOWN_AXIS}
