@@ -70,7 +70,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("stop_at", [6, 12])
+@pytest.mark.parametrize("stop_at", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_resumed_from_a_checkpoint_ends_with_the_same_numbers(tmp_path, undisturbed, stop_at) -> None:
     with pytest.raises(Killed):
         run(tmp_path, stop_at=stop_at)

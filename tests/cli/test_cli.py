@@ -131,6 +131,7 @@ def test_the_smallest_demo_writes_recordings_findings_and_a_report(tmp_path):
     assert np.isfinite(recording["scalars"]["test_accuracy"].values[-1])
 
 
+@pytest.mark.slow
 def test_the_demo_repeats_bit_for_bit(tmp_path):
     losses = []
     for name in ("a", "b"):

@@ -80,6 +80,7 @@ def test_large_groups_are_not_read_as_a_whole_and_superseded_rows_not_at_all(pat
     assert not [group for group in read if "superseded" in group or "histograms" in group]
 
 
+@pytest.mark.slow
 def test_check_and_report_say_the_same_of_a_large_recording(path, lazily, monkeypatch, tmp_path):
     def said(name):
         runner = CliRunner()

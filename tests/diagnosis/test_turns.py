@@ -40,6 +40,7 @@ def train(critics, *, steps=400, is_cut=False, **settings):
     return recorder.recording, np.array(list(order))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("critics", [1, 4])
 def test_a_sound_gan_is_healthy_and_its_generators_gradients_are_in_the_record(critics):
     recording, order = train(critics)

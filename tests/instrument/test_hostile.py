@@ -83,6 +83,7 @@ def test_weights_put_in_place_after_record_was_called_are_followed():
     assert recorder.step_count == 2
 
 
+@pytest.mark.slow
 def test_a_default_device_that_is_not_the_cpu_does_not_reach_the_kernels():
     code = (
         "import torch, covshift\n"

@@ -136,6 +136,7 @@ def test_forward_passes_that_begin_together_in_two_threads_fill_one_block():
     assert (layers.sel(signal=["activation", "activation_grad"]) == 2 * 4).all()
 
 
+@pytest.mark.slow
 def test_threads_that_meet_a_model_together_share_its_layers_and_lose_no_rows():
     interval = sys.getswitchinterval()
     # Threads take turns a thousand times as often as usual, so that what they can do in each other's way they do.

@@ -403,6 +403,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_back", [False, True], ids=["development", "held-back"])
 @pytest.mark.parametrize("name", LISTED)
 def test_a_fault_is_in_place_at_its_weakest_dose(name, held_back):

@@ -121,6 +121,7 @@ def test_waste_of_aged_folds_never_exceeds_the_data(tmp_path, background):
     assert sizes[0] < 2.1 * sizes[1]
 
 
+@pytest.mark.slow
 def test_dask_gives_every_variable_its_own_values_in_chunks_of_bounded_size(tmp_path):
     writer = begin(tmp_path / "run", flush_records=16)
     for step in range(40):

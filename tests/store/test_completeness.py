@@ -38,6 +38,7 @@ def missing(path):
     return [one.key for one in lost_files(path, nodes_of(root_of((path / "zarr.json").read_bytes())))]
 
 
+@pytest.mark.slow
 def test_a_recording_has_every_file_within_its_shapes_whatever_came_late(tmp_path):
     with Writer(tmp_path / "run", attrs={}, flush_records=16, background=False) as writer:
         writer.append([Row("layers", 0, {}), Row("units", 0, {}), Row("scalars", 0, {})])

@@ -86,6 +86,7 @@ def test_a_kill_before_the_commit_leaves_readers_the_previous_commit(a_layer, co
     assert tree["scalars/loss"].values.tolist() == [1]
 
 
+@pytest.mark.slow
 def test_every_state_of_the_files_reads_as_a_commit_and_with_the_journal_as_all_that_was_acknowledged(
     a_layer, counts_row, tmp_path, monkeypatch
 ):

@@ -182,6 +182,7 @@ def test_ranks_of_fsdp_merge_into_the_summary_of_all_their_tensors_and_whole_par
     assert parameters["gradient_norm_preclip"].isnull().all()
 
 
+@pytest.mark.slow
 def test_a_rank_that_evaluates_alone_while_the_others_wait_costs_no_record(tmp_path):
     said = launch(tmp_path, "ddp-alone")
     recording = covshift.open(tmp_path / "run.zarr")
