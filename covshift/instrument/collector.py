@@ -170,7 +170,7 @@ class Collector:
         """Learn the unit axis of what a module returned that is not recorded: layers behind it take it over."""
         call = running.call
         _, tensor = next(sites.leaves(output), ("", None))
-        if tensor is None:
+        if tensor is None or not is_summarizable(tensor):
             return
         if not call.has_returned:
             units = self._describer.units
@@ -180,11 +180,11 @@ class Collector:
             forward.know_axis(tensor, call.unit_axis)
 
     def _name_unsupported(self, running: Running, path: str, tensor: torch.Tensor) -> None:
-        name = _named(running, path)
+        name, layout = _named(running, path), "nested" if tensor.is_nested else tensor.layout
         self._incidents.warn_once(
             "unsupported",
             name,
-            f"layer '{name}': output of {tensor.dtype}, {tensor.layout} on {tensor.device.type} is not "
+            f"layer '{name}': output of {tensor.dtype}, {layout} on {tensor.device.type} is not "
             "summarised (expected a strided floating-point tensor); the layer is left out",
         )
 

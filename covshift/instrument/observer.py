@@ -273,8 +273,8 @@ class Observer:
     def _batch_size(self, positional: list[torch.Tensor], named: list[torch.Tensor]) -> int | None:
         """Length of the first argument's example axis; of keywords only, whose order tells nothing, if all agree."""
         axis = self._settings.example_axis
-        lengths = [tensor.shape[axis] if -tensor.ndim <= axis < tensor.ndim else None for tensor in positional or named]
-        if positional and lengths[0] is None and axis:
+        lengths = [_length(tensor, axis) for tensor in positional or named]
+        if positional and lengths[0] is None and axis and not positional[0].is_nested:
             self._incidents.warn_once(
                 "axis",
                 sites.INPUT,
@@ -309,6 +309,13 @@ class Observer:
         if is_nonlinearity and isinstance(z, torch.Tensor) and is_summarizable(z):
             zeros = zero_set(module) if known.zeros_move else known.zeros
             self.collector.preactivation(forward, call, module, z, reads, zeros)
+
+
+def _length(tensor: torch.Tensor, axis: int) -> int | None:
+    """How long an axis is; None where there is none, and of nested tensors, where only the first has one length."""
+    if not -tensor.ndim <= axis < tensor.ndim or (tensor.is_nested and axis % tensor.ndim):
+        return None
+    return tensor.size(axis)
 
 
 def _described(module: nn.Module, name: str, *, is_observed: bool) -> Module:

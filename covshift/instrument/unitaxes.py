@@ -35,7 +35,7 @@ class UnitAxes:
 
     def read(self, forward: Forward, z: object, seen: Seen | None, within: Read | None) -> Read:
         """What a module called inside of another, which was itself given ``within``, is given now."""
-        if not isinstance(z, torch.Tensor) or z.layout is not torch.strided:
+        if not isinstance(z, torch.Tensor) or z.layout is not torch.strided or z.is_nested:
             return Read(begun=len(self._met))
         axis = _of_seen(seen) if seen is not None else forward.axis_of(z)
         if seen is None and axis is None:

@@ -175,6 +175,33 @@ def test_case_16_what_is_no_strided_float_tensor_is_left_out_with_one_named_warn
     assert (recorder.recording["layers"]["count"].sel(layer="linear", signal="activation_grad") == 48).all()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("example_axis", [0, 1])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize(("layers", "left_out"), [(None, ("inner", "drop")), ("drop", ("drop",)), ("head", ())])
+def test_a_model_that_is_given_nested_tensors_is_recorded_where_they_have_been_padded(
+    record, assert_row, layout, layers, left_out, example_axis
+):
+    class Pads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.drop, self.head = nn.Linear(6, 8), nn.Dropout(0.0), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.nested.to_padded_tensor(self.drop(self.inner(x)), 0.0))
+
+    model, parts = Pads(), [torch.randn(3, 6), torch.randn(5, 6)]
+    said = [f"layer '{name}': output of torch.float32, nested on cpu" for name in left_out]
+    with record(model, layers=layers, example_axis=example_axis, warned=said) as recorder:
+        y = model(torch.nested.nested_tensor(parts, layout=layout))
+        y.sum().backward()
+        recorder.step()
+    assert y.shape == (2, 5, 2)
+    assert len(recorder.warnings) == len(left_out)
+    if layers != "drop":
+        assert_row(recorder.recording, y, layer="head", signal="activation")
+
+
 @pytest.mark.parametrize("split", [lambda x: x.chunk(2, 1), lambda x: x.split([2, 4], 1)], ids=["chunk", "split"])
 def test_case_17_an_output_that_nobody_used_says_so(record, assert_row, status, cell, split):
     class Splits(nn.Module):
