@@ -53,7 +53,7 @@ def onset_of_squares(threshold: Threshold, steps: Steps, squares: Floats) -> tup
     """Step since when roots of ``squares`` (step,) exceed a threshold, and in which words."""
     exceeded, known = threshold.exceeded(np.sqrt(np.maximum(squares, 0.0))), np.isfinite(squares)
     begun = onset(steps, exceeded, known)
-    return begun, crossing(threshold.beyond, steps, begun, exceeded, known)
+    return begun, crossing(threshold.beyond, steps, begun, exceeded, known, counted="pairs of records")
 
 
 def interval_over_pairs(squares: Floats) -> tuple[float, float]:

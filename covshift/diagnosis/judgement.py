@@ -103,9 +103,17 @@ def conclude(layer: str, reason: str, judgements: Sequence[Judgement]) -> Findin
 
 
 def crossing(
-    what: str, steps: Steps, begun: int | None, exceeded: NDArray[np.bool_], measured: NDArray[np.bool_]
+    what: str,
+    steps: Steps,
+    begun: int | None,
+    exceeded: NDArray[np.bool_],
+    measured: NDArray[np.bool_],
+    *,
+    counted: str = "records",
 ) -> str:
     """What leads up to the step of an :func:`onset`: ``what`` mostly held since then, or in how many records it did.
+
+    Where a number comes of several records, ``counted`` says of which, as in "pairs of records".
 
     Examples
     --------
@@ -116,8 +124,8 @@ def crossing(
     'above 2 in 1 of 4 records since step'
     """
     since = measured & (steps >= (0 if begun is None else begun))
-    records, times = int(since.sum()), int((since & exceeded).sum())
-    return f"mostly {what} since step" if 2 * times > records else f"{what} in {times} of {records} records since step"
+    number, times = int(since.sum()), int((since & exceeded).sum())
+    return f"mostly {what} since step" if 2 * times > number else f"{what} in {times} of {number} {counted} since step"
 
 
 def holds_since(steps: Steps, series: Floats, value: float, window: slice) -> int | None:

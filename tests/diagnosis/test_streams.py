@@ -69,9 +69,9 @@ def test_one_jump_is_said_to_be_one_and_not_to_last(planted, normalised):
         if step >= 100:
             rows["conv1"]["activation"] = rows["conv1"]["activation"] + 1.0
     found = of(planted(layers=normalised, probe=jump), "conv1")
-    # The pairs that end at 100, 110, 120 and 130 are four records, of which the first moved.
+    # Of the pairs that end at 100, 110, 120 and 130 the first moved.
     assert (found.verdict, found.since_step) == ("watch", 100)
-    assert found.reason.endswith("; above 0.2 sd in 1 of 4 records since step 100")
+    assert found.reason.endswith("; above 0.2 sd in 1 of 4 pairs of records since step 100")
 
 
 def test_evaluation_passes_over_other_examples_are_judged_with_their_noise(planted, normalised):
