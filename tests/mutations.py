@@ -172,6 +172,9 @@ MUTATIONS = {
     "axes of a view": Mutation(
         f"{INSTRUMENT}.views:View.of", _with_the_axes_of_the_base, ("test_inplace_and_views.py",)
     ),
+    "axes of layers left out": Mutation(
+        f"{INSTRUMENT}.forward:Forward.axis_of", _constant(None), ("test_unit_axes.py",)
+    ),
     "recompute matching": Mutation(
         f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
     ),

@@ -222,6 +222,18 @@ def test_an_activation_first_called_in_a_later_pass_has_the_units_of_the_layer_b
     assert axes(recorder.recording) == {"r": 1}
 
 
+def test_what_a_layer_left_out_returned_tells_more_than_layers_of_its_shape(record):
+    """8 channels over 8 times and 8 units over 8 times, each read by an activation of its own."""
+
+    def does(m, x):
+        return m.r2(m.l(m.r1(m.c(x))))
+
+    model = Does(does, c=kill(nn.Conv1d(8, 8, 1)), r1=nn.ReLU(), l=kill(nn.Linear(8, 8)), r2=nn.ReLU())
+    recording = once(record, model, torch.randn(4, 8, 8), layers=nn.ReLU)
+    assert axes(recording) == {"r1": 1, "r2": 2}
+    assert never_active(recording, "r1") == never_active(recording, "r2") == (DEAD, 8)
+
+
 def test_layers_that_are_not_recorded_dispute_units_as_recorded_ones_do(record):
     """8 channels over 8 times and 8 units over 8 times: their sum may be either."""
 
