@@ -81,6 +81,7 @@ with covshift.record(model, sys.argv[1], every=1, resume=True, start_step=3):
 """
 
 
+@pytest.mark.slow
 def test_another_process_is_held_to_the_model_too(tmp_path):
     train(net(), tmp_path / "run", 3)
 

@@ -153,6 +153,7 @@ def check_drawn(subject, made, size):
         assert any(word in texts(drawn) for word in SAID), texts(drawn)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes)
 @example((1, 1, np.nan))
