@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from covshift.cli.common import Debug, console, one_line_errors
+from covshift.cli.common import Debug, Quiet, console, one_line_errors
 
 if TYPE_CHECKING:
     from covshift.store.description import Description
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def info(
     run: Annotated[Path, typer.Argument(help="A recording.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Say what a recording holds: records, layers, signals, size, versions, whether it is closed, and what is wrong.
@@ -30,10 +31,10 @@ def info(
 
     with one_line_errors(debug=debug):
         description = describe(run)
-    if json:
+    if not json:
+        console(quiet=quiet).print(_table(description))
+    elif not quiet:
         typer.echo(json_text.dumps(description.to_dict(), indent=2))
-    else:
-        console().print(_table(description))
 
 
 def _table(description: Description) -> Table:

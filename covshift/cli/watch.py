@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from covshift.analysis import rows
-from covshift.cli.common import Debug, console, one_line_errors
+from covshift.cli.common import Debug, Quiet, console, one_line_errors
 from covshift.diagnosis import Diagnosis, diagnose
 from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.finding import of_layers, worst
@@ -32,6 +32,7 @@ SPARK_WIDTH, LAYER_WIDTH = 40, 20
 def watch(
     run: Annotated[Path, typer.Argument(help="A recording, usually one that is being written.", show_default=False)],
     seconds: Annotated[float, typer.Option(min=0.1, help="How often to look.")] = 5.0,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Show a run as it trains: verdicts, the worst layers, logged values; ends when the run does.
@@ -40,7 +41,7 @@ def watch(
     """
     from covshift.cli.following import follow
 
-    with one_line_errors(debug=debug), Live(console=console(), auto_refresh=False) as live:
+    with one_line_errors(debug=debug), Live(console=console(quiet=quiet), auto_refresh=False) as live:
         try:
             for goes_on in follow([run], seconds=seconds):
                 recording = rows.in_memory(reader.open(run))

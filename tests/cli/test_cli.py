@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner
 
@@ -70,11 +71,13 @@ def test_python_dash_m_prints_the_commands():
     assert all(command in done.stdout for command in ("demo", "report", "check"))
 
 
-@pytest.mark.parametrize("command", ["demo", "report", "check", "selfcheck"])
-def test_every_command_explains_itself_with_an_example(command):
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
+def test_every_command_explains_itself_with_an_example_and_can_be_quiet(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0
-    assert f"Example: covshift {command}" in " ".join(result.stdout.split())
+    told = " ".join(result.stdout.split())
+    assert f"Example: covshift {command}" in told
+    assert "--quiet" in told and "--debug" in told
 
 
 @pytest.mark.parametrize(

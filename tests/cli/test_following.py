@@ -231,6 +231,8 @@ class TestWatch:
         result = runner.invoke(app, ["watch", str(tmp_path / "run.zarr")])
         assert result.exit_code == 0, result.stderr
         assert result.stdout.count("followed: step 4, 5 records, ended") == 1
+        silent = runner.invoke(app, ["watch", str(tmp_path / "run.zarr"), "--quiet"])
+        assert (silent.exit_code, silent.output) == (0, "")
 
     @pytest.mark.parametrize("values", [[], [np.nan], [np.inf, 1.0, -np.inf], [3.0], np.arange(1000.0)])
     def test_any_series_has_a_sparkline_of_at_most_its_width(self, values):

@@ -88,13 +88,6 @@ def left_open(tmp_path):
     return writer.path
 
 
-@pytest.mark.parametrize("command", ["info", "recover", "export"])
-def test_every_command_explains_itself_with_an_example(command):
-    result = invoke(command, "--help")
-    assert result.exit_code == 0
-    assert f"Example: covshift {command}" in " ".join(result.stdout.split())
-
-
 def test_info_says_what_a_recording_holds(run):
     text = " ".join(invoke("info", run).stdout.split())
     for words in (
@@ -112,6 +105,15 @@ def test_info_says_what_a_recording_holds(run):
     sizes = [os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(run) for name in names]
     assert (values["bytes"], values["files"]) == (sum(sizes), len(sizes))
     assert values["warnings"] == []
+
+
+@pytest.mark.parametrize("words", [["--quiet"], ["--quiet", "--json"]])
+def test_quiet_info_says_only_whether_there_is_a_recording(run, tmp_path, words):
+    whole = invoke("info", run, *words)
+    assert (whole.exit_code, whole.output) == (0, "")
+    missing = invoke("info", tmp_path / "none.zarr", *words)
+    assert missing.exit_code == 1
+    assert "none.zarr" in missing.stderr
 
 
 def test_info_tells_a_live_recording_from_one_left_open_and_counts_its_journal(left_open, tmp_path):
