@@ -77,8 +77,13 @@ def label_layers(
     ax.yaxis.set_major_formatter(RowFormatter(short, ax.yaxis))
     ax.set_ylim(len(short) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, left=False)
+    ax.set_ylabel(name_of_rows(ax, str(len(short)), what=what))
+
+
+def name_of_rows(ax: Axes, number: str, *, what: str = "layer") -> str:
+    """What the rows of ``ax`` are and how many, in as many words as its height has room for."""
     tall = size_in_points(ax)[1] > 200.0
-    ax.set_ylabel(f"{what}, input side on top (n = {len(short)})" if tall else f"{what} (n = {len(short)})")
+    return f"{what}, input side on top (n = {number})" if tall else f"{what} (n = {number})"
 
 
 def label_steps(ax: Axes, steps: ArrayLike) -> None:

@@ -82,7 +82,8 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
     look, rows = style.look(), np.arange(ics.sizes["layer"])
     sizes = {name: ics[name].values.astype(np.float64) for name in NORMS}
     if not any((values > 0).any() for values in sizes.values()):
-        style.message(ax, "change of the gradient: not measured")
+        measured = any(np.isfinite(values).any() for values in sizes.values())
+        style.message(ax, f"change of the gradient: {'exactly zero' if measured else 'not measured'}")
         return
     ax.set_xscale("log")
     ax.set_xlim(log_limits(sizes.values()))
@@ -152,6 +153,8 @@ def _finding(ics: xr.Dataset) -> str:
     if not np.isfinite(relative).any():
         return "Change of gradients by the layers below: not measured"
     at = int(np.nanargmax(relative))
+    if relative[at] == 0:
+        return f"Movement below changes no gradient (n = {ics.sizes['layer']} layers)"
     name = short_names(ics["layer"].values)[at]
     words = f"Movement below changes the gradient most in '{name}': by {share(float(relative[at]))} of its norm"
     noise = float(ics["ics_to_noise"].values[at])

@@ -16,7 +16,7 @@ from covshift.diagnosis.finding import of_layers, worst
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
-from covshift.plots.axes import key_below, label_layers, layer_height, title, wrapped
+from covshift.plots.axes import key_below, label_layers, layer_height, name_of_rows, title, wrapped
 
 LOUDNESS = ("bad", "watch", "ok", "not measured")
 
@@ -55,14 +55,14 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
     kept = _kept(grid, rows, causes={(finding.layer, finding.verdict) for finding in diagnosis.causes})
     shown = grid.isel(layer=kept).drop_sel(check=idle)
     with style.context():
-        height = layer_height(shown.sizes["layer"], row=0.165, least=2.0, most=12.0)
+        height = layer_height(shown.sizes["layer"], row=0.165, least=2.3, most=12.0)
         ax = style.axes_on(ax, width=2.6 + 0.95 * shown.sizes["check"], height=height)
         if not shown.size:
             return style.message(ax, "verdicts: no layer was judged")
         _marks(ax, shown)
         _columns(ax, [str(check) for check in shown["check"].values])
         label_layers(ax, shown["layer"].values, every=True)
-        ax.set_ylabel(_rows_drawn(grid, shown))
+        ax.set_ylabel(_rows_drawn(ax, grid, shown))
         title(ax, _finding(grid, left_out=np.delete(np.arange(grid.sizes["layer"]), kept)))
         without = [Line2D([], [], linestyle="", label=f"does not apply here: {', '.join(idle)}")] if idle else []
         key_below(ax, [*(_handle(verdict) for verdict in LOUDNESS), *without], columns=5, drop=8.0)
@@ -135,13 +135,13 @@ def _handle(verdict: str) -> Line2D:
     )
 
 
-def _rows_drawn(grid: xr.DataArray, shown: xr.DataArray) -> str:
+def _rows_drawn(ax: Axes, grid: xr.DataArray, shown: xr.DataArray) -> str:
     """What the rows are: how many layers of how many, and what else."""
     names = shown["layer"].values.tolist()
     drawn, there = of_layers(names), len(of_layers(grid["layer"].values.tolist()))
     number = str(there) if len(drawn) == there else f"{len(drawn)} of {there}"
     others = [name for at, name in enumerate(names) if at not in drawn]
-    return f"layer, input side on top (n = {number})" + (f"; no layer: {', '.join(others)}" if others else "")
+    return name_of_rows(ax, number) + (f"\nno layer: {', '.join(others)}" if others else "")
 
 
 def _finding(grid: xr.DataArray, *, left_out: NDArray[np.int64]) -> str:

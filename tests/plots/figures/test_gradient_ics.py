@@ -43,6 +43,19 @@ class TestGradientICS:
             "0.25 times what another minibatch changes (n = 4 layers)"
         )
 
+    def test_where_no_gradient_changes_the_title_says_so(self, made, headline):
+        ics = made(fill=0.1).ics(4)
+        ics["relative_ics"][:] = [np.nan, 0.0, np.nan, 0.0]
+        assert headline(plots.plot_gradient_ics(ics)) == "Movement below changes no gradient (n = 4 layers)"
+
+    def test_gradients_of_zero_are_told_from_those_that_were_not_measured(self, made):
+        ics = made().ics(4)
+        for value, words in ((0.0, "exactly zero"), (np.nan, "not measured")):
+            for name in ("ics", "gradient_noise", "gradient_norm"):
+                ics[name][:] = value
+            told = [text.get_text() for text in plots.plot_gradient_ics(ics).axes[0].texts]
+            assert told == [f"change of the gradient: {words}"]
+
     def test_without_a_second_minibatch_there_is_no_floor(self, made, labels, headline):
         ics = made().ics(4)
         ics["gradient_noise"][:] = ics["ics_to_noise"][:] = np.nan

@@ -54,7 +54,15 @@ class TestVerdictGrid:
         assert len(drawn) == 2 + 5
         said = "9 layers by their worst check: 7 bad, 2 ok (4 of them left out: 2 bad, 2 ok)"
         assert left_title(ax) == said
-        assert ax.get_ylabel() == "layer, input side on top (n = 5 of 9); no layer: whole run, (input)"
+        assert ax.get_ylabel() == "layer (n = 5 of 9)\nno layer: whole run, (input)"
+
+    @pytest.mark.parametrize("layers", [1, 5, 12, 13, 60])
+    def test_what_the_rows_are_fits_beside_them(self, made, layers):
+        names = ["whole run", "(input)", *(f"conv{at}" for at in range(layers))]
+        ax = plots.plot_verdict_grid(made(names=names).diagnosis(layers + 2))
+        ax.figure.draw_without_rendering()
+        label = ax.yaxis.label.get_window_extent()
+        assert 0.0 <= label.y0 < label.y1 <= ax.figure.bbox.height
 
     def test_no_row_is_drawn_while_a_worse_one_or_one_that_causes_it_is_left_out(self, made):
         words = np.full((6, 4), "watch", dtype="<U12")
