@@ -79,7 +79,8 @@ def record(
         Which *records* (not steps) carry histograms, and numbers of every unit. Steps that follow a due one for another
         optimizer's turn count as one record with it.
     unit_axis : mapping of str to int, optional
-        Axis that counts units, by glob on layer names, where the default by module type is wrong.
+        Axis that counts units, by glob on layer names, where the default by module type is wrong. Outputs that mix
+        examples, such as the tokens that one expert is given, have no units all the same: whose a value is, is unknown.
     example_axis : int, default 0
         Axis of the model's input that counts examples.
     updates : {"sampled", "exact", "off"}

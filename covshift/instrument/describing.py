@@ -138,7 +138,8 @@ class Describer:
             "axis",
             layer.name,
             f"layer '{layer.name}': axis {layer.example_axis} of its output {tuple(tensor.shape)} is not the batch of "
-            f"{batch_size}; recorded without units and example groups. Name the axes with example_axis= and unit_axis=",
+            f"{batch_size}; recorded without units and example groups, for where examples end is not known. If another "
+            "axis of the model's input counts them, name it with example_axis=",
         )
         return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
 

@@ -60,6 +60,16 @@ def test_a_layer_whose_axis_is_not_the_batch_in_a_later_call_counts_no_examples_
     assert int(recording["layers"]["status"].sel(step=0, layer="inner", signal="activation")) == Status.AXIS_UNKNOWN
 
 
+def test_what_mixes_examples_has_no_units_by_any_name_and_the_warning_offers_none():
+    """The tokens that an expert is given are no examples, and no axis of theirs counts any."""
+    for named in ({}, {"inner": 1}):
+        with pytest.warns(CovshiftWarning, match=r"where examples end is not known.*example_axis=$") as said:
+            recording = once(Flattens(), torch.randn(8, 7, 4), unit_axis=named)
+        assert [" unit_axis=" in str(one.message) for one in said] == [False]
+        layers = recording["layers"]["layer"].values.tolist()
+        assert layers.index("inner") not in recording["units"]["layer_index"].values
+
+
 def test_an_axis_that_the_input_lacks_is_named():
     with pytest.warns(CovshiftWarning, match=r"example_axis=9: the model's input \(8, 4\) has no such axis"):
         once(nn.Linear(4, 2), torch.randn(8, 4), example_axis=9)
