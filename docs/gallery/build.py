@@ -193,7 +193,7 @@ def save(figure: Figure, path: Path) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=dpi)
         picture = Image.open(buffer).convert("RGB")
-        picture = picture.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        picture = picture.quantize(COLORS, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
         picture.save(path, optimize=True, pnginfo=words)
         if path.stat().st_size <= MOST_BYTES:
             return
