@@ -63,7 +63,8 @@ def record(
     Parameters
     ----------
     model : Module
-        Any PyTorch model. Record the unwrapped model, before ``torch.compile``.
+        Any PyTorch model, unwrapped. Of a compiled one record what ``torch.compile`` returned: nothing is seen inside
+        compiled code, but on a batch given as ``probe``; see docs/concepts/compiled.md.
     path : path-like, optional
         Where the recording goes; ".zarr" is added where missing. None keeps it in memory.
     every : int or Schedule, default every(10)

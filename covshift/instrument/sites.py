@@ -222,11 +222,21 @@ def _items(output: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def compiled(model: nn.Module) -> list[str]:
-    """Names of modules that torch.compile replaced or that compile their own call: what runs inside is opaque."""
+    """Names of modules that torch.compile made or that are scripted: what runs inside them is opaque."""
+    named = {name: module for name, module in model.named_modules() if _is_compiled(module)}
+    return [name or ROOT for name in named if name.rpartition(".")[0] not in named or not name]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
+
+
+def compiled_in_place(model: nn.Module) -> list[str]:
+    """Names of modules that compile their own call (``module.compile()``), hooks included: even that is opaque."""
     return [
         name or ROOT
         for name, module in model.named_modules()
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if getattr(module, "_compiled_call_impl", None) is not None
     ]
 
 

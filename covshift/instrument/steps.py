@@ -228,7 +228,8 @@ class StepClock:
             "unseen",
             "forward",
             "an optimizer updated the model, but no forward pass of it was seen: compiled, wrapped, called as "
-            "model.forward(...), or under no_grad? Record the module that is called, before torch.compile",
+            "model.forward(...), or under no_grad? Record the very module that is called: of a compiled model, what "
+            "torch.compile returned",
         )
         self._stepped = {id(optimizer)}
         return True

@@ -20,18 +20,14 @@ from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
 from covshift.summary.norms import Tensors
 
+SEE_INSIDE = "To see inside, compile only the parts you need not see, or let record(probe=) run a batch uncompiled"
+
 
 class Surroundings:
-    """Looks a model over once.
-
-    Attributes
-    ----------
-    opaque : list of str
-        Modules that torch.compile has replaced.
-    """
+    """Looks a model over once."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self.opaque = sites.compiled(model)
+        self._compiled, self._in_place = sites.compiled(model), sites.compiled_in_place(model)
         self._hidden = [] if settings.functional else hidden_functions(model)
         self._model = weakref.ref(model)
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
@@ -44,13 +40,13 @@ class Surroundings:
 
     def warn(self, incidents: Incidents) -> None:
         """Name what will not be seen."""
-        if self.opaque:
+        if self._compiled:
             incidents.warn_once(
                 "compiled",
                 "model",
-                f"compiled, so only their own outputs can be seen: {listed(self.opaque)}. To see inside, record the "
-                "model before torch.compile, or compile only the parts you need not see",
+                f"compiled, so only their own outputs can be seen: {listed(self._compiled)}. {SEE_INSIDE}",
             )
+        self._warn_of_compiled_in_place(incidents)
         if self._hidden:
             incidents.warn_once(
                 "functional",
@@ -58,9 +54,25 @@ class Surroundings:
                 f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
             )
 
+    def _warn_of_compiled_in_place(self, incidents: Incidents) -> None:
+        if self._in_place:
+            incidents.warn_once(
+                "compiled in place",
+                "model",
+                f"compiled in place, so not even their outputs can be seen: {listed(self._in_place)}. Record what "
+                f"torch.compile(module) returns instead of calling module.compile(). {SEE_INSIDE}",
+            )
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether calls of some modules cannot be seen because they are compiled."""
+        return bool(self._compiled or self._in_place)
+
     def warn_of_new_parts(self, incidents: Incidents) -> None:
-        """Name modules and parameters that have come into the model since, in place of others or beside them."""
+        """Name what has come into the model since, in place of others or beside them, and what was compiled since."""
         model = self._model()
+        self._in_place = [] if model is None else sites.compiled_in_place(model)
+        self._warn_of_compiled_in_place(incidents)
         named = {} if model is None else dict(model.named_modules())
         new = {name for name, module in named.items() if not self._is_known(module)}
         # What lies in a new module is new with it.

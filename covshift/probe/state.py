@@ -261,7 +261,7 @@ def _autocast(kinds: set[str]) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
-    if not sites.compiled(model):
+    if not (sites.compiled(model) or sites.compiled_in_place(model)):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

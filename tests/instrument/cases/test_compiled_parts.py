@@ -1,0 +1,119 @@
+"""What is seen of a model of which something is compiled, and what its user is told. Oracle: the same model, eager."""
+
+import pytest
+import torch
+from torch import nn
+
+from covshift.schema import Status
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
+]
+
+OPAQUE = "compiled, so only their own outputs can be seen: "
+IN_PLACE = "compiled in place, so not even their outputs can be seen: "
+UNSEEN = "Record the very module that is called: of a compiled model, what torch.compile returned"
+INSIDE = "To see inside, compile only the parts you need not see, or let record(probe=) run a batch uncompiled"
+AROUND = {"(input)", "0", "2"}
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_code_of_other_tests():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def net():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 3))
+
+
+def loss_of(output):
+    return output.square().mean()
+
+
+def train(model, parameters, steps=4):
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    for _ in range(steps):
+        loss_of(model(torch.randn(16, 6))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def compile_before(how):
+    """The model, what is recorded of it, and what is called."""
+    model = net()
+    if how == "whole":
+        model = torch.compile(model, backend="eager")
+    elif how == "part":
+        model[1] = torch.compile(model[1], backend="eager")
+    elif how == "part in place":
+        model[1].compile(backend="eager")
+    elif how == "scripted part":
+        model[1] = torch.jit.script(model[1])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "seen"),
+    [
+        ("whole", OPAQUE + "(root). ", {"(input)", "(root)"}),
+        ("part", OPAQUE + "1. ", AROUND | {"1"}),
+        ("part in place", IN_PLACE + "1. ", AROUND),
+        ("scripted part", OPAQUE + "1. ", AROUND | {"1"}),
+    ],
+)
+def test_training_rows_are_of_what_lies_around_compiled_code_and_the_rest_is_named_once(record, how, said, seen):
+    model = compile_before(how)
+    with record(model, warned=[said]) as recorder:
+        train(model, model.parameters())
+    assert len(recorder.warnings) == 1
+    assert INSIDE in recorder.warnings[0]
+    layers = recorder.recording["layers"].to_dataset()
+    assert set(layers["layer"].values) == seen
+    outputs = layers.sel(layer=sorted(seen - {"(input)"}))
+    assert (outputs["status"].sel(signal=["activation", "activation_grad"]) == Status.OK).all()
+    assert recorder.recording["parameters"].sizes["step"] == 4
+
+
+@pytest.mark.parametrize("how", ["whole", "part", "part in place"])
+def test_a_probe_sees_inside_what_the_eager_model_gives(record, how):
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    model, eager = compile_before(how), net()
+    with record(
+        model, probe=(x, loss_of), probe_every=2, warned=[OPAQUE if how != "part in place" else IN_PLACE]
+    ) as rec:
+        train(model, model.parameters())
+    probe = rec.recording["probe/layers"].to_dataset()
+    inner = next(name for name in probe["layer"].values if str(name).replace("_orig_mod.", "") == "1.1")
+    output = eager[1](eager[0](x))
+    output.retain_grad()
+    loss_of(eager[2](output)).backward()
+    row = probe.sel(layer=inner, step=0)
+    for signal, tensor in (("activation", output.detach()), ("activation_grad", output.grad)):
+        assert float(row["sum"].sel(signal=signal)) == pytest.approx(float(tensor.double().sum()), rel=1e-6)
+        assert int(row["zero_count"].sel(signal=signal)) == int((tensor == 0).sum())
+    assert probe["step"].values.tolist() == [0, 2, 4]
+
+
+def test_the_advice_to_one_who_compiles_after_record_is_right(record):
+    """What is recorded is not what is called; recorded as the warning says, the same loop has its rows."""
+    model = net()
+    with record(model, warned=[UNSEEN]) as recorder:
+        train(torch.compile(model, backend="eager"), model.parameters())
+    assert recorder.recording["layers"].sizes["step"] == 0
+    compiled = torch.compile(net(), backend="eager")
+    with record(compiled, warned=[OPAQUE]) as recorder:
+        train(compiled, compiled.parameters())
+    assert recorder.recording["layers"].sizes["step"] == 4
+
+
+def test_what_is_compiled_in_place_while_recording_is_named_at_its_end_and_nothing_is_called_unused(record):
+    model = net()
+    with record(model, warned=[IN_PLACE + "1. "]) as recorder:
+        model[1].compile(backend="eager")
+        train(model, model.parameters())
+    assert len(recorder.warnings) == 1
