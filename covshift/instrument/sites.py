@@ -223,12 +223,12 @@ def _items(output: Any) -> Iterable[tuple[Any, Any]] | None:
 
 def compiled(model: nn.Module) -> list[str]:
     """Names of modules that torch.compile made or that are scripted: what runs inside them is opaque."""
-    named = {name: module for name, module in model.named_modules() if _is_compiled(module)}
-    return [name or ROOT for name in named if name.rpartition(".")[0] not in named or not name]
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
+    found = [
+        name
+        for name, module in model.named_modules()
+        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
+    ]
+    return [name or ROOT for name in found if not name or name.rpartition(".")[0] not in found]
 
 
 def compiled_in_place(model: nn.Module) -> list[str]:
