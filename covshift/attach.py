@@ -63,8 +63,8 @@ def record(
     Parameters
     ----------
     model : Module
-        Any PyTorch model, unwrapped. Of a compiled one record what ``torch.compile`` returned: nothing is seen inside
-        compiled code, but on a batch given as ``probe``; see docs/concepts/compiled.md.
+        Any PyTorch model, unwrapped. Calls of what ``torch.compile`` has made of it, or of a part, stand for its own;
+        inside compiled code nothing is seen but on a batch given as ``probe``, see docs/concepts/compiled.md.
     path : path-like, optional
         Where the recording goes; ".zarr" is added where missing. None keeps it in memory.
     every : int or Schedule, default every(10)

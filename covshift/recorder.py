@@ -148,7 +148,8 @@ class Recorder:
         finally:
             # Whatever ends the recording, warnings that the user has made errors included, it ends closed.
             self._handover.close()
-        if kind is None and self._steps.records and not self._surroundings.is_opaque and not self._incidents.any_failed:
+        is_opaque = self._surroundings.is_opaque or bool(self._observer.compiled)
+        if kind is None and self._steps.records and not is_opaque and not self._incidents.any_failed:
             self._name_never_called()
 
     def _leave(self, *, is_complete: bool) -> None:

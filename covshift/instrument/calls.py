@@ -16,6 +16,8 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import CheckpointFunction
 
+from covshift.instrument.opaque import original
+
 _CALL = nn.Module._call_impl.__code__
 # Where this torch has its hooks called from; without such a function keywords stay unknown.
 _INNER = next((part for part in _CALL.co_consts if isinstance(part, CodeType) and part.co_name == "inner"), _CALL)
@@ -46,8 +48,12 @@ def given(args: tuple[Any, ...]) -> Any:
 
 def is_running(module: nn.Module, *, calls: int = 1) -> bool:
     """Whether so many calls of the module are under way in this thread, one inside the other."""
-    found = (frame for frame in _frames() if frame.f_code is _CALL and frame.f_locals.get("self") is module)
+    found = (frame for frame in _frames() if frame.f_code is _CALL and _stands_for(frame.f_locals.get("self"), module))
     return sum(1 for _ in islice(found, calls)) == calls
+
+
+def _stands_for(called: Any, module: nn.Module) -> bool:
+    return called is module or (isinstance(called, nn.Module) and original(called) is module)
 
 
 def runs_within(module: nn.Module, modules: Collection[int]) -> bool:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import unserializable_hook
 
 from covshift.instrument import modulehooks
+from covshift.instrument.opaque import original
 from covshift.instrument.views import View, view_of
 
 
@@ -38,6 +39,9 @@ class Watcher(Protocol):
 
     def glimpse(self, module: nn.Module) -> None:
         """A module of the model is about to run, and calls are not followed."""
+
+    def see_compiled(self, module: nn.Module) -> None:
+        """What torch.compile has made of a module of the model is about to run."""
 
     def pass_over(self, module: nn.Module) -> None:
         """A module of the model is about to run under a function transform, where nothing can be read."""
@@ -77,12 +81,17 @@ class ModuleHooks:
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Tell the watcher that a module is about to run, if it is one of the model's and there is need to."""
+        reference = self._modules.get(id(module))
+        if reference is None:
+            if (inside := self._compiled(module)) is not None:
+                self._watcher.see_compiled(inside)
+                self.before(inside, args)
+            return
         if not self.follows:
-            if id(module) in self._modules and self._watcher.expects(module):
+            if self._watcher.expects(module):
                 self._glimpse(module, args)
             return
-        reference = self._modules.get(id(module))
-        if reference is None or reference() is not module or traced():
+        if reference() is not module or traced():
             return
         # Looked at here first: a call of hidden_from at every module costs more than all of the above.
         if _audience.only is not None and hidden_from(self._watcher):
@@ -93,6 +102,11 @@ class ModuleHooks:
             self._watcher.recompute(module, args)
         else:
             self._watcher.enter(module, args)
+
+    def _compiled(self, module: nn.Module) -> nn.Module | None:
+        """The module of the model that torch.compile made this one of, whose call this one's stands for."""
+        inside = original(module)
+        return inside if id(inside) in self._modules else None
 
     def _glimpse(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         reference = self._modules[id(module)]
@@ -105,7 +119,11 @@ class ModuleHooks:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Tell the watcher that a module has run, if it is one of the model's."""
         reference = self._modules.get(id(module))
-        if reference is None or reference() is not module or traced() or transformed():
+        if reference is None:
+            if (inside := self._compiled(module)) is not None:
+                self.after(inside, args, output)
+            return
+        if reference() is not module or traced() or transformed():
             return
         if _audience.only is not None and hidden_from(self._watcher):
             return

@@ -26,6 +26,7 @@ from covshift.instrument.forward import Forward, Running
 from covshift.instrument.functional import FunctionMode, is_disturbed
 from covshift.instrument.hooks import faked, unseen
 from covshift.instrument.incidents import Incidents
+from covshift.instrument.opaque import original, warn_of_compiled
 from covshift.instrument.steps import StepClock
 from covshift.instrument.structural import zero_set
 from covshift.instrument.userhooks import UserHooks
@@ -62,6 +63,8 @@ class Observer:
         Makes rows of what the calls are given and return.
     call_sites : CallSites
         Of all modules and functions called so far.
+    compiled : list of str
+        Names of modules in whose place something was called that torch.compile has made of them.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Observer:
         self._settings = settings
         self._incidents = incidents
         self._open_block, self._clock = open_block, clock
+        self.compiled: list[str] = []
         names = {id(module): name or sites.ROOT for name, module in model.named_modules()}
         chosen = sites.select(model, settings.layers)
         self._modules = {
@@ -130,7 +134,7 @@ class Observer:
             local.has_graph = torch.is_grad_enabled()
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
-            if local.forward is not None and self._settings.functional and local.forward.grad_enabled:
+            if local.forward is not None and self._settings.functional and not self._is_compiled(module):
                 self._see_functions(local.forward)
         local.depth += 1
         forward = local.forward
@@ -155,7 +159,13 @@ class Observer:
         above = forward.stack[-1]
         return id(module) not in above.call.children and not is_running(above.module)
 
+    def _is_compiled(self, module: nn.Module) -> bool:
+        """Whether all of a call is compiled code, which has no functions to see and may fail where a mode is active."""
+        return original(module) is not None or self._modules[id(module)].name in self.compiled
+
     def _see_functions(self, forward: Forward) -> None:
+        if not forward.grad_enabled:
+            return
         root = self._root()
         if root is None or is_disturbed(root):
             self._incidents.warn_once(
@@ -218,6 +228,13 @@ class Observer:
     def guard(self, function: str) -> AbstractContextManager[None]:
         """Turn a failure to record a function into one warning."""
         return self._incidents.guard(function)
+
+    def see_compiled(self, module: nn.Module) -> None:
+        """Say once that calls inside what torch.compile made of a module are not seen."""
+        name = self._modules[id(module)].name
+        if name not in self.compiled:
+            self.compiled.append(name)
+            warn_of_compiled(self._incidents, [name])
 
     def pass_over(self, module: nn.Module) -> None:
         """Say once that calls under torch.func are not recorded."""

@@ -221,25 +221,6 @@ def _items(output: Any) -> Iterable[tuple[Any, Any]] | None:
     return None
 
 
-def compiled(model: nn.Module) -> list[str]:
-    """Names of modules that torch.compile made or that are scripted: what runs inside them is opaque."""
-    found = [
-        name
-        for name, module in model.named_modules()
-        if hasattr(module, "_orig_mod") or isinstance(module, torch.jit.ScriptModule)
-    ]
-    return [name or ROOT for name in found if not name or name.rpartition(".")[0] not in found]
-
-
-def compiled_in_place(model: nn.Module) -> list[str]:
-    """Names of modules that compile their own call (``module.compile()``), hooks included: even that is opaque."""
-    return [
-        name or ROOT
-        for name, module in model.named_modules()
-        if getattr(module, "_compiled_call_impl", None) is not None
-    ]
-
-
 def select(model: nn.Module, layers: Selection | list[Selection] | None) -> dict[int, str]:
     """Modules to observe: ``id(module)`` to the name under which the model lists it first.
 

@@ -227,9 +227,8 @@ class StepClock:
         self._incidents.warn_once(
             "unseen",
             "forward",
-            "an optimizer updated the model, but no forward pass of it was seen: compiled, wrapped, called as "
-            "model.forward(...), or under no_grad? Record the very module that is called: of a compiled model, what "
-            "torch.compile returned",
+            "an optimizer updated the model, but no forward pass of it was seen: compiled in place, wrapped, called as "
+            "model.forward(...), or under no_grad? Record the module that is called",
         )
         self._stepped = {id(optimizer)}
         return True

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from covshift.exceptions import UnsupportedModelError
-from covshift.instrument import sites
+from covshift.instrument import opaque, sites
 from covshift.instrument.describing import Settings
 from covshift.instrument.functional import hidden_functions
 from covshift.instrument.hooks import faked, unseen
@@ -20,14 +20,12 @@ from covshift.summary import prepare
 from covshift.summary.cpu import FORMS
 from covshift.summary.norms import Tensors
 
-SEE_INSIDE = "To see inside, compile only the parts you need not see, or let record(probe=) run a batch uncompiled"
-
 
 class Surroundings:
     """Looks a model over once."""
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self._compiled, self._in_place = sites.compiled(model), sites.compiled_in_place(model)
+        self._compiled, self._in_place = opaque.compiled(model), opaque.compiled_in_place(model)
         self._hidden = [] if settings.functional else hidden_functions(model)
         self._model = weakref.ref(model)
         self._modules = {id(module): weakref.ref(module) for module in model.modules()}
@@ -41,12 +39,9 @@ class Surroundings:
     def warn(self, incidents: Incidents) -> None:
         """Name what will not be seen."""
         if self._compiled:
-            incidents.warn_once(
-                "compiled",
-                "model",
-                f"compiled, so only their own outputs can be seen: {listed(self._compiled)}. {SEE_INSIDE}",
-            )
-        self._warn_of_compiled_in_place(incidents)
+            opaque.warn_of_compiled(incidents, self._compiled)
+        if self._in_place:
+            opaque.warn_of_compiled_in_place(incidents, self._in_place)
         if self._hidden:
             incidents.warn_once(
                 "functional",
@@ -54,25 +49,17 @@ class Surroundings:
                 f"activations called as functions are not seen in {listed(self._hidden)}: functional=True records them",
             )
 
-    def _warn_of_compiled_in_place(self, incidents: Incidents) -> None:
-        if self._in_place:
-            incidents.warn_once(
-                "compiled in place",
-                "model",
-                f"compiled in place, so not even their outputs can be seen: {listed(self._in_place)}. Record what "
-                f"torch.compile(module) returns instead of calling module.compile(). {SEE_INSIDE}",
-            )
-
     @property
     def is_opaque(self) -> bool:
-        """Whether calls of some modules cannot be seen because they are compiled."""
+        """Whether calls of some modules are not seen because they are compiled."""
         return bool(self._compiled or self._in_place)
 
     def warn_of_new_parts(self, incidents: Incidents) -> None:
         """Name what has come into the model since, in place of others or beside them, and what was compiled since."""
         model = self._model()
-        self._in_place = [] if model is None else sites.compiled_in_place(model)
-        self._warn_of_compiled_in_place(incidents)
+        self._in_place = [] if model is None else opaque.compiled_in_place(model)
+        if self._in_place:
+            opaque.warn_of_compiled_in_place(incidents, self._in_place)
         named = {} if model is None else dict(model.named_modules())
         new = {name for name, module in named.items() if not self._is_known(module)}
         # What lies in a new module is new with it.
@@ -92,7 +79,7 @@ class Surroundings:
         there = {
             f"{name}.{own}" if name else own
             for name, module in modules.items()
-            if name not in new and self._names[id(module)] == name
+            if name not in new and self._names.get(id(module)) == name
             for own, parameter in module._parameters.items()
             if parameter is not None
         }
@@ -107,9 +94,12 @@ class Surroundings:
             )
 
     def _is_known(self, module: nn.Module) -> bool:
+        """Whether a module was there, or is what torch.compile has since made of one that was."""
+        original = opaque.original(module)
+        was = module if original is None else original
         # The place of one that is gone may have been given to another.
-        known = self._modules.get(id(module))
-        return known is not None and known() is module
+        known = self._modules.get(id(was))
+        return known is not None and known() is was
 
     def warn_of_hidden_scale(self, incidents: Incidents) -> None:
         """Say what a GradScaler that was not named does to gradients, where half precision makes one likely."""

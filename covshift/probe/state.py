@@ -28,7 +28,7 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
 from covshift.exceptions import InvalidArgumentError, ProbeUnsupported
-from covshift.instrument import sites
+from covshift.instrument import opaque, sites
 from covshift.instrument.hooks import shown_only_to
 from covshift.probe.parameters import Originals
 
@@ -261,7 +261,7 @@ def _autocast(kinds: set[str]) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
-    if not (sites.compiled(model) or sites.compiled_in_place(model)):
+    if not (opaque.compiled(model) or opaque.compiled_in_place(model)):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -77,7 +77,8 @@ def test_every_command_explains_itself_with_an_example_and_can_be_quiet(command)
     assert result.exit_code == 0
     told = " ".join(result.stdout.split())
     assert f"Example: covshift {command}" in told
-    assert "--quiet" in told and "--debug" in told
+    assert "--quiet" in told
+    assert "--debug" in told
 
 
 @pytest.mark.parametrize(

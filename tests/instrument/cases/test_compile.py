@@ -17,7 +17,6 @@ pytestmark = [
 
 OPAQUE = "compiled, so only their own outputs can be seen"
 IN_PLACE = "compiled in place, so not even their outputs can be seen"
-UNSEEN = "no forward pass of it was seen"
 NO_STEP = "but no optimizer step of the model was seen"
 
 
@@ -74,16 +73,15 @@ def bare_losses(train, backend):
     return train(model, 4, forward=compiled), model.state_dict(), counter.frame_count
 
 
-def demand_the_bits_of_the_compiled_run(train, record, backend, *, when, every=1):
+def demand_the_bits_of_the_compiled_run(train, record, backend, *, when, **options):
     losses, state, frames = bare_losses(train, backend)
     torch._dynamo.reset()
     compiled, counter = counted(model := net(), backend)
     if when == "before record, after its first run":
         compiled(torch.randn(16, 6)).sum().backward()
         model.zero_grad()
-    recorded, texts = (model, [UNSEEN]) if when == "after record" else (compiled, [OPAQUE])
     torch.manual_seed(4)
-    with record(recorded, every=every, warned=texts, may_warn=[OPAQUE, UNSEEN]) as recorder:
+    with record(model if when == "after record" else compiled, warned=[OPAQUE], **options) as recorder:
         assert train(model, 4, forward=compiled) == losses
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
     assert counter.frame_count == frames == 1
@@ -93,10 +91,10 @@ def demand_the_bits_of_the_compiled_run(train, record, backend, *, when, every=1
 WHEN = ["after record", "before record", "before record, after its first run"]
 
 
-@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("options", [{"every": 1}, {"every": 10}, {"every": 1, "functional": True}], ids=str)
 @pytest.mark.parametrize("when", WHEN)
-def test_case_31_a_compiled_model_keeps_its_bits_and_its_one_graph(train, record, when, every):
-    demand_the_bits_of_the_compiled_run(train, record, "aot_eager", when=when, every=every)
+def test_case_31_a_compiled_model_keeps_its_bits_and_its_one_graph(train, record, when, options):
+    demand_the_bits_of_the_compiled_run(train, record, "aot_eager", when=when, **options)
 
 
 @pytest.mark.parametrize("when", [but_slow(when, unless=when == "before record") for when in WHEN])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 from covshift.schema import Status
@@ -14,7 +15,7 @@ pytestmark = [
 
 OPAQUE = "compiled, so only their own outputs can be seen: "
 IN_PLACE = "compiled in place, so not even their outputs can be seen: "
-UNSEEN = "Record the very module that is called: of a compiled model, what torch.compile returned"
+UNSEEN = "no forward pass of it was seen: compiled in place, wrapped"
 INSIDE = "To see inside, compile only the parts you need not see, or let record(probe=) run a batch uncompiled"
 AROUND = {"(input)", "0", "2"}
 
@@ -99,16 +100,65 @@ def test_a_probe_sees_inside_what_the_eager_model_gives(record, how):
     assert probe["step"].values.tolist() == [0, 2, 4]
 
 
-def test_the_advice_to_one_who_compiles_after_record_is_right(record):
-    """What is recorded is not what is called; recorded as the warning says, the same loop has its rows."""
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_call_of_what_was_compiled_stands_for_one_of_the_model_that_is_recorded(record, when, functional):
+    """Rows equal those of the compiled module recorded itself, under the names of the model."""
+    recordings = []
+    for recorded in ("model", "compiled"):
+        torch._dynamo.reset()
+        model = net()
+        compiled = torch.compile(model, backend="eager") if when == "before" or recorded == "compiled" else None
+        torch.manual_seed(4)
+        target = model if recorded == "model" else compiled
+        with record(target, functional=functional, warned=[OPAQUE + "(root). "]) as recorder:
+            train(compiled or torch.compile(model, backend="eager"), model.parameters())
+        assert len(recorder.warnings) == 1
+        recordings.append(recorder.recording)
+    ours, theirs = recordings
+    xr.testing.assert_equal(*(one["layers"].to_dataset().drop_vars("module_type") for one in recordings))
+    assert ours["layers"]["layer"].values.tolist() == ["(input)", "(root)"]
+    renamed = theirs["parameters"].to_dataset()
+    renamed["parameter"] = [name.removeprefix("_orig_mod.") for name in renamed["parameter"].values]
+    xr.testing.assert_equal(ours["parameters"].to_dataset(), renamed)
+
+
+def test_a_part_compiled_while_recording_goes_on_as_its_layer(record):
+    """Eager at the first step, compiled at the others, the part's rows have one name, and nothing is called unused."""
     model = net()
-    with record(model, warned=[UNSEEN]) as recorder:
-        train(torch.compile(model, backend="eager"), model.parameters())
-    assert recorder.recording["layers"].sizes["step"] == 0
-    compiled = torch.compile(net(), backend="eager")
-    with record(compiled, warned=[OPAQUE]) as recorder:
+    with record(model, warned=[OPAQUE + "1. "]) as recorder:
+        train(model, model.parameters(), steps=1)
+        model[1] = torch.compile(model[1], backend="eager")
+        train(model, model.parameters(), steps=3)
+    assert len(recorder.warnings) == 1
+    arrived = recorder.recording["layers"]["status"].sel(signal="activation_grad") == Status.OK
+    assert arrived.sel(layer=["0", "2"]).all()
+    # Eager, the part gives what its last layer gave, whose row that is.
+    assert arrived.sel(layer="1.1").values.tolist() == [True, False, False, False]
+    assert arrived.sel(layer="1").values.tolist() == [False, True, True, True]
+
+
+def test_where_dynamo_leaves_the_code_alone_the_layers_inside_are_recorded(record):
+    """As after too many compilations, or with the stance of a debugging session."""
+    model, compiled = net(), torch.compile(net(), backend="eager")
+    with record(model) as recorder:
+        train(model, model.parameters())
+    expected = recorder.recording["layers"].to_dataset()
+    with (
+        torch.compiler.set_stance("force_eager"),
+        record(compiled._orig_mod, warned=[OPAQUE + "(root). "]) as recorder,
+    ):
+        torch.manual_seed(0)
         train(compiled, compiled.parameters())
-    assert recorder.recording["layers"].sizes["step"] == 4
+    assert set(expected["layer"].values) <= set(recorder.recording["layers"]["layer"].values)
+
+
+def test_a_model_that_compiles_its_own_call_is_named_and_has_no_rows(record):
+    model = net()
+    model.compile(backend="eager")
+    with record(model, warned=[IN_PLACE + "(root). ", UNSEEN]) as recorder:
+        train(model, model.parameters())
+    assert recorder.recording["layers"].sizes["step"] == 0
 
 
 def test_what_is_compiled_in_place_while_recording_is_named_at_its_end_and_nothing_is_called_unused(record):
