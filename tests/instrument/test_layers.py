@@ -111,7 +111,9 @@ def test_stock_transformer_layers_with_functional_activations_are_named_with_the
     ):
         pass
     with (
-        pytest.warns(CovshiftWarning, match="called self_attn.out_proj: unused, .* or used functionally through their weights"),
+        pytest.warns(
+            CovshiftWarning, match="called self_attn.out_proj: unused, .* or used functionally through their weights"
+        ),
         covshift.record(layer, every=1, functional=True) as recorder,
     ):
         layer(torch.randn(2, 3, 8)).sum().backward()
