@@ -179,8 +179,8 @@ class Recorder:
             self._incidents.warn_once(
                 "never called",
                 "model",
-                f"no recorded forward pass called {listed(never_called)}: unused, in a method that is compiled, or used "
-                "functionally through their weights, which no hook can see",
+                f"no recorded forward pass called {listed(never_called)}: unused, in a method that is compiled, or "
+                "used functionally through their weights, which no hook can see",
             )
 
     @property

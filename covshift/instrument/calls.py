@@ -56,6 +56,12 @@ def _stands_for(called: Any, module: nn.Module) -> bool:
     return called is module or (isinstance(called, nn.Module) and original(called) is module)
 
 
+def calls_compiled() -> bool:
+    """Whether the call whose hooks are running is one of what torch.compile has made of a module."""
+    called = next((frame.f_locals.get("self") for frame in _frames() if frame.f_code is _CALL), None)
+    return isinstance(called, nn.Module) and original(called) is not None
+
+
 def runs_within(module: nn.Module, modules: Collection[int]) -> bool:
     """Whether a call of another module, of these identities, is under way in this thread."""
     called = (frame.f_locals.get("self") for frame in _frames() if frame.f_code is _CALL)

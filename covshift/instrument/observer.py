@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from covshift.instrument import sites
 from covshift.instrument.block import ACTIVATION_GRAD, PREACTIVATION_GRAD, SIGNAL_COUNT, Block
-from covshift.instrument.calls import given, is_running, keywords, runs_within
+from covshift.instrument.calls import calls_compiled, given, is_running, keywords, runs_within
 from covshift.instrument.callsites import CallSites, Module
 from covshift.instrument.collector import Collector
 from covshift.instrument.describing import Settings
@@ -26,7 +26,7 @@ from covshift.instrument.forward import Forward, Running
 from covshift.instrument.functional import FunctionMode, is_disturbed
 from covshift.instrument.hooks import faked, unseen
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.opaque import original, warn_of_compiled
+from covshift.instrument.opaque import warn_of_compiled
 from covshift.instrument.steps import StepClock
 from covshift.instrument.structural import zero_set
 from covshift.instrument.userhooks import UserHooks
@@ -134,7 +134,7 @@ class Observer:
             local.has_graph = torch.is_grad_enabled()
             with self._incidents.guard("forward"), unseen():
                 local.forward = self._begin(module, args)
-            if local.forward is not None and self._settings.functional and not self._is_compiled(module):
+            if local.forward is not None and self._settings.functional and local.forward.grad_enabled:
                 self._see_functions(local.forward)
         local.depth += 1
         forward = local.forward
@@ -159,12 +159,9 @@ class Observer:
         above = forward.stack[-1]
         return id(module) not in above.call.children and not is_running(above.module)
 
-    def _is_compiled(self, module: nn.Module) -> bool:
-        """Whether all of a call is compiled code, which has no functions to see and may fail where a mode is active."""
-        return original(module) is not None or self._modules[id(module)].name in self.compiled
-
     def _see_functions(self, forward: Forward) -> None:
-        if not forward.grad_enabled:
+        if calls_compiled():
+            # It has no functions to see, and torch fails to compile it where a mode of this kind is active.
             return
         root = self._root()
         if root is None or is_disturbed(root):

@@ -123,6 +123,24 @@ def test_a_call_of_what_was_compiled_stands_for_one_of_the_model_that_is_recorde
     xr.testing.assert_equal(ours["parameters"].to_dataset(), renamed)
 
 
+def test_a_probe_of_a_model_that_is_called_compiled_sees_its_functions(record):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.outer(torch.relu(self.inner(x)))
+
+    model = Model()
+    compiled = torch.compile(model, backend="eager")
+    options = {"functional": True, "probe": torch.randn(8, 6), "probe_every": 2}
+    with record(model, warned=[OPAQUE + "(root). "], **options) as recorder:
+        train(compiled, model.parameters())
+    seen = recorder.recording["probe/layers"]["status"].sel(layer="(root):relu", signal="activation")
+    assert (seen != Status.ABSENT).values.tolist() == [True, True, True]
+
+
 def test_a_part_compiled_while_recording_goes_on_as_its_layer(record):
     """Eager at the first step, compiled at the others, the part's rows have one name, and nothing is called unused."""
     model = net()
