@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.sites import ROOT
@@ -16,8 +17,9 @@ _INSIDE = "To see inside, compile only the parts you need not see, or let record
 
 
 def original(module: nn.Module) -> nn.Module | None:
-    """The module that torch.compile made this one of; None of others."""
-    return module._modules[_ORIGINAL] if _ORIGINAL in module._modules else None  # noqa: SIM401 - no dict if scripted
+    """The module that torch.compile made this one of, without what shares it among ranks; None of others."""
+    inside = module._modules[_ORIGINAL] if _ORIGINAL in module._modules else None  # noqa: SIM401 - no dict if scripted
+    return inside.module if isinstance(inside, DistributedDataParallel) else inside
 
 
 def compiled(model: nn.Module) -> list[str]:

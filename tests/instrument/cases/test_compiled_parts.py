@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import xarray as xr
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from covshift.schema import Status
 
@@ -121,6 +123,25 @@ def test_a_call_of_what_was_compiled_stands_for_one_of_the_model_that_is_recorde
     renamed = theirs["parameters"].to_dataset()
     renamed["parameter"] = [name.removeprefix("_orig_mod.") for name in renamed["parameter"].values]
     xr.testing.assert_equal(ours["parameters"].to_dataset(), renamed)
+
+
+@pytest.mark.parametrize("order", ["compiled around", "compiled inside"])
+def test_a_compiled_model_shared_among_ranks_has_the_rows_of_its_own_output(record, order):
+    """As trainers make it: ``torch.compile(DistributedDataParallel(model))``."""
+    model = net()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if order == "compiled around":
+            called = torch.compile(DistributedDataParallel(model), backend="eager")
+        else:
+            called = DistributedDataParallel(torch.compile(model, backend="eager"))
+        with record(model, warned=[OPAQUE + "(root). "]) as recorder:
+            train(called, model.parameters())
+    finally:
+        dist.destroy_process_group()
+    layers = recorder.recording["layers"]
+    assert layers["layer"].values.tolist() == ["(input)", "(root)"]
+    assert (layers["count"].sel(layer="(root)", signal="activation_grad") == 16 * 3).all()
 
 
 def test_a_probe_of_a_model_that_is_called_compiled_sees_its_functions(record):
