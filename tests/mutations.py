@@ -175,6 +175,12 @@ MUTATIONS = {
     "axes of layers left out": Mutation(
         f"{INSTRUMENT}.forward:Forward.axis_of", _constant(None), ("test_unit_axes.py",)
     ),
+    "compiled stands for its module": Mutation(
+        f"{INSTRUMENT}.hooks:original", _constant(None), ("test_compiled_parts.py",)
+    ),
+    "no function mode around compiled code": Mutation(
+        f"{INSTRUMENT}.observer:calls_compiled", _constant(False), ("test_compiled_parts.py",)
+    ),
     "recompute matching": Mutation(
         f"{INSTRUMENT}.gradients:Gradients.rejoin", _constant(None), ("test_grad_modes_and_checkpoint.py",)
     ),
