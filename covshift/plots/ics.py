@@ -83,7 +83,7 @@ def _norms(ax: Axes, ics: xr.Dataset) -> None:
     sizes = {name: ics[name].values.astype(np.float64) for name in NORMS}
     if not any((values > 0).any() for values in sizes.values()):
         measured = any(np.isfinite(values).any() for values in sizes.values())
-        style.message(ax, f"change of the gradient: {'exactly zero' if measured else 'not measured'}")
+        style.message(ax, f"change of the gradient: {'exactly 0' if measured else 'not measured'}")
         return
     ax.set_xscale("log")
     ax.set_xlim(log_limits(sizes.values()))

@@ -50,7 +50,7 @@ class TestGradientICS:
 
     def test_gradients_of_zero_are_told_from_those_that_were_not_measured(self, made):
         ics = made().ics(4)
-        for value, words in ((0.0, "exactly zero"), (np.nan, "not measured")):
+        for value, words in ((0.0, "exactly 0"), (np.nan, "not measured")):
             for name in ("ics", "gradient_noise", "gradient_norm"):
                 ics[name][:] = value
             told = [text.get_text() for text in plots.plot_gradient_ics(ics).axes[0].texts]
