@@ -106,6 +106,14 @@ def _seeded():
 
 
 @pytest.fixture
+def no_code_compiled_before():
+    """Keep what other tests have had compiled, and the test itself, from each other."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def build():
     """A model by name, always with the same weights."""
 

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 # Tracing reads .grad of inner tensors, and sees global hooks; torch warns of both, and inductor of torch's own scripts.
 pytestmark = [
+    pytest.mark.usefixtures("no_code_compiled_before"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
@@ -18,13 +19,6 @@ pytestmark = [
 OPAQUE = "compiled, so only their own outputs can be seen"
 IN_PLACE = "compiled in place, so not even their outputs can be seen"
 NO_STEP = "but no optimizer step of the model was seen"
-
-
-@pytest.fixture(autouse=True)
-def _no_compiled_code_of_other_tests():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def but_slow(*values, unless):

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from covshift.schema import Status
 
 pytestmark = [
+    pytest.mark.usefixtures("no_code_compiled_before"),
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning"),
@@ -20,13 +21,6 @@ IN_PLACE = "compiled in place, so not even their outputs can be seen: "
 UNSEEN = "no forward pass of it was seen: compiled in place, wrapped"
 INSIDE = "To see inside, compile only the parts you need not see, or let record(probe=) run a batch uncompiled"
 AROUND = {"(input)", "0", "2"}
-
-
-@pytest.fixture(autouse=True)
-def _no_compiled_code_of_other_tests():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def net():
