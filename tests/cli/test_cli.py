@@ -120,6 +120,7 @@ def test_a_folder_that_holds_files_is_not_overwritten_unasked(tmp_path):
     assert (tmp_path / "precious.txt").read_text() == "keep me"
 
 
+@pytest.mark.slow
 def test_the_smallest_demo_writes_recordings_findings_and_a_report(tmp_path):
     out = tmp_path / "demo"
     result = invoke("demo", "--steps", 3, "--depth", 3, "--variants", "relu,linked-relu", "--seeds", 2, "--out", out)
@@ -167,7 +168,7 @@ def test_check_passes_a_healthy_run_and_fails_a_sick_one(run, sick):
     assert (silent.exit_code, silent.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("level", ["watch", "bad"])
+@pytest.mark.parametrize("level", [pytest.param("watch", marks=pytest.mark.slow), "bad"])
 def test_the_exit_code_of_check_is_that_of_its_process(run, sick, tmp_path, level):
     def code(path):
         words = [sys.executable, "-m", "covshift", "check", str(path), "--fail-on", level]

@@ -221,7 +221,7 @@ def test_tensorboards_own_loader_reads_the_events(run, tmp_path):
         assert values.bucket[position] == 1
 
 
-@pytest.mark.parametrize("to", ["netcdf", "csv", "tensorboard"])
+@pytest.mark.parametrize("to", ["netcdf", "csv", pytest.param("tensorboard", marks=pytest.mark.slow)])
 def test_nothing_is_overwritten_unasked_and_a_failed_export_leaves_nothing(run, tmp_path, to):
     out = tmp_path / "out"
     out.write_text("mine")
@@ -234,7 +234,7 @@ def test_nothing_is_overwritten_unasked_and_a_failed_export_leaves_nothing(run, 
     assert [child.name for child in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("to", ["netcdf", "csv", "tensorboard"])
+@pytest.mark.parametrize("to", ["netcdf", "csv", pytest.param("tensorboard", marks=pytest.mark.slow)])
 def test_overwrite_replaces_an_earlier_export_and_never_a_directory_of_anything_else(run, tmp_path, to):
     earlier, runs = tmp_path / "earlier", tmp_path / "runs"
     shutil.copytree(run, runs / "run.zarr")

@@ -51,6 +51,7 @@ def lazily(monkeypatch):
     monkeypatch.setattr(rows, "HELD_BYTES", 1000)
 
 
+@pytest.mark.slow
 def test_a_diagnosis_does_not_depend_on_whether_the_recording_fits_into_memory(path, lazily, monkeypatch):
     large = covshift.open(path)
     assert large["layers/count"].chunks is not None

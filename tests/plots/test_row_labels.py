@@ -35,7 +35,7 @@ def drawings(made, layers):
             yield style.root(draw()), style.root(draw())
 
 
-@pytest.mark.parametrize("layers", [1, 5, 60])
+@pytest.mark.parametrize("layers", [1, 5, pytest.param(60, marks=pytest.mark.slow)])
 def test_every_text_is_the_one_that_ticks_write_and_stands_within_two_points_of_its_place(made, layers):
     for ticks, artists in drawings(made, layers):
         as_one_artist(artists)

@@ -62,6 +62,7 @@ def test_a_recording_has_every_file_within_its_shapes_whatever_came_late(tmp_pat
     np.testing.assert_array_equal(layers.sum("layer")[:, 0], [0, *np.arange(2, 281)])
 
 
+@pytest.mark.slow
 def test_every_single_file_that_is_lost_or_emptied_is_noticed_by_the_name_of_its_array(tmp_path):
     path = record(tmp_path / "run", range(6))
     everything = sorted(file for file in path.rglob("c/**/*") if file.is_file())

@@ -56,7 +56,14 @@ def test_a_flipped_byte_is_told_by_recording_array_rows_and_way_out(path, chunks
     assert recording["layers/sum"].isel(layer=slice(16, None)).values[0, 0, 0] == 0.5
 
 
-@pytest.mark.parametrize("file", ["layers/sum/c/0/0/0", "units/unit_mean/c/1/0/0", "scalars/loss/c/0"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "layers/sum/c/0/0/0",
+        pytest.param("units/unit_mean/c/1/0/0", marks=pytest.mark.slow),
+        pytest.param("scalars/loss/c/0", marks=pytest.mark.slow),
+    ],
+)
 def test_covshift_names_damage_exactly_where_zarr_finds_some(path, file):
     whole = (path / file).read_bytes()
     array = file.partition("/c/")[0]
