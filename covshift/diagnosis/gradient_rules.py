@@ -24,7 +24,9 @@ from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.exceptions import SignalNotRecorded
 
 _NOT_DUE = {
-    schema.Status.NO_GRAD_REQUIRED: "its output requires no gradient (everything before it is frozen)",
+    schema.Status.NO_GRAD_REQUIRED: (
+        "its output requires no gradient (all before it is frozen, or an autograd function ran it without a graph)"
+    ),
     schema.Status.UNUSED_OUTPUT: "its output was not used",
     schema.Status.NO_GRAD_FORWARD: "it ran under no_grad",
     schema.Status.UNSUPPORTED: "its output is of a kind that cannot be summarised",

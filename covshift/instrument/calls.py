@@ -74,13 +74,16 @@ class Recomputation(NamedTuple):
     Attributes
     ----------
     repeats : object or None
-        The function inside whose backward the call runs again, None where it runs for the first time.
+        The checkpoint inside whose backward the call runs again, None where it runs for the first time.
     repeated_by : object or None
-        The function inside whose forward the call runs without a graph, and whose backward will run it again.
+        The checkpoint inside whose forward the call runs without a graph, and whose backward will run it again.
+    function : str or None
+        Name of an autograd function of another kind inside whose forward the call runs.
     """
 
     repeats: object | None
     repeated_by: object | None
+    function: str | None
 
 
 def recomputation() -> Recomputation:
@@ -88,18 +91,24 @@ def recomputation() -> Recomputation:
 
     A call that another kind of checkpoint repeats, to fill in what it did not save, is part of none.
     """
-    repeated_by = None
+    repeated_by = function = None
     for frame in _frames():
         name = frame.f_code.co_name
         if name == _UNPACK:
-            return Recomputation(None, None)
+            return Recomputation(None, None, None)
         if name in ("forward", "backward") and frame.f_code.co_argcount:
             node = frame.f_locals.get(frame.f_code.co_varnames[0])
-            if isinstance(node, FunctionCtx):
-                if name == "backward":
-                    return Recomputation(node, repeated_by)
+            if not isinstance(node, FunctionCtx):
+                continue
+            kind = type(node)._forward_cls.__name__  # type: ignore[attr-defined]
+            if kind != CheckpointFunction.__name__:
+                # Its backward may be given, or give its parts, gradients of anything: an adjoint, a part of a step.
+                function = kind if name == "forward" else function
+            elif name == "backward":
+                return Recomputation(node, repeated_by, function)
+            else:
                 repeated_by = node
-    return Recomputation(None, repeated_by)
+    return Recomputation(None, repeated_by, function)
 
 
 def in_reentrant_checkpoint() -> bool:

@@ -53,7 +53,7 @@ class Describer:
         """The layer as reader of ``z``: no units, and examples where the example axis holds the batch."""
         unit_axis, example_axis = sites.axes(module, z, None)
         example_axis = self._example_axis(forward, module, z, unit_axis, example_axis)
-        matches = is_batch(forward, z, example_axis)
+        matches = is_batch(forward, z, example_axis) and not sites.is_parametrization(blank.name)
         return replace(blank, unit_count=0, example_axis=example_axis if matches else schema.UNKNOWN_AXIS)
 
     def of_output(
@@ -92,6 +92,9 @@ class Describer:
             dtype=str(tensor.dtype).removeprefix("torch."),
             memory_format=_memory_format(tensor),
         )
+        if sites.is_parametrization(blank.name):
+            # A weight has no examples, though its first axis be as long as the batch.
+            return _blind(layer)
         if tensor.ndim and example_axis != schema.UNKNOWN_AXIS and not is_batch(forward, tensor, example_axis):
             return self._without_axes(layer, tensor, forward.batch_size or 0)
         if unit_axis == schema.UNKNOWN_AXIS:
@@ -141,7 +144,11 @@ class Describer:
             f"{batch_size}; recorded without units and example groups, for where examples end is not known. If another "
             "axis of the model's input counts them, name it with example_axis=",
         )
-        return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
+        return _blind(layer)
+
+
+def _blind(layer: schema.Layer) -> schema.Layer:
+    return replace(layer, unit_axis=schema.UNKNOWN_AXIS, example_axis=schema.UNKNOWN_AXIS, unit_count=0)
 
 
 def is_batch(forward: Forward, tensor: torch.Tensor, axis: int) -> bool:

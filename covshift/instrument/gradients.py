@@ -72,12 +72,22 @@ class Gradients:
     def await_second_pass(self, row: Row, module_id: int, tensor: torch.Tensor, values: Reading) -> None:
         """Ask for the gradient on the tensor that the same module computes again during backward, if it does."""
         row.rows.mark(row.key, Status.NO_GRAD_REQUIRED)
-        repeated_by = recomputation().repeated_by
-        if repeated_by is None:
+        place = recomputation()
+        if place.repeated_by is None:
+            if place.function is not None:
+                self._name_function(row, place.function)
             return
         waiting = self._awaited.setdefault(module_id, [])
         waiting[:] = [other for other in waiting if not other.is_over]
-        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row), weakref.ref(repeated_by)))
+        waiting.append(Awaited(row, values, _fingerprint(tensor, values, row), weakref.ref(place.repeated_by)))
+
+    def _name_function(self, row: Row, function: str) -> None:
+        self._incidents.warn_once(
+            "autograd function",
+            "gradients",
+            f"layer '{row.layer}': gradients inside the autograd function {function}, which runs layers without a "
+            "graph, are its own business and not recorded; those of a CheckpointFunction are",
+        )
 
     def awaits(self, module_id: int) -> bool:
         """Whether any second pass of the module is awaited."""

@@ -157,7 +157,8 @@ class Observer:
             # them on: models that differentiate inside (energies and forces) do, under no_grad as well.
             return torch.is_grad_enabled() and not local.has_graph and not runs_within(module, self._modules)
         above = forward.stack[-1]
-        return id(module) not in above.call.children and not is_running(above.module)
+        site = above.call.children.get(id(module))
+        return (site is None or site in forward.calls) and not is_running(above.module)
 
     def _see_functions(self, forward: Forward) -> None:
         if calls_compiled():
@@ -342,5 +343,5 @@ def _described(module: nn.Module, name: str, *, is_observed: bool) -> Module:
         is_activation=bool(sites.activation_kind(module)),
         zeros=None if moves else zero_set(module),
         zeros_move=moves,
-        is_parametrization="parametrizations" in name.split("."),
+        is_parametrization=sites.is_parametrization(name),
     )

@@ -292,7 +292,13 @@ def _is_one_factor(before: Array, after: Array) -> bool:
 
 
 def _has_values(parameter: torch.Tensor) -> bool:
-    return not (is_lazy(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta)
+    return not (is_lazy(parameter) or isinstance(parameter, FakeTensor) or parameter.is_meta or _is_freed(parameter))
+
+
+def _is_freed(parameter: torch.Tensor) -> bool:
+    """Whether the memory is gone, as offloading leaves it; to read it would end the process."""
+    is_ordinary = type(parameter) in (torch.Tensor, nn.Parameter) and parameter.layout is torch.strided
+    return is_ordinary and parameter.untyped_storage().nbytes() == 0
 
 
 def _known(values: Array, present: list[torch.Tensor]) -> Array:

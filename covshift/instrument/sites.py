@@ -85,6 +85,11 @@ def linkage_parts(model: nn.Module) -> set[int]:
     return {id(part) for linkage in linkages for part in linkage.modules() if part is not linkage}
 
 
+def is_parametrization(name: str) -> bool:
+    """Whether the module of this name computes a parameter, or a part of one."""
+    return "parametrizations" in name.split(".")
+
+
 def activation_kind(module: nn.Module) -> str:
     """Class name of a nonlinearity or linkage, "" for any other module."""
     return type(module).__name__ if is_linkage(module) or isinstance(module, NONLINEARITIES) else ""

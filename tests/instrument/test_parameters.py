@@ -146,3 +146,14 @@ def test_the_norm_of_a_complex_parameter_counts_both_parts():
     row, before, after = stepped(model)
     assert row["weight_norm"][0] == pytest.approx(5)
     assert row["update_norm"][0] == pytest.approx(np.linalg.norm((after[0] - before[0]).numpy()), rel=1e-5)
+
+
+def test_a_parameter_whose_memory_was_freed_reads_nan_and_is_not_read():
+    model = nn.Linear(500, 500)
+    model.weight.requires_grad_(False).untyped_storage().resize_(0)
+    meter = ParameterMeter(model, updates="exact")
+    meter.before_step(torch.optim.SGD([model.bias], lr=0.1))
+    meter.after_step(torch.optim.SGD([model.bias], lr=0.1))
+    weight, bias = meter.row()["weight_norm"]
+    assert math.isnan(weight)
+    assert bias == pytest.approx(norm(model.bias.detach()), rel=1e-12)

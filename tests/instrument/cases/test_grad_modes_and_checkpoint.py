@@ -289,3 +289,83 @@ def test_a_selective_checkpoint_saves_nothing_that_the_recorder_computes(train, 
     # Of ReLU6 the recorder counts what lies between its bounds, with the operation that the block uses.
     assert cell(recorder.recording, "count", layer="act", signal="activation", step=3) == 16 * 8
     assert cell(recorder.recording, "count", layer="act", signal="activation_grad", step=3) == 16 * 8
+
+
+class CheckpointFunction(torch.autograd.Function):
+    """A checkpoint as other libraries write their own."""
+
+    @staticmethod
+    def forward(ctx, run, x, *_):
+        ctx.run = run
+        ctx.save_for_backward(x)
+        return run(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.run(x)
+        torch.autograd.backward(output, gradient)
+        return (None, x.grad, *(None for _ in ctx.needs_input_grad[2:]))
+
+
+class HalfStep(torch.autograd.Function):
+    """``x + f(x) / 2``, whose backward halves what ``f`` gave, not what it is given."""
+
+    @staticmethod
+    def forward(ctx, run, x, *parameters):
+        ctx.run, ctx.parameters = run, parameters
+        ctx.save_for_backward(x)
+        return x + run(x) / 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            of_x, *others = torch.autograd.grad(ctx.run(x), (x, *ctx.parameters), gradient)
+        return (None, gradient + of_x / 2, *(other / 2 for other in others))
+
+
+class ByFunction(nn.Module):
+    """Two linear layers, the second of them called inside an autograd function, or plainly."""
+
+    takes = (6,)
+
+    def __init__(self, function, plain):
+        super().__init__()
+        torch.manual_seed(3)
+        self.stem, self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.function, self.plain = function, plain
+
+    def forward(self, x):
+        x = self.stem(x)
+        if self.function is None:
+            return self.head(self.plain(self.inner, x))
+        return self.head(self.function.apply(self.inner, x, *self.inner.parameters()))
+
+
+def test_a_checkpoint_of_another_library_records_the_numbers_of_the_plain_run(record, train, layers_equal):
+    plain, found = (
+        recorded_training(ByFunction(function, lambda inner, x: inner(x)), record, train)[1]
+        for function in (None, CheckpointFunction)
+    )
+    layers_equal(plain, found)
+    assert (plain["layers"]["count"].sel(signal="activation_grad", layer="inner") == 16 * 6).all()
+
+
+def test_what_another_autograd_function_hands_its_layers_backward_is_not_taken_for_the_gradient(record, train, status):
+    said = ("layer 'inner': gradients inside the autograd function HalfStep",)
+    runs = []
+    for function in (None, HalfStep):
+        model = ByFunction(function, lambda inner, x: x + inner(x) / 2)
+        with record(model, warned=said if function else ()) as recorder:
+            losses = train(model, 3)
+        runs.append((losses, recorder.recording))
+    (plain_losses, plain), (losses, found) = runs
+    np.testing.assert_allclose(losses, plain_losses)
+    assert status(plain, "inner") == Status.OK
+    assert status(found, "inner") == Status.NO_GRAD_REQUIRED
+    layers = found["layers"].sel(layer="inner")
+    assert (layers["count"].sel(signal="activation_grad") == 0).all()
+    assert (layers["count"].sel(signal="activation") == 16 * 6).all()
+    assert status(found, "stem") == status(found, "head") == Status.OK

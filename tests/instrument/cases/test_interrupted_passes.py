@@ -97,6 +97,39 @@ def test_a_batch_that_is_tried_again_in_halves_where_its_failure_is_handled_coun
             assert cell(found, "example_count", layer=layer, signal=signal) == 16
 
 
+class Stopped(nn.Module):
+    """Is interrupted in code of its own, between two of its modules."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.act, self.b, self.is_stopped = nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), False
+
+    def forward(self, x):
+        hidden = self.act(self.a(x))
+        if self.is_stopped:
+            raise KeyboardInterrupt
+        return self.b(hidden)
+
+
+def test_modules_called_by_themselves_after_an_interrupt_are_no_second_calls_of_the_pass_it_ended(record):
+    recordings = []
+    for is_stopped in (False, True):
+        model, x = Stopped(), torch.ones(8, 6)
+        with record(model) as recorder:
+            model(x).sum().backward()
+            recorder.step()
+            model.is_stopped = is_stopped
+            if is_stopped:
+                with pytest.raises(KeyboardInterrupt):
+                    model(x)
+            model.b(model.act(model.a(x))).sum().backward()
+            recorder.step()
+        recordings.append(recorder.recording)
+    demand_equal(*recordings)
+    assert set(recordings[1]["layers"].layer.values) == {"(input)", "a", "act", "b"}
+
+
 def test_layers_of_an_interrupted_pass_only_are_absent(record, status):
     found = recorded(record, lambda model: fails(model, torch.randn(32, 6)), warned=("forward pass called b",))
     assert (found["layers"]["count"] == 0).all()

@@ -8,9 +8,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from covshift.schema import Status
 
-SAID = ("is not the batch",)
-"""Of what computes a weight: its output has no axis of examples."""
-
 
 def with_norms(read_outside):
     """A training loop that looks at a computed weight after each step; losses are logged behind that."""
@@ -40,7 +37,7 @@ def model_of():
 def test_reading_a_computed_weight_outside_of_a_forward_pass_is_no_pass(record, layers_equal):
     recordings = []
     for read_outside in (False, True):
-        with record(model := model_of(), may_warn=SAID) as recorder:
+        with record(model := model_of()) as recorder:
             with_norms(read_outside)(model, recorder)
         recordings.append(recorder.recording)
     plain, reading = recordings
@@ -52,8 +49,22 @@ def test_reading_a_computed_weight_outside_of_a_forward_pass_is_no_pass(record, 
         assert recording["scalars"]["loss"].values.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("batch", [8, 16])
+def test_a_computed_weight_has_no_examples_even_where_it_is_as_long_as_the_batch(record, status, batch):
+    model = model_of()
+    with record(model) as recorder:
+        model(torch.randn(batch, 6)).square().mean().backward()
+        recorder.step()
+    name = "0.parametrizations.weight.0"
+    layers = recorder.recording["layers"].sel(layer=name)
+    assert status(recorder.recording, name, signal="activation") == Status.AXIS_UNKNOWN
+    assert layers["count"].sel(signal="activation").item() == 6 * 8
+    assert layers["unit_count_of_layer"].item() == 0
+    assert (layers["example_count"] == 0).all()
+
+
 def test_training_that_looks_at_computed_weights_keeps_its_bits(unchanged, status):
-    recorder = unchanged(model_of, with_norms(read_outside=True), may_warn=SAID)
+    recorder = unchanged(model_of, with_norms(read_outside=True))
     assert status(recorder.recording, "0", step=3) == Status.OK
 
 
@@ -76,6 +87,6 @@ def test_parameters_that_come_later_or_are_replaced_are_named(record, train):
 
 
 def test_a_model_that_keeps_its_parameters_is_not_warned_of(record, train):
-    with record(model := model_of(), may_warn=SAID) as recorder:
+    with record(model := model_of()) as recorder:
         train(model)
     assert not any("come into the model" in message for message in recorder.warnings)
