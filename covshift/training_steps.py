@@ -184,6 +184,12 @@ class TrainingSteps:
         with self._incidents.guard("parameters"):
             self._meter.after_backward(scale=self._scale.divisor)
 
+    @property
+    def _micro_batches(self) -> int:
+        """Forward passes of the step now open; 0 where two backward passes have reached the same one."""
+        shares = self._block is not None and self._block.shares_forwards
+        return 0 if shares else self.clock.forwards_of_step
+
     def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> bool:
         if self._unfinished is not None and (runs_model or not self.clock.continues(optimizer)):
             self.finish()
@@ -196,7 +202,7 @@ class TrainingSteps:
                     optimizer,
                     scale=handed_scale(optimizer),
                     has_gradients=self._block is not None and not runs_model,
-                    forwards=self.clock.forwards_of_step,
+                    micro_batches=self._micro_batches,
                     # A scaler unscales the gradients of each optimizer at that one's own step.
                     knows_others=self._scale.in_force == 1.0,
                 )
@@ -222,7 +228,12 @@ class TrainingSteps:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
                 others = self.clock.left_to_others(optimizer)
-                self._meter.after_step(optimizer, left_to_others=others, scale=handed_scale(optimizer))
+                self._meter.after_step(
+                    optimizer,
+                    left_to_others=others,
+                    scale=handed_scale(optimizer),
+                    micro_batches=self._micro_batches,
+                )
             rate = self.clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:
                 self.log.note(learning_rate=float(rate))

@@ -88,7 +88,7 @@ class GradientSamples:
         cosines = np.divide(both, lengths, out=np.full(both.shape, np.nan), where=known)
         return np.asarray(np.clip(cosines, -1.0, 1.0))
 
-    def noise_norm(self, sizes: Array, *, forwards: int | None = None) -> Array | None:
+    def noise_norm(self, sizes: Array, *, micro_batches: int | None = None) -> Array | None:
         """Length of the sampling noise of each accumulated gradient, by the scatter of its micro-batches.
 
         With K micro-batches of gradients g_k and sum G it is the root of ``K / (K - 1) * (sum |g_k|^2 - |G|^2 / K)``,
@@ -99,9 +99,9 @@ class GradientSamples:
         ----------
         sizes : array of int
             Elements of each gradient.
-        forwards : int, optional
-            Forward passes of the step. Where backward passes are not as many (two losses of one output), they are not
-            micro-batches.
+        micro_batches : int, optional
+            Backward passes that each had a forward pass to themselves. Where these are not all (two losses of one
+            output), they are not micro-batches.
 
         Returns
         -------
@@ -110,7 +110,7 @@ class GradientSamples:
             such as ``zero_grad``; None with fewer than two micro-batches.
         """
         passes, final = self._passes, self._accumulated
-        if final is None or passes < 2 or forwards not in (None, passes):
+        if final is None or passes < 2 or micro_batches not in (None, passes):
             return None
         share = -(-sizes // final.steps) / np.maximum(sizes, 1)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

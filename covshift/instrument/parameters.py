@@ -125,16 +125,16 @@ class ParameterMeter:
         *,
         scale: float = 1.0,
         has_gradients: bool = True,
-        forwards: int | None = None,
+        micro_batches: int | None = None,
         knows_others: bool = True,
     ) -> None:
         """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
         the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found. Backward
-        passes are taken for micro-batches where ``forwards``, the forward passes of the step, are as many, or not
-        known. Without ``knows_others`` gradients of parameters that the optimizer does not hold may be multiplied by
-        something else, and are left to :meth:`before_next`.
+        passes are taken for micro-batches where ``micro_batches``, those that each had a forward pass to themselves,
+        are as many, or not known. Without ``knows_others`` gradients of parameters that the optimizer does not hold may
+        be multiplied by something else, and are left to :meth:`before_next`.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
@@ -146,7 +146,7 @@ class ParameterMeter:
             self._row |= self._gradients(known, scale)
             self._check_preclip(held, scale)
             # Before the weights are kept: the sample that this one replaces is gone by then.
-            self._row |= self._directions(forwards)
+            self._row |= self._directions(micro_batches)
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
@@ -171,11 +171,13 @@ class ParameterMeter:
         *,
         left_to_others: Set[int] | None = frozenset(),
         scale: float = 1.0,
+        micro_batches: int | None = None,
     ) -> None:
         """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
 
         Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
-        are left to their turn; those that none holds are measured with the first.
+        are left to their turn; those that none holds are measured with the first. ``micro_batches`` tells of gradients
+        that were found in the step, in a closure.
         """
         if not self._row:
             return
@@ -184,7 +186,7 @@ class ParameterMeter:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
             self._check_preclip(held, scale)
-            self._row |= self._directions(None)
+            self._row |= self._directions(micro_batches)
         changed = self._changed = self._changed or _Updates.none_of(len(present))
         own = self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
@@ -244,14 +246,15 @@ class ParameterMeter:
         gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
         return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
 
-    def _directions(self, forwards: int | None) -> dict[str, Array]:
+    def _directions(self, micro_batches: int | None) -> dict[str, Array]:
         """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
         unknown = np.full(len(self._names), np.nan)
         if self._samples is None:
             return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
         self._samples.at_step(self._found_gradients())
         cosine = self._samples.cosine()
-        noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
+        sizes = np.array([p.numel() for p in self._present()])
+        noise = self._samples.noise_norm(sizes, micro_batches=micro_batches)
         measured = self._those(lambda p: p.grad is not None) & ~self.sharded
         return {
             "gradient_cosine": unknown if cosine is None else np.where(measured, cosine, np.nan),

@@ -92,6 +92,46 @@ def test_two_losses_of_one_output_are_no_micro_batches(model):
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
 
 
+class WithCriterion(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.criterion = nn.MSELoss()
+
+    def forward(self, x):
+        return self[2](self[1](self[0](x)))
+
+
+def criterion_within(model, x):
+    output = model(x)
+    return model.criterion(output, torch.zeros_like(output)), output.abs().mean()
+
+
+def trunk_and_head(model, x):
+    output = model[2](model[0](x))
+    return output[:, 0].square().mean(), output[:, 1].square().mean()
+
+
+def siamese(model, x):
+    one, two = model(x), model(x.flip(0))
+    return (one - two).square().mean(), one.square().mean() + two.square().mean()
+
+
+@pytest.mark.filterwarnings("ignore::covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("two_losses", [criterion_within, trunk_and_head, siamese])
+def test_two_losses_are_no_micro_batches_though_two_calls_reach_the_model(two_losses):
+    model = WithCriterion()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            first, second = two_losses(model, torch.randn(8, 6))
+            first.backward(retain_graph=True)
+            second.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert any("rows hold the gradients of the first" in message for message in recorder.warnings)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_passes_between_which_gradients_were_zeroed_are_no_micro_batches(model, set_to_none):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -118,6 +158,41 @@ def test_evaluations_of_a_closure_are_no_micro_batches(model):
             optimizer.step(closure)
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
     assert (stored(recorder, "gradient_norm")[0] > 0).all()
+
+
+def test_two_losses_in_a_closure_are_no_micro_batches(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def closure():
+        optimizer.zero_grad()
+        output = model(torch.randn(8, 6))
+        output[:, 0].square().mean().backward(retain_graph=True)
+        output[:, 1].square().mean().backward()
+
+    told = pytest.warns(CovshiftWarning, match="rows hold the gradients of the first")
+    with told, covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            optimizer.step(closure)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
+@pytest.mark.parametrize("before_closure", [0, 2])
+def test_micro_batches_in_a_closure_have_the_noise_of_their_sum(model, before_closure):
+    optimizer, micro = torch.optim.SGD(model.parameters(), lr=0.05), []
+
+    def backward(count):
+        for _ in range(count):
+            before = [np.zeros(p.numel()) if p.grad is None else flat(p.grad) for p in model.parameters()]
+            model(torch.randn(8, 6)).square().mean().backward()
+            micro.append([flat(p.grad) - a for p, a in zip(model.parameters(), before, strict=True)])
+
+    with covshift.record(model, every=1) as recorder:
+        backward(before_closure)
+        optimizer.step(lambda: backward(4 - before_closure))
+    found = stored(recorder, "gradient_noise_norm")[0][0]
+    for column in range(len(NAMES)):
+        trace = np.atleast_2d(np.cov(np.stack([one[column] for one in micro]).T, ddof=1)).trace()
+        assert found[column] == pytest.approx(np.sqrt(4 * trace), rel=1e-5)
 
 
 def test_a_gradient_that_one_micro_batch_has_left_alone_has_no_noise():
