@@ -144,9 +144,9 @@ class ParameterMeter:
             held = identities(optimizer)
             known = present if knows_others else [p if id(p) in held else _NOTHING for p in present]
             self._row |= self._gradients(known, scale)
-            self._check_preclip(held, scale)
+            is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
             # Before the weights are kept: the sample that this one replaces is gone by then.
-            self._row |= self._directions(micro_batches)
+            self._row |= self._directions(micro_batches, is_changed=is_changed)
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
@@ -160,9 +160,15 @@ class ParameterMeter:
             return
         present, held = self._present(), identities(optimizer)
         gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
-        own = self._those(lambda p: id(p) in held)
+        own, earlier = self._those(lambda p: id(p) in held), self._row["gradient_norm"]
         self._row |= {name: np.where(own, values, self._row[name]) for name, values in gradients.items()}
-        self._check_preclip(held, scale)
+        if self._preclip is not None and np.isfinite(self._preclip[own]).any():
+            is_changed = self._has_changed(own, scale)
+        else:
+            is_changed = not _is_one_factor(earlier[own], self._row["gradient_norm"][own])
+        if is_changed and self._samples is not None:
+            turned = self._samples.have_turned(self._found_gradients(), among=own)
+            self._row["gradient_cosine"] = np.where(turned, np.nan, self._row["gradient_cosine"])
 
     @torch.no_grad()
     def after_step(
@@ -185,8 +191,8 @@ class ParameterMeter:
         if not self._has_gradients:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
-            self._check_preclip(held, scale)
-            self._row |= self._directions(micro_batches)
+            is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
+            self._row |= self._directions(micro_batches, is_changed=is_changed)
         changed = self._changed = self._changed or _Updates.none_of(len(present))
         own = self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
@@ -224,19 +230,21 @@ class ParameterMeter:
         if self._samples is not None:
             self._samples.forget()
 
-    def _check_preclip(self, held: Set[int], scale: float) -> None:
-        """Drop an optimizer's norms before clipping where clipping does not explain how gradients have changed since.
+    def _has_changed(self, own: Array, scale: float) -> bool:
+        """Whether clipping does not explain how an optimizer's ``own`` gradients have changed since the backward pass.
 
-        Another backward pass, of a penalty on the weights say, reaches no layer and so tells nobody of its end.
+        Their norms before clipping are then dropped. Another backward pass, of a penalty on the weights say, reaches no
+        layer and so tells nobody of its end.
         """
-        own = self._those(lambda p: id(p) in held)
         if self._preclip is None or _is_one_factor(self._preclip[own], self._row["gradient_norm"][own]):
-            return
+            return False
         explained = np.zeros(own.shape, dtype=bool)
         if self._samples is not None:
             explained = self._samples.have_only_shrunk(self._found_gradients(), scale=scale, tolerance=ROUNDING)
-        if not explained[own & (self._row["gradient_measured"] > 0)].all():
-            self._preclip[own], self.has_lost_preclip = np.nan, True
+        if explained[own & (self._row["gradient_measured"] > 0)].all():
+            return False
+        self._preclip[own], self.has_lost_preclip = np.nan, True
+        return True
 
     def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
         return np.array([condition(p) for p in self._present()], dtype=bool)
@@ -246,12 +254,16 @@ class ParameterMeter:
         gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
         return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
 
-    def _directions(self, micro_batches: int | None) -> dict[str, Array]:
-        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
+    def _directions(self, micro_batches: int | None, *, is_changed: bool) -> dict[str, Array]:
+        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither.
+
+        Where clipping does not explain how gradients have changed since the backward pass, ``is_changed``, the turn is
+        that of the gradients the optimizer steps by.
+        """
         unknown = np.full(len(self._names), np.nan)
         if self._samples is None:
             return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
-        self._samples.at_step(self._found_gradients())
+        self._samples.at_step(self._found_gradients(), is_changed=is_changed)
         cosine = self._samples.cosine()
         sizes = np.array([p.numel() for p in self._present()])
         noise = self._samples.noise_norm(sizes, micro_batches=micro_batches)

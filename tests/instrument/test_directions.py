@@ -1,5 +1,7 @@
 """Oracle: gradients of every micro-batch, taken by the test; cosines and covariances by numpy in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 import covshift
 from covshift.exceptions import CovshiftWarning
 from covshift.instrument import directions
+from covshift.instrument.block import Block
 from covshift.instrument.directions import GradientSamples
 from covshift.summary.norms import Before
 
@@ -60,6 +63,73 @@ def test_the_cosine_is_that_to_the_gradient_of_the_record_before(model, every, c
     for row, step in enumerate(steps[1:].tolist(), 1):
         for column, (a, b) in enumerate(zip(seen[step - every][0], seen[step][0], strict=True)):
             assert found[row, column] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+
+
+def penalise(model):
+    (10 * sum(p.square().sum() for p in model.parameters())).backward()
+
+
+def write_anew(model):
+    for p in model.parameters():
+        p.grad = p.grad.flip(0) + torch.randn_like(p)
+
+
+def steps_by(model, optimizers, change, steps):
+    """Gradients that optimizers stepped by, of steps in which ``change`` came between the backward pass and those."""
+    seen = []
+    for _ in range(steps):
+        model(torch.randn(8, 6)).square().mean().backward()
+        change(model)
+        seen.append([flat(p.grad) for p in model.parameters()])
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+    return seen
+
+
+def cosines(seen):
+    pairs = [zip(*both, strict=True) for both in pairwise(seen)]
+    return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pair] for pair in pairs])
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("change", [penalise, write_anew])
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_gradients_changed_since_the_backward_pass_the_cosine_is_that_of_the_step(model, change, count):
+    held = [model.parameters()] if count == 1 else [model[0].parameters(), model[2].parameters()]
+    with covshift.record(model, every=1) as recorder:
+        seen = steps_by(model, [torch.optim.SGD(own, lr=0.01) for own in held], change, 4)
+    np.testing.assert_allclose(stored(recorder, "gradient_cosine")[0][1:], cosines(seen), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("preclip", [True, False])
+def test_of_gradients_changed_between_two_optimizers_there_is_no_cosine(model, preclip, monkeypatch):
+    if not preclip:
+        monkeypatch.setattr(Block, "can_tell_end_of_backward", lambda: False)
+    first, second = (torch.optim.SGD(model[k].parameters(), lr=0.01) for k in (0, 2))
+    seen = []
+    with covshift.record(model, every=1) as recorder:
+        for step in range(4):
+            model(torch.randn(8, 6)).square().mean().backward()
+            seen.append([flat(p.grad) for p in model.parameters()])
+            first.step()
+            if step == 1:
+                write_anew(model[2])
+            second.step()
+            model.zero_grad()
+    expected = cosines(seen)
+    expected[:2, 2:] = np.nan
+    np.testing.assert_allclose(stored(recorder, "gradient_cosine")[0][1:], expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+def test_of_gradients_that_an_optimizers_own_hook_writes_anew_there_is_no_cosine(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.register_step_pre_hook(lambda *_: write_anew(model))
+    with covshift.record(model, every=1) as recorder:
+        steps_by(model, [optimizer], lambda _: None, 3)
+    assert np.isnan(stored(recorder, "gradient_cosine")[0]).all()
 
 
 def test_the_noise_is_the_covariance_of_the_sum_of_the_micro_batches(model):
