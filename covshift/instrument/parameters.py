@@ -82,6 +82,7 @@ class ParameterMeter:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
         self._model = weakref.ref(model)
         self._names = [name for name, _ in model.named_parameters()]
+        self._shapes: list[torch.Size | None] = [None] * len(self._names)
         self._updates = updates
         self._found: list[torch.Tensor] | None = None
         self._before: Before | None = None
@@ -104,12 +105,24 @@ class ParameterMeter:
         return np.array([hasattr(p, "to_local") for p in self._present()], dtype=bool)
 
     def _present(self) -> list[torch.Tensor]:
-        """The parameters that bear the names in this step; an empty tensor where none does, or none with values yet."""
+        """The parameters that bear the names in this step; an empty tensor where none does, or none with values yet.
+
+        One of another shape than its name has had is another parameter, and none.
+        """
         if self._found is None:
             model = self._model()
             now = {} if model is None else dict(model.named_parameters())
             self._found = [now[name] if name in now and _has_values(now[name]) else _NOTHING for name in self._names]
+            if model is not None:
+                self._keep_shapes(self._found)
         return self._found
+
+    def _keep_shapes(self, found: list[torch.Tensor]) -> None:
+        for place, (parameter, shape) in enumerate(zip(found, self._shapes, strict=True)):
+            if shape is None:
+                self._shapes[place] = None if parameter is _NOTHING else parameter.shape
+            elif parameter.shape != shape:
+                found[place] = _NOTHING
 
     @torch.no_grad()
     def after_backward(self, *, scale: float = 1.0) -> None:
