@@ -16,7 +16,7 @@ from torch import nn
 from covshift.handover import Handover
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import is_distributed
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.logged import Log
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
@@ -207,6 +207,7 @@ class TrainingSteps:
                     knows_others=self._scale.in_force == 1.0,
                 )
         self._name_lost_preclip()
+        self._name_absent_parameters()
         return self._meter.has_begun
 
     def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -222,6 +223,17 @@ class TrainingSteps:
                 "gradients changed between the backward pass that reached the layers and the optimizer step, and not "
                 "by clipping (a further backward pass, of a penalty on weights?), so norms before clipping are not "
                 "measured there: call backward once, on the sum",
+            )
+
+    def _name_absent_parameters(self) -> None:
+        absent, self._meter.newly_absent = self._meter.newly_absent, []
+        if absent:
+            self._incidents.warn_once(
+                "absent",
+                listed(absent),
+                f"parameters are absent at step {self.count}: the model has none of the name and shape of "
+                f"{listed(absent)} any more (pruned, parametrized, their module replaced?), so norms of that name "
+                "read NaN. Record the model once it is complete",
             )
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:

@@ -75,6 +75,9 @@ class ParameterMeter:
     ----------
     has_lost_preclip : bool
         Whether gradients have been changed, between a backward pass and an optimizer step, by what is no clipping.
+    newly_absent : list of str
+        Parameters measured before of which the model has none of that name and shape now; each is listed once, and the
+        list is the reader's to clear.
     """
 
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
@@ -92,6 +95,8 @@ class ParameterMeter:
         self._has_gradients = True
         self._samples = None if updates == "off" else GradientSamples()
         self.has_lost_preclip = False
+        self.newly_absent: list[str] = []
+        self._absent: set[str] = set()
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -122,7 +127,10 @@ class ParameterMeter:
             if shape is None:
                 self._shapes[place] = None if parameter is _NOTHING else parameter.shape
             elif parameter.shape != shape:
-                found[place] = _NOTHING
+                found[place], name = _NOTHING, self._names[place]
+                if name not in self._absent:
+                    self._absent.add(name)
+                    self.newly_absent.append(name)
 
     @torch.no_grad()
     def after_backward(self, *, scale: float = 1.0) -> None:

@@ -62,6 +62,7 @@ def test_a_tensor_of_another_shape_is_not_recorded_as_the_parameter_it_replaced(
     for name in ("weight_norm", "gradient_norm", "gradient_norm_preclip", "update_norm"):
         assert parameters[name].isnull().values[:, 0].tolist() == [False, True, True, False], name
     assert parameters["gradient_measured"].values[:, 0].tolist() == [1, 0, 0, 1]
+    assert sum("parameters are absent at step 1" in message for message in recorder.warnings) == 1
 
 
 def test_a_traced_model_is_traced_as_without_a_recorder(shallow):
