@@ -16,7 +16,7 @@ from torch import nn
 from covshift.handover import Handover
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import is_distributed
-from covshift.instrument.incidents import Incidents
+from covshift.instrument.incidents import Incidents, listed
 from covshift.instrument.logged import Log
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
@@ -184,6 +184,12 @@ class TrainingSteps:
         with self._incidents.guard("parameters"):
             self._meter.after_backward(scale=self._scale.divisor)
 
+    @property
+    def _micro_batches(self) -> int:
+        """Forward passes of the step now open; 0 where two backward passes have reached the same one."""
+        shares = self._block is not None and self._block.shares_forwards
+        return 0 if shares else self.clock.forwards_of_step
+
     def _before_update(self, optimizer: torch.optim.Optimizer, runs_model: bool) -> bool:
         if self._unfinished is not None and (runs_model or not self.clock.continues(optimizer)):
             self.finish()
@@ -196,11 +202,12 @@ class TrainingSteps:
                     optimizer,
                     scale=handed_scale(optimizer),
                     has_gradients=self._block is not None and not runs_model,
-                    forwards=self.clock.forwards_of_step,
+                    micro_batches=self._micro_batches,
                     # A scaler unscales the gradients of each optimizer at that one's own step.
                     knows_others=self._scale.in_force == 1.0,
                 )
         self._name_lost_preclip()
+        self._name_absent_parameters()
         return self._meter.has_begun
 
     def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -218,11 +225,27 @@ class TrainingSteps:
                 "measured there: call backward once, on the sum",
             )
 
+    def _name_absent_parameters(self) -> None:
+        absent, self._meter.newly_absent = self._meter.newly_absent, []
+        if absent:
+            self._incidents.warn_once(
+                "absent",
+                listed(absent),
+                f"parameters are absent at step {self.count}: the model has none of the name and shape of "
+                f"{listed(absent)} any more (pruned, parametrized, their module replaced?), so norms of that name "
+                "read NaN. Record the model once it is complete",
+            )
+
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
                 others = self.clock.left_to_others(optimizer)
-                self._meter.after_step(optimizer, left_to_others=others, scale=handed_scale(optimizer))
+                self._meter.after_step(
+                    optimizer,
+                    left_to_others=others,
+                    scale=handed_scale(optimizer),
+                    micro_batches=self._micro_batches,
+                )
             rate = self.clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:
                 self.log.note(learning_rate=float(rate))

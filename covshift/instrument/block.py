@@ -43,6 +43,8 @@ class Block:
         Hooks on tensors that outlive the step, to be removed when it closes.
     after_backward : callable or None
         Called at the end of every backward pass that brings this block a gradient.
+    shares_forwards : bool
+        Whether one forward pass was reached by two backward passes: of two losses, say.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Block:
     passes: dict[Mode, Pass] = field(default_factory=dict)
     handles: list[LeafHook] = field(default_factory=list)
     after_backward: Callable[[], None] | None = None
+    shares_forwards: bool = False
     _backward: int = -1
     _unended: dict[int, int] = field(default_factory=dict)
 
@@ -105,9 +108,12 @@ class Block:
         """Whether this torch calls back at the end of a backward pass."""
         return hasattr(Variable._execution_engine, "queue_callback")
 
-    def gradient_arrived(self) -> None:
-        """Have ``after_backward`` called at the end of the backward pass now running."""
+    def gradient_arrived(self, draft: Draft) -> None:
+        """Have ``after_backward`` called at the end of the backward pass now running, which has reached ``draft``."""
         backward = torch._C._current_graph_task_id()
+        if draft.backward != backward:
+            self.shares_forwards |= draft.backward != -1
+            draft.backward = backward
         if backward != self._backward and self.after_backward is not None:
             self._backward = backward
             self._unended[backward] = threading.get_ident()

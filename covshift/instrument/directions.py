@@ -17,6 +17,8 @@ import torch
 from covshift.summary.norms import Before, Tensors, only_shrunk, products, stride
 
 SAMPLE_SIZE = 65_536
+SAME = 1 - 1e-4
+"""Cosine from which on two gradients are one but for a factor: scaling and clipping in bfloat16 turn it by less."""
 
 Array = np.ndarray[Any, Any]
 
@@ -31,6 +33,7 @@ class GradientSamples:
         self._earlier: Before | None = None
         self._now: Before | None = None
         self._accumulated: Before | None = None
+        self._is_turned: Array | None = None
         self._squares = np.zeros(0)
         self._states: Array | None = None
         self._is_sum = np.ones(0, dtype=bool)
@@ -58,9 +61,12 @@ class GradientSamples:
             self._passes += 1
             self._scale = scale
 
-    def at_step(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Take in the gradients that the optimizer steps by, where no backward pass told of its end."""
-        if self._accumulated is None:
+    def at_step(self, gradients: Sequence[torch.Tensor], *, is_changed: bool = False) -> None:
+        """Take in the gradients that the optimizer steps by, where no backward pass told of its end.
+
+        Or where they are others since, ``is_changed``, by more than clipping.
+        """
+        if self._accumulated is None or is_changed:
             self._now = _sample(gradients)
 
     def have_only_shrunk(self, gradients: Sequence[torch.Tensor], *, scale: float, tolerance: float) -> Array:
@@ -72,23 +78,32 @@ class GradientSamples:
     def cosine(self) -> Array | None:
         """Cosine of each gradient of this step to that of the record before, which this one now replaces.
 
-        Of the gradient as the last backward pass left it, where its end was told; scaling and clipping by a norm turn
-        nothing. None for the first; NaN where either is not there, zero or not finite.
+        Of the gradient as the last backward pass left it, where its end was told and :meth:`at_step` of no change
+        since; scaling and clipping by a norm turn nothing. None for the first; NaN where either is not there, zero, not
+        finite, or of the record before not what the optimizer has used.
         """
-        now = self._now if self._accumulated is None else self._accumulated
+        now = self._accumulated if self._now is None else self._now
         if now is None:
             return None
         earlier, self._earlier = self._earlier, now
+        is_turned, self._is_turned = self._is_turned, None
         if earlier is None:
             return None
-        both, first, second = products(earlier, now).T
-        with np.errstate(under="ignore", invalid="ignore"):
-            lengths = np.sqrt(first) * np.sqrt(second)
-        known = (lengths > 0) & np.isfinite(lengths) & np.isfinite(both)
-        cosines = np.divide(both, lengths, out=np.full(both.shape, np.nan), where=known)
-        return np.asarray(np.clip(cosines, -1.0, 1.0))
+        cosines = _cosines(earlier, now)
+        return cosines if is_turned is None else np.where(is_turned, np.nan, cosines)
 
-    def noise_norm(self, sizes: Array, *, forwards: int | None = None) -> Array | None:
+    def have_turned(self, gradients: Sequence[torch.Tensor], *, among: Array) -> Array:
+        """Of each gradient ``among`` these, whether :meth:`cosine` took one of another direction for that of the step.
+
+        The next cosine to it is then not known.
+        """
+        if self._earlier is None:
+            return np.zeros(len(gradients), dtype=bool)
+        turned = among & ~(_cosines(self._earlier, _sample(gradients)) >= SAME)
+        self._is_turned = turned if self._is_turned is None else self._is_turned | turned
+        return np.asarray(turned)
+
+    def noise_norm(self, sizes: Array, *, micro_batches: int | None = None) -> Array | None:
         """Length of the sampling noise of each accumulated gradient, by the scatter of its micro-batches.
 
         With K micro-batches of gradients g_k and sum G it is the root of ``K / (K - 1) * (sum |g_k|^2 - |G|^2 / K)``,
@@ -99,9 +114,9 @@ class GradientSamples:
         ----------
         sizes : array of int
             Elements of each gradient.
-        forwards : int, optional
-            Forward passes of the step. Where backward passes are not as many (two losses of one output), they are not
-            micro-batches.
+        micro_batches : int, optional
+            Backward passes that each had a forward pass to themselves. Where these are not all (two losses of one
+            output), they are not micro-batches.
 
         Returns
         -------
@@ -110,7 +125,7 @@ class GradientSamples:
             such as ``zero_grad``; None with fewer than two micro-batches.
         """
         passes, final = self._passes, self._accumulated
-        if final is None or passes < 2 or forwards not in (None, passes):
+        if final is None or passes < 2 or micro_batches not in (None, passes):
             return None
         share = -(-sizes // final.steps) / np.maximum(sizes, 1)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -127,6 +142,16 @@ class GradientSamples:
 def _states(gradients: Sequence[torch.Tensor]) -> Array:
     """Address and version of each gradient, shape ``(gradients, 2)``: autograd adds in place, one version up."""
     return np.array([(gradient.data_ptr(), gradient._version) for gradient in gradients], dtype=np.int64).reshape(-1, 2)
+
+
+def _cosines(first: Before, second: Before) -> Array:
+    """Cosine of each gradient at one time to that at another; NaN where either is not there, zero or not finite."""
+    both, one, two = products(first, second).T
+    with np.errstate(under="ignore", invalid="ignore"):
+        lengths = np.sqrt(one) * np.sqrt(two)
+    known = (lengths > 0) & np.isfinite(lengths) & np.isfinite(both)
+    cosines = np.divide(both, lengths, out=np.full(both.shape, np.nan), where=known)
+    return np.asarray(np.clip(cosines, -1.0, 1.0))
 
 
 def _sample(gradients: Sequence[torch.Tensor]) -> Before:

@@ -167,7 +167,7 @@ class _Receiver:
                 if is_batched(gradient):
                     return
                 self._arrived = True
-                row.block.gradient_arrived()
+                row.block.gradient_arrived(row.rows)
                 if is_summarizable(gradient):
                     own = gradient if through is None else through.of(gradient)
                     row.rows.add(row.key, own, row.reading, units=row.units)
@@ -180,7 +180,7 @@ class _Receiver:
     def _name_further(self, gradient: torch.Tensor | None, through: View | None) -> None:
         if gradient is None:
             return
-        self._row.block.gradient_arrived()
+        self._row.block.gradient_arrived(self._row.rows)
         if through is None:
             self._incidents.warn_once(
                 "again",

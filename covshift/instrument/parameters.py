@@ -75,6 +75,9 @@ class ParameterMeter:
     ----------
     has_lost_preclip : bool
         Whether gradients have been changed, between a backward pass and an optimizer step, by what is no clipping.
+    newly_absent : list of str
+        Parameters measured before of which the model has none of that name and shape now; each is listed once, and the
+        list is the reader's to clear.
     """
 
     def __init__(self, model: nn.Module, *, updates: str = "sampled") -> None:
@@ -82,6 +85,7 @@ class ParameterMeter:
             raise InvalidArgumentError(f"updates={updates!r}: expected one of {', '.join(UPDATES)}")
         self._model = weakref.ref(model)
         self._names = [name for name, _ in model.named_parameters()]
+        self._shapes: list[torch.Size | None] = [None] * len(self._names)
         self._updates = updates
         self._found: list[torch.Tensor] | None = None
         self._before: Before | None = None
@@ -91,6 +95,8 @@ class ParameterMeter:
         self._has_gradients = True
         self._samples = None if updates == "off" else GradientSamples()
         self.has_lost_preclip = False
+        self.newly_absent: list[str] = []
+        self._absent: set[str] = set()
 
     @property
     def parameters(self) -> list[schema.Parameter]:
@@ -104,12 +110,27 @@ class ParameterMeter:
         return np.array([hasattr(p, "to_local") for p in self._present()], dtype=bool)
 
     def _present(self) -> list[torch.Tensor]:
-        """The parameters that bear the names in this step; an empty tensor where none does, or none with values yet."""
+        """The parameters that bear the names in this step; an empty tensor where none does, or none with values yet.
+
+        One of another shape than its name has had is another parameter, and none.
+        """
         if self._found is None:
             model = self._model()
             now = {} if model is None else dict(model.named_parameters())
             self._found = [now[name] if name in now and _has_values(now[name]) else _NOTHING for name in self._names]
+            if model is not None:
+                self._keep_shapes(self._found)
         return self._found
+
+    def _keep_shapes(self, found: list[torch.Tensor]) -> None:
+        for place, (parameter, shape) in enumerate(zip(found, self._shapes, strict=True)):
+            if shape is None:
+                self._shapes[place] = None if parameter is _NOTHING else parameter.shape
+            elif parameter.shape != shape:
+                found[place], name = _NOTHING, self._names[place]
+                if name not in self._absent:
+                    self._absent.add(name)
+                    self.newly_absent.append(name)
 
     @torch.no_grad()
     def after_backward(self, *, scale: float = 1.0) -> None:
@@ -125,16 +146,16 @@ class ParameterMeter:
         *,
         scale: float = 1.0,
         has_gradients: bool = True,
-        forwards: int | None = None,
+        micro_batches: int | None = None,
         knows_others: bool = True,
     ) -> None:
         """Measure weights and gradients, and keep what updates will be measured against.
 
         ``scale`` is what gradients are still multiplied by: 1 once the scaler has unscaled them. An optimizer that runs
         the model itself, in a closure, has no gradients yet; :meth:`after_step` measures those it has found. Backward
-        passes are taken for micro-batches where ``forwards``, the forward passes of the step, are as many, or not
-        known. Without ``knows_others`` gradients of parameters that the optimizer does not hold may be multiplied by
-        something else, and are left to :meth:`before_next`.
+        passes are taken for micro-batches where ``micro_batches``, those that each had a forward pass to themselves,
+        are as many, or not known. Without ``knows_others`` gradients of parameters that the optimizer does not hold may
+        be multiplied by something else, and are left to :meth:`before_next`.
         """
         present = self._present()
         weights = Tensors([_local(p) for p in present])
@@ -144,9 +165,9 @@ class ParameterMeter:
             held = identities(optimizer)
             known = present if knows_others else [p if id(p) in held else _NOTHING for p in present]
             self._row |= self._gradients(known, scale)
-            self._check_preclip(held, scale)
+            is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
             # Before the weights are kept: the sample that this one replaces is gone by then.
-            self._row |= self._directions(forwards)
+            self._row |= self._directions(micro_batches, is_changed=is_changed)
         if self._updates != "off":
             self._before = weights.kept(self._steps(weights.sizes))
 
@@ -160,9 +181,15 @@ class ParameterMeter:
             return
         present, held = self._present(), identities(optimizer)
         gradients = self._gradients([p if id(p) in held else _NOTHING for p in present], scale)
-        own = self._those(lambda p: id(p) in held)
+        own, earlier = self._those(lambda p: id(p) in held), self._row["gradient_norm"]
         self._row |= {name: np.where(own, values, self._row[name]) for name, values in gradients.items()}
-        self._check_preclip(held, scale)
+        if self._preclip is not None and np.isfinite(self._preclip[own]).any():
+            is_changed = self._has_changed(own, scale)
+        else:
+            is_changed = not _is_one_factor(earlier[own], self._row["gradient_norm"][own])
+        if is_changed and self._samples is not None:
+            turned = self._samples.have_turned(self._found_gradients(), among=own)
+            self._row["gradient_cosine"] = np.where(turned, np.nan, self._row["gradient_cosine"])
 
     @torch.no_grad()
     def after_step(
@@ -171,11 +198,13 @@ class ParameterMeter:
         *,
         left_to_others: Set[int] | None = frozenset(),
         scale: float = 1.0,
+        micro_batches: int | None = None,
     ) -> None:
         """Measure what the optimizer has changed since :meth:`before_step`; nothing without the latter.
 
         Parameters that other optimizers hold (by identity in ``left_to_others``; None where those are not yet known)
-        are left to their turn; those that none holds are measured with the first.
+        are left to their turn; those that none holds are measured with the first. ``micro_batches`` tells of gradients
+        that were found in the step, in a closure.
         """
         if not self._row:
             return
@@ -183,8 +212,8 @@ class ParameterMeter:
         if not self._has_gradients:
             self._has_gradients = True
             self._row |= self._gradients(present, scale)
-            self._check_preclip(held, scale)
-            self._row |= self._directions(None)
+            is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
+            self._row |= self._directions(micro_batches, is_changed=is_changed)
         changed = self._changed = self._changed or _Updates.none_of(len(present))
         own = self._those(lambda p: id(p) in held)
         changed.is_over |= own | self._those(lambda p: not p.requires_grad)
@@ -222,19 +251,21 @@ class ParameterMeter:
         if self._samples is not None:
             self._samples.forget()
 
-    def _check_preclip(self, held: Set[int], scale: float) -> None:
-        """Drop an optimizer's norms before clipping where clipping does not explain how gradients have changed since.
+    def _has_changed(self, own: Array, scale: float) -> bool:
+        """Whether clipping does not explain how an optimizer's ``own`` gradients have changed since the backward pass.
 
-        Another backward pass, of a penalty on the weights say, reaches no layer and so tells nobody of its end.
+        Their norms before clipping are then dropped. Another backward pass, of a penalty on the weights say, reaches no
+        layer and so tells nobody of its end.
         """
-        own = self._those(lambda p: id(p) in held)
         if self._preclip is None or _is_one_factor(self._preclip[own], self._row["gradient_norm"][own]):
-            return
+            return False
         explained = np.zeros(own.shape, dtype=bool)
         if self._samples is not None:
             explained = self._samples.have_only_shrunk(self._found_gradients(), scale=scale, tolerance=ROUNDING)
-        if not explained[own & (self._row["gradient_measured"] > 0)].all():
-            self._preclip[own], self.has_lost_preclip = np.nan, True
+        if explained[own & (self._row["gradient_measured"] > 0)].all():
+            return False
+        self._preclip[own], self.has_lost_preclip = np.nan, True
+        return True
 
     def _those(self, condition: Callable[[torch.Tensor], bool]) -> Array:
         return np.array([condition(p) for p in self._present()], dtype=bool)
@@ -244,14 +275,19 @@ class ParameterMeter:
         gradients = [None if p.grad is None else _local(p.grad) for p in self._present()]
         return [_NOTHING if g is None or g.layout is not torch.strided else g for g in gradients]
 
-    def _directions(self, forwards: int | None) -> dict[str, Array]:
-        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither."""
+    def _directions(self, micro_batches: int | None, *, is_changed: bool) -> dict[str, Array]:
+        """Turn and noise of the gradients; of a sharded parameter this rank's part tells neither.
+
+        Where clipping does not explain how gradients have changed since the backward pass, ``is_changed``, the turn is
+        that of the gradients the optimizer steps by.
+        """
         unknown = np.full(len(self._names), np.nan)
         if self._samples is None:
             return {"gradient_cosine": unknown, "gradient_noise_norm": unknown}
-        self._samples.at_step(self._found_gradients())
+        self._samples.at_step(self._found_gradients(), is_changed=is_changed)
         cosine = self._samples.cosine()
-        noise = self._samples.noise_norm(np.array([p.numel() for p in self._present()]), forwards=forwards)
+        sizes = np.array([p.numel() for p in self._present()])
+        noise = self._samples.noise_norm(sizes, micro_batches=micro_batches)
         measured = self._those(lambda p: p.grad is not None) & ~self.sharded
         return {
             "gradient_cosine": unknown if cosine is None else np.where(measured, cosine, np.nan),

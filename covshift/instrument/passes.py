@@ -62,12 +62,18 @@ class Draft:
     """What one forward pass adds to a :class:`Pass`: read at once, counted when it is kept, never when it is dropped.
 
     It has the methods by which a pass is filled. Gradients, which come later, go the same way.
+
+    Attributes
+    ----------
+    backward : int
+        The last backward pass that has brought it a gradient, as autograd numbers them; -1 before any has.
     """
 
     def __init__(self, rows: Pass) -> None:
         self._rows = rows
         self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._is_kept = self._is_dropped = False
+        self.backward = -1
 
     @property
     def is_over(self) -> bool:

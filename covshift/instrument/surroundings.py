@@ -84,13 +84,11 @@ class Surroundings:
             if parameter is not None
         }
         if come := sorted(there - self._parameters):
-            gone = sorted(name for name in self._parameters - there if name.rpartition(".")[0] not in new)
-            instead = f", and norms of {listed(gone)}, which are gone, read NaN from there on" if gone else ""
             incidents.warn_once(
                 "new parameters",
                 "model",
-                f"parameters have come into the model after record(): {listed(come)}; their norms are not recorded"
-                f"{instead}. Record the model once it is complete",
+                f"parameters have come into the model after record(): {listed(come)}; their norms are not recorded. "
+                "Record the model once it is complete",
             )
 
     def _is_known(self, module: nn.Module) -> bool:

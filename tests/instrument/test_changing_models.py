@@ -36,6 +36,35 @@ def test_a_module_put_in_anothers_place_is_the_one_that_is_measured(shallow):
     assert float(norms.sel(parameter="2.weight")) == pytest.approx(np.sqrt(90))
 
 
+@pytest.mark.filterwarnings("ignore::covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("replace", ["module", "parameter", "data"])
+def test_a_tensor_of_another_shape_is_not_recorded_as_the_parameter_it_replaced(shallow, replace):
+    model = shallow()
+    with covshift.record(model, every=1) as recorder:
+        for step in range(4):
+            if step == 1:
+                other = nn.Linear(5, 7)
+                if replace == "module":
+                    model[2] = other
+                elif replace == "parameter":
+                    model[2].weight, model[2].bias = other.weight, other.bias
+                else:
+                    model[2].weight.data, model[2].bias.data = other.weight.data, other.bias.data
+            if step == 3:
+                # As it was: the same parameter again.
+                model[2] = nn.Linear(5, 2)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            optimizer.zero_grad()
+            model(torch.randn(4, 6)).square().sum().backward()
+            optimizer.step()
+    parameters = recorder.recording["parameters"].to_dataset().sel(parameter=["2.weight", "2.bias"])
+    assert parameters.parameter_size.values.tolist() == [10, 2]
+    for name in ("weight_norm", "gradient_norm", "gradient_norm_preclip", "update_norm"):
+        assert parameters[name].isnull().values[:, 0].tolist() == [False, True, True, False], name
+    assert parameters["gradient_measured"].values[:, 0].tolist() == [1, 0, 0, 1]
+    assert sum("parameters are absent at step 1" in message for message in recorder.warnings) == 1
+
+
 def test_a_traced_model_is_traced_as_without_a_recorder(shallow):
     model = shallow().eval()
     with pytest.warns(DeprecationWarning, match="trace"), covshift.record(model, every=1) as recorder:

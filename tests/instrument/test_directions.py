@@ -1,5 +1,7 @@
 """Oracle: gradients of every micro-batch, taken by the test; cosines and covariances by numpy in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 import covshift
 from covshift.exceptions import CovshiftWarning
 from covshift.instrument import directions
+from covshift.instrument.block import Block
 from covshift.instrument.directions import GradientSamples
 from covshift.summary.norms import Before
 
@@ -62,6 +65,73 @@ def test_the_cosine_is_that_to_the_gradient_of_the_record_before(model, every, c
             assert found[row, column] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
 
 
+def penalise(model):
+    (10 * sum(p.square().sum() for p in model.parameters())).backward()
+
+
+def write_anew(model):
+    for p in model.parameters():
+        p.grad = p.grad.flip(0) + torch.randn_like(p)
+
+
+def steps_by(model, optimizers, change, steps):
+    """Gradients that optimizers stepped by, of steps in which ``change`` came between the backward pass and those."""
+    seen = []
+    for _ in range(steps):
+        model(torch.randn(8, 6)).square().mean().backward()
+        change(model)
+        seen.append([flat(p.grad) for p in model.parameters()])
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+    return seen
+
+
+def cosines(seen):
+    pairs = [zip(*both, strict=True) for both in pairwise(seen)]
+    return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pair] for pair in pairs])
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("change", [penalise, write_anew])
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_gradients_changed_since_the_backward_pass_the_cosine_is_that_of_the_step(model, change, count):
+    held = [model.parameters()] if count == 1 else [model[0].parameters(), model[2].parameters()]
+    with covshift.record(model, every=1) as recorder:
+        seen = steps_by(model, [torch.optim.SGD(own, lr=0.01) for own in held], change, 4)
+    np.testing.assert_allclose(stored(recorder, "gradient_cosine")[0][1:], cosines(seen), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("preclip", [True, False])
+def test_of_gradients_changed_between_two_optimizers_there_is_no_cosine(model, preclip, monkeypatch):
+    if not preclip:
+        monkeypatch.setattr(Block, "can_tell_end_of_backward", lambda: False)
+    first, second = (torch.optim.SGD(model[k].parameters(), lr=0.01) for k in (0, 2))
+    seen = []
+    with covshift.record(model, every=1) as recorder:
+        for step in range(4):
+            model(torch.randn(8, 6)).square().mean().backward()
+            seen.append([flat(p.grad) for p in model.parameters()])
+            first.step()
+            if step == 1:
+                write_anew(model[2])
+            second.step()
+            model.zero_grad()
+    expected = cosines(seen)
+    expected[:2, 2:] = np.nan
+    np.testing.assert_allclose(stored(recorder, "gradient_cosine")[0][1:], expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:gradients changed between:covshift.exceptions.CovshiftWarning")
+def test_of_gradients_that_an_optimizers_own_hook_writes_anew_there_is_no_cosine(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.register_step_pre_hook(lambda *_: write_anew(model))
+    with covshift.record(model, every=1) as recorder:
+        steps_by(model, [optimizer], lambda _: None, 3)
+    assert np.isnan(stored(recorder, "gradient_cosine")[0]).all()
+
+
 def test_the_noise_is_the_covariance_of_the_sum_of_the_micro_batches(model):
     with covshift.record(model, every=1) as recorder:
         seen = train(model, 3, micro_batches=5)
@@ -92,6 +162,46 @@ def test_two_losses_of_one_output_are_no_micro_batches(model):
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
 
 
+class WithCriterion(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.criterion = nn.MSELoss()
+
+    def forward(self, x):
+        return self[2](self[1](self[0](x)))
+
+
+def criterion_within(model, x):
+    output = model(x)
+    return model.criterion(output, torch.zeros_like(output)), output.abs().mean()
+
+
+def trunk_and_head(model, x):
+    output = model[2](model[0](x))
+    return output[:, 0].square().mean(), output[:, 1].square().mean()
+
+
+def siamese(model, x):
+    one, two = model(x), model(x.flip(0))
+    return (one - two).square().mean(), one.square().mean() + two.square().mean()
+
+
+@pytest.mark.filterwarnings("ignore::covshift.exceptions.CovshiftWarning")
+@pytest.mark.parametrize("two_losses", [criterion_within, trunk_and_head, siamese])
+def test_two_losses_are_no_micro_batches_though_two_calls_reach_the_model(two_losses):
+    model = WithCriterion()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            first, second = two_losses(model, torch.randn(8, 6))
+            first.backward(retain_graph=True)
+            second.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert any("rows hold the gradients of the first" in message for message in recorder.warnings)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_passes_between_which_gradients_were_zeroed_are_no_micro_batches(model, set_to_none):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -118,6 +228,41 @@ def test_evaluations_of_a_closure_are_no_micro_batches(model):
             optimizer.step(closure)
     assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
     assert (stored(recorder, "gradient_norm")[0] > 0).all()
+
+
+def test_two_losses_in_a_closure_are_no_micro_batches(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def closure():
+        optimizer.zero_grad()
+        output = model(torch.randn(8, 6))
+        output[:, 0].square().mean().backward(retain_graph=True)
+        output[:, 1].square().mean().backward()
+
+    told = pytest.warns(CovshiftWarning, match="rows hold the gradients of the first")
+    with told, covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            optimizer.step(closure)
+    assert np.isnan(stored(recorder, "gradient_noise_norm")[0]).all()
+
+
+@pytest.mark.parametrize("before_closure", [0, 2])
+def test_micro_batches_in_a_closure_have_the_noise_of_their_sum(model, before_closure):
+    optimizer, micro = torch.optim.SGD(model.parameters(), lr=0.05), []
+
+    def backward(count):
+        for _ in range(count):
+            before = [np.zeros(p.numel()) if p.grad is None else flat(p.grad) for p in model.parameters()]
+            model(torch.randn(8, 6)).square().mean().backward()
+            micro.append([flat(p.grad) - a for p, a in zip(model.parameters(), before, strict=True)])
+
+    with covshift.record(model, every=1) as recorder:
+        backward(before_closure)
+        optimizer.step(lambda: backward(4 - before_closure))
+    found = stored(recorder, "gradient_noise_norm")[0][0]
+    for column in range(len(NAMES)):
+        trace = np.atleast_2d(np.cov(np.stack([one[column] for one in micro]).T, ddof=1)).trace()
+        assert found[column] == pytest.approx(np.sqrt(4 * trace), rel=1e-5)
 
 
 def test_a_gradient_that_one_micro_batch_has_left_alone_has_no_noise():

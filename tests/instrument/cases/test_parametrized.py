@@ -73,17 +73,36 @@ def test_parameters_that_come_later_or_are_replaced_are_named(record, train):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     said = "parameters have come into the model after record(): 0.weight_orig, 2.scale; their norms are not recorded"
-    with record(model, may_warn=(said,)) as recorder:
+    with record(model, may_warn=(said, "parameters are absent")) as recorder:
         train(model)
         prune.l1_unstructured(model[0], "weight", amount=0.5)
         model[2].register_parameter("scale", nn.Parameter(torch.ones(3)))
         train(model)
-    (message,) = recorder.warnings
-    assert said in message
-    assert "norms of 0.weight, which are gone, read NaN from there on" in message
+    gone, come = recorder.warnings
+    assert gone.startswith(
+        "parameters are absent at step 1: the model has none of the name and shape of 0.weight any more"
+    )
+    assert said in come
     norms = recorder.recording["parameters"]["weight_norm"].sel(parameter="0.weight").values
     assert (norms[:1] > 0).all()
     assert norms[1:] != norms[1:]
+
+
+@pytest.mark.filterwarnings("ignore::covshift.exceptions.CovshiftWarning")
+def test_parameters_that_are_away_for_a_while_are_named_once(record, train):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with record(model, may_warn=("parameters are absent",)) as recorder:
+        train(model)
+        train(model)
+        prune.random_unstructured(model[0], "weight", 0.5)
+        train(model)
+        train(model)
+        prune.remove(model[0], "weight")
+        train(model)
+    (message,) = recorder.warnings
+    assert message.startswith("parameters are absent at step 2: the model has none of the name and shape of 0.weight")
+    norms = recorder.recording["parameters"]["weight_norm"].sel(parameter="0.weight").values
+    assert (norms != norms).tolist() == [False, False, True, True, False]
 
 
 def test_a_model_that_keeps_its_parameters_is_not_warned_of(record, train):
