@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.optimizerhooks import Listener, OpenCalls, after_own_pre_hooks
+from covshift.instrument.optimizerhooks import Behind, Listener, OpenCalls, after_own_pre_hooks
 from covshift.instrument.sites import ROOT
 
 
@@ -67,7 +66,7 @@ class StepClock:
         self._version = self._moves = 0
         self._listener: Listener | None = None
         self._calls = OpenCalls()
-        self._late: RemovableHandle | None = None
+        self._late: Behind | None = None
 
     def install(self) -> None:
         """Start listening to optimizers."""
