@@ -205,7 +205,8 @@ class StepClock:
             if not inside_backward():
                 self._is_stepping = True
                 self._forget_late()
-                runs_model = (*args[1:], kwargs.get("closure"))[0] is not None
+                # Other things than closures are given to steps, too: the loss, say.
+                runs_model = callable(kwargs.get("closure")) or callable(args[1] if len(args) > 1 else None)
                 if self._before(optimizer, runs_model):
                     self._late = after_own_pre_hooks(optimizer, self._again)
 
