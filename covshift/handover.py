@@ -191,20 +191,31 @@ class Handover:
         self._incidents.warn_once("rank", "recording", f"a rank did not answer ({error}); from here on {what}")
 
     def _write(self, given: Sequence[Record]) -> None:
-        with self._writing:
-            self._write_alone(given)
+        # Asked before the lock is: in a forked child nobody may be left to let go of it.
+        if self.writer is not None and not self._is_left_to_parent(self.writer):
+            with self._writing:
+                self._write_alone(self.writer, given)
 
-    def _write_alone(self, given: Sequence[Record]) -> None:
-        if self.writer is None:
-            return
+    def _write_alone(self, writer: Writer, given: Sequence[Record]) -> None:
         record = merged([self._in_known_units(one) for one in given], ranks=self._rank_count)
         try:
-            self._declare(self.writer, record)
+            self._declare(writer, record)
         except ResumeMismatch as error:
             self._warn(f"{error}; nothing of this run is recorded")
             return
         self._name_uncounted(record)
-        self._append(self.writer, stored_rows(arranged(record, list(self._layers.values()))))
+        self._append(writer, stored_rows(arranged(record, list(self._layers.values()))))
+
+    def _is_left_to_parent(self, writer: Writer) -> bool:
+        """Whether rows are those of a forked child, which trains a shared model perhaps; they are named and left."""
+        if writer.is_forked:
+            self._incidents.warn_once(
+                "forked",
+                "recording",
+                "this process was forked while the model was recorded: what it trains is not in the recording, which "
+                "its parent goes on writing. To record it, enter a recorder of its own, with a path of its own, here",
+            )
+        return writer.is_forked
 
     def _in_known_units(self, record: Record) -> Record:
         """The record with the units that its layers have had so far; the layers that came with others are named."""
@@ -270,8 +281,10 @@ class Handover:
     def give_scalars(self, rows: Sequence[schema.Row]) -> None:
         """Take rows of logged scalars; of several ranks, those of the one that writes."""
         if rows and self.writer is not None:
-            with self._incidents.guard("scalars"), self._writing:
-                self._append(self.writer, list(rows))
+            with self._incidents.guard("scalars"):
+                if not self._is_left_to_parent(self.writer):
+                    with self._writing:
+                        self._append(self.writer, list(rows))
 
     def wait_for_ranks(self) -> None:
         """Give the last records, and take part in those of ranks that still train, until all have ended."""
@@ -310,7 +323,7 @@ class Handover:
 
     def close(self) -> None:
         """Write what waits. Neither a full disk nor a defect may cost the model, or hide the user's exception."""
-        if self.writer is None:
+        if self.writer is None or self.writer.is_forked:
             return
         try:
             self.writer.keep_warnings(self._incidents.messages)

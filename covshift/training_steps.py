@@ -6,9 +6,10 @@ model has made its updates; what is logged meanwhile goes with it.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -248,7 +249,7 @@ class TrainingSteps:
                 )
             rate = self.clock.own_group(optimizer).get("lr") if self._block is not None else None
             if rate is not None:
-                self.log.note(learning_rate=float(rate))
+                self._note_rate(rate)
         if is_boundary:
             self._end_step(skipped=told_to_skip(optimizer), by=optimizer)
         else:
@@ -256,6 +257,19 @@ class TrainingSteps:
             self._attend()
             if self._meter.is_complete:
                 self.finish()
+
+    def _note_rate(self, rate: Any) -> None:
+        try:
+            self.log.note(learning_rate=float(rate))
+        except (TypeError, ValueError, RuntimeError):
+            self.log.note(learning_rate=math.nan)
+            many = f"a tensor of {rate.numel()} elements" if isinstance(rate, torch.Tensor) else type(rate).__name__
+            self._incidents.warn_once(
+                "learning rate",
+                "scalars",
+                f"learning_rate is NaN: expected the optimizer's lr to be one real number, got {many}; log what it "
+                "stands for at each step by recorder.log(learning_rate=...)",
+            )
 
     def _took_turn(self, optimizer: torch.optim.Optimizer, step: int, *, is_recorded: bool) -> None:
         with self._incidents.guard("schedule"):

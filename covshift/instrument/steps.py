@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.hooks import RemovableHandle
 
 from covshift.instrument.hooks import hidden_from, inside_backward
 from covshift.instrument.incidents import Incidents
-from covshift.instrument.optimizerhooks import Listener, OpenCalls, after_own_pre_hooks
+from covshift.instrument.optimizerhooks import Behind, Listener, OpenCalls, after_own_pre_hooks
 from covshift.instrument.sites import ROOT
 
 
@@ -55,7 +54,9 @@ class StepClock:
         end: Callable[[], None],
     ) -> None:
         self._model = weakref.ref(model)
-        self._parameters: set[int] = set()
+        # By identity; the module and the name tell whether it is still that one, or another where that one lay. Not a
+        # weak reference to each parameter: torch.utils.swap_tensors refuses tensors that have any.
+        self._parameters: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
         self._incidents = incidents
         self._before, self._again, self._after, self._end = before, again, after, end
         self._forwards = 0
@@ -67,7 +68,7 @@ class StepClock:
         self._version = self._moves = 0
         self._listener: Listener | None = None
         self._calls = OpenCalls()
-        self._late: RemovableHandle | None = None
+        self._late: Behind | None = None
 
     def install(self) -> None:
         """Start listening to optimizers."""
@@ -80,7 +81,12 @@ class StepClock:
     def _know_parameters(self) -> None:
         model = self._model()
         present = [] if model is None else list(model.parameters())
-        self._parameters = {id(parameter) for parameter in present}
+        self._parameters = {
+            id(parameter): (weakref.ref(module), name)
+            for module in (() if model is None else model.modules())
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
         first = next((one for one in present if one.requires_grad and _counts_versions(one)), None)
         self._first = None if first is None else weakref.ref(first)
 
@@ -159,7 +165,14 @@ class StepClock:
     def own_group(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's first group that has a parameter of the model."""
         groups: list[dict[str, Any]] = optimizer.param_groups
-        return next((group for group in groups if any(id(p) in self._parameters for p in group["params"])), {})
+        known = self._parameters
+        return next((group for group in groups if any(id(p) in known and self._is_own(p) for p in group["params"])), {})
+
+    def _is_own(self, parameter: torch.Tensor) -> bool:
+        """Whether a parameter with an identity that is known is the model's, and not one that lies where it lay."""
+        place, name = self._parameters[id(parameter)]
+        module = place()
+        return module is not None and name in module._parameters and module._parameters[name] is parameter
 
     def modules_of(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Names of the modules whose own parameters an optimizer updates."""
@@ -178,7 +191,7 @@ class StepClock:
             return False
         # Seen for the first time with these: they may be parameters that were put in the place of others.
         self._know_parameters()
-        if self._parameters.isdisjoint(held):
+        if self._parameters.keys().isdisjoint(held):
             self._foreign[optimizer] = held
             return False
         return True
@@ -192,7 +205,8 @@ class StepClock:
             if not inside_backward():
                 self._is_stepping = True
                 self._forget_late()
-                runs_model = (*args[1:], kwargs.get("closure"))[0] is not None
+                # Other things than closures are given to steps, too: the loss, say.
+                runs_model = callable(kwargs.get("closure")) or callable(args[1] if len(args) > 1 else None)
                 if self._before(optimizer, runs_model):
                     self._late = after_own_pre_hooks(optimizer, self._again)
 

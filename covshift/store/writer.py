@@ -317,6 +317,11 @@ class Writer:
             fold()
         self._folding.forget_failure()
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a forked child of the one that writes the recording."""
+        return os.getpid() != self._pid
+
     def keep_warnings(self, messages: Sequence[str]) -> None:
         """Keep what could not be recorded, and why, in the root attribute ``warnings``, each message once.
 
@@ -332,7 +337,7 @@ class Writer:
         RecordingError
             As :meth:`flush`; the writer then stays open, so that closing can be repeated.
         """
-        if self._closed or os.getpid() != self._pid:
+        if self._closed or self.is_forked:
             return
         with self._calling():
             self._fold_now(closed=True)
@@ -364,7 +369,7 @@ class Writer:
     def _demand_open(self) -> None:
         if self._closed:
             raise RecordingError(f"{self._place} is closed: record again into another one")
-        if os.getpid() != self._pid:
+        if self.is_forked:
             raise RecordingError(f"{self._place} was opened by process {self._pid}: a forked process cannot write it")
         if self._needs_step:
             raise RecordingError(f"{self._place} is resumed, but nobody said at which step: call resume_at(step) first")

@@ -121,3 +121,40 @@ def test_an_optimizer_that_takes_the_model_over_from_another_counts_from_then_on
             (model if step >= 2 else other)(torch.randn(4, 6)).sum().backward()
             optimizer.step()
     assert recorder.step_count == 2
+
+
+def test_an_optimizer_of_another_model_whose_parameters_lie_where_the_models_once_lay_is_not_the_models(shallow):
+    model = shallow()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = pytest.warns(CovshiftWarning, match="beside: 2")
+    with told, covshift.record(model, every=1) as recorder:
+        model(torch.randn(4, 6)).sum().backward()
+        optimizer.step()
+        old = {id(p) for p in model[2].parameters()}
+        model[2] = nn.Linear(5, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        heads = [nn.Linear(5, 4)]
+        while not old & {id(p) for p in heads[-1].parameters()} and len(heads) < 1000:
+            heads.append(nn.Linear(5, 4))
+        assert old & {id(p) for p in heads[-1].parameters()}
+        other = torch.optim.SGD(heads[-1].parameters(), lr=7.0)
+        for _ in range(2):
+            model(torch.randn(4, 6)).sum().backward()
+            heads[-1](torch.randn(4, 5)).sum().backward()
+            other.step()
+            optimizer.step()
+    assert recorder.step_count == 3
+    assert recorder.recording["scalars"]["learning_rate"].values.tolist() == [0.1] * 3
+    assert (recorder.recording["parameters"]["update_norm"].sel(parameter="0.weight") > 0).all()
+
+
+def test_parameters_that_are_swapped_while_their_model_is_recorded_stay_the_models(shallow):
+    model = shallow()
+    optimizer = torch.optim.SGD([model[2].weight], lr=0.1)
+    with covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            model(torch.randn(4, 6)).sum().backward()
+            optimizer.step()
+            model.zero_grad()
+            torch.utils.swap_tensors(model[2].weight, nn.Parameter(torch.ones(2, 5)))
+    assert recorder.step_count == 2

@@ -1,5 +1,6 @@
 """What fails while it is recorded costs a row and a warning, never the training or the user's own exception."""
 
+import os
 import shutil
 import warnings
 from contextlib import nullcontext
@@ -153,3 +154,23 @@ def test_a_schedule_that_raises_is_named_and_training_goes_on(shallow):
     assert recorder.warnings
     assert recorder.step_count == 3
     assert 0 in recorder.recording["layers"].step.values
+
+
+@pytest.mark.parametrize("path", [None, "run"])
+def test_a_forked_child_that_trains_is_told_once_and_leaves_the_recording_to_its_parent(
+    train, monkeypatch, tmp_path, path
+):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    recorder = covshift.record(model, None if path is None else tmp_path / path, every=1)
+    with recorder:
+        train(model, 2)
+        # Stands for a fork, after which the child holds a copy of everything under another number.
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.warns(CovshiftWarning, match="this process was forked") as told:
+            train(model, 3, recorder=recorder)
+            recorder._handover.close()
+        assert len(told) == 1
+        monkeypatch.undo()
+        train(model, 1)
+    assert len(recorder.warnings) == 1
+    assert recorder.recording["layers"].step.values.tolist() == [0, 1, 5]

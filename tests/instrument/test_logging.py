@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import covshift
-from covshift.exceptions import InvalidArgumentError
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -80,3 +80,32 @@ def test_names_with_slashes_are_logged_and_read_with_dots(perceptron, train):
 def test_names_that_no_array_can_have_are_refused_by_name(perceptron, name):
     with covshift.record(perceptron()) as recorder, pytest.raises(InvalidArgumentError, match=rf"log\({name!r}\)"):
         recorder.log({name: 1.0})
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize(
+    ("rate", "got"),
+    [(lambda step: 0.1, "got function"), (torch.tensor([0.1, 0.2]), "got a tensor of 2 elements"), ("warm", "got str")],
+)
+def test_a_learning_rate_that_is_no_number_is_named_and_costs_nothing_else(shallow, rate, got, logged):
+    model = shallow()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def hide(*given):
+        optimizer.param_groups[0]["lr"] = rate
+
+    def show(*given):
+        optimizer.param_groups[0]["lr"] = 0.1
+
+    optimizer.register_step_pre_hook(show)
+    optimizer.register_step_post_hook(hide)
+    with pytest.warns(CovshiftWarning, match=got) as told, covshift.record(model, every=1) as recorder:
+        for _ in range(2):
+            model(torch.randn(4, 6)).square().mean().backward()
+            optimizer.step()
+            if logged:
+                recorder.log(learning_rate=0.3)
+    assert len(told) == len(recorder.warnings) == 1
+    rates = recorder.recording["scalars"]["learning_rate"]
+    np.testing.assert_array_equal(rates, [0.3 if logged else np.nan] * 2)
+    assert (recorder.recording["parameters"]["update_norm"] > 0).all()

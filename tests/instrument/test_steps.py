@@ -182,3 +182,30 @@ def test_updates_without_a_forward_that_was_seen_are_counted_and_named_once(batc
             optimizer.step()
         assert recorder.step_count == 2
     assert len(recorder.warnings) == 1
+
+
+@pytest.mark.parametrize("how", ["by place", "by name"])
+def test_what_a_step_is_given_is_a_closure_only_where_it_can_be_called(shallow, how):
+    class Polyak(torch.optim.Optimizer):
+        """Takes the loss for its step size, and puts weight decay into the gradients."""
+
+        @torch.no_grad()
+        def step(self, loss):
+            for parameter in self.param_groups[0]["params"]:
+                parameter.grad.add_(parameter, alpha=0.1)
+                parameter.sub_(parameter.grad, alpha=min(0.1, float(loss)))
+
+    model = shallow()
+    optimizer = Polyak(model.parameters(), {})
+    with covshift.record(model, every=1) as recorder:
+        loss = model(torch.randn(4, 6)).square().mean()
+        loss.backward()
+        norms = [p.grad.double().norm().item() for p in model.parameters()]
+        if how == "by place":
+            optimizer.step(loss.detach())
+        else:
+            optimizer.step(loss=loss.detach())
+    assert recorder.warnings == []
+    row = recorder.recording["parameters"].to_dataset().sel(step=0)
+    assert row["gradient_norm"].values.tolist() == pytest.approx(norms, rel=1e-6)
+    assert row["gradient_norm_preclip"].values.tolist() == pytest.approx(norms, rel=1e-6)
