@@ -22,6 +22,7 @@ from covshift.instrument.logged import Log
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
 from covshift.instrument.schedule import Cadences
+from covshift.instrument.silence import name_unseen
 from covshift.instrument.steps import StepClock
 from covshift.instrument.surroundings import Surroundings
 from covshift.instrument.turns import Turns
@@ -369,36 +370,14 @@ class TrainingSteps:
         self._give_scalars()
         self.log.end()
         self._give_scalars()
-        if is_complete:
-            self._name_unseen()
+        if is_complete and not (self.clock.any_seen or self.records):
+            name_unseen(
+                self.clock,
+                self._incidents,
+                without_gradient=self._without_gradient,
+                has_taken=self._handover.has_taken,
+            )
 
     def name_passed_over(self, never_called: list[str]) -> list[str]:
         """Name optimizers of which no step was recorded; the modules, of those never called, that this leaves."""
         return self._turns.name_passed_over(never_called, self.clock.modules_of, self._incidents)
-
-    def _name_unseen(self) -> None:
-        """A loop of which no step was seen has recorded nothing, and should not end in silence."""
-        if self.clock.any_seen or self.records:
-            return
-        if self.clock.forwards_of_step > 1:
-            self._incidents.warn_once(
-                "no step",
-                "model",
-                f"{self.clock.forwards_of_step} forward passes, but no optimizer step of the model was seen, so "
-                "nothing was recorded: for hand-written updates call recorder.step() after each",
-            )
-        elif not self.clock.forwards_of_step and self.clock.has_moved:
-            self._incidents.warn_once(
-                "no step",
-                "model",
-                "parameters have changed, but no forward pass and no optimizer step of the model was seen, so nothing "
-                "was recorded: a training step compiled as a whole? Compile the model, or parts of it, instead",
-            )
-        elif self._without_gradient and not self.clock.forwards_of_step and not self._handover.has_taken:
-            self._incidents.warn_once(
-                "no step",
-                "model",
-                f"nothing was recorded: every forward pass ({self._without_gradient}) ran under no_grad or "
-                "inference_mode, from which no training step follows; to record an evaluation, write 'with "
-                "recorder.evaluation():' around it",
-            )

@@ -211,6 +211,9 @@ MUTATIONS = {
     "parameter filter of the step clock": Mutation(
         f"{INSTRUMENT}.steps:StepClock._is_ours", _constant(True), ("test_steps_and_optimizers.py",)
     ),
+    "parameters that lie where others lay": Mutation(
+        f"{INSTRUMENT}.steps:StepClock._is_own", _constant(True), ("../test_changing_models.py",)
+    ),
     "first gradient only": Mutation(
         f"{INSTRUMENT}.gradients:_Receiver.receive", _takes_every_gradient, ("test_calls_and_sharing.py",)
     ),

@@ -41,6 +41,11 @@ class StepClock:
         Called after each update, with the optimizer and whether it ends the step.
     end : callable
         Called where a step ends later than its update.
+
+    Attributes
+    ----------
+    has_seen_others : bool
+        Whether any optimizer of other parameters only has stepped.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class StepClock:
         self._before, self._again, self._after, self._end = before, again, after, end
         self._forwards = 0
         self._stepped: set[int] = set()
-        self._owed = self._is_stepping = False
+        self._owed = self._is_stepping = self.has_seen_others = False
         self._held: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._foreign: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = weakref.WeakKeyDictionary()
         self._first: weakref.ref[torch.Tensor] | None = None
@@ -193,6 +198,7 @@ class StepClock:
         self._know_parameters()
         if self._parameters.keys().isdisjoint(held):
             self._foreign[optimizer] = held
+            self.has_seen_others = True
             return False
         return True
 

@@ -1,5 +1,6 @@
 """Models, scalers and calls that once cost rows, a closed recording or the process."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,18 @@ def test_a_loop_that_only_evaluates_does_not_end_in_silence(mode):
     with pytest.warns(CovshiftWarning, match=said), covshift.record(model) as recorder, mode():
         for _ in range(2):
             model(batch)
+    assert len(recorder.warnings) == 1
+
+
+def test_a_loop_that_trains_a_copy_does_not_end_in_silence():
+    recorded, batch = perceptron(), torch.randn(5, 4)
+    trained = copy.deepcopy(recorded)
+    said = "nothing was recorded: optimizers made steps, but of no parameter of the recorded model"
+    with pytest.warns(CovshiftWarning, match=said), covshift.record(recorded) as recorder:
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        for _ in range(2):
+            trained(batch).square().mean().backward()
+            optimizer.step()
     assert len(recorder.warnings) == 1
 
 
