@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
 from covshift.diagnosis.thresholds import THRESHOLDS
@@ -10,6 +10,9 @@ from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.schema import is_model_input
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
+
+_NEEDS_RECORDS = ("update ratio", "scale over time")
+"""Checks that answer to no record by itself; the one asks for parameters as well, the other for gradients."""
 
 
 def of(findings: Sequence[Finding]) -> str:
@@ -21,21 +24,32 @@ def of(findings: Sequence[Finding]) -> str:
     if verdict == "not measured":
         return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
     measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
-    # Whoever has not seen a gradient arrive cannot call a network healthy.
-    # Nor can who has seen the model as a whole alone, compiled perhaps, call what is in it healthy.
-    judged = verdict != "ok" or any(finding.layer != ROOT for finding in measured.get("gradient arrives", []))
-    opening = _OPENING[verdict] if judged else "No fault in what was measured"
+    opening = _OPENING[verdict] if verdict != "ok" or _is_enough(checks) else "No fault in what was measured"
     broken = _other("non-finite", measured.pop("non-finite", []))
     # What NaN and infinities do to other checks is no news; and that their gradient arrives is no reason for praise.
     measured = {check: [f for f in found if not _is_broken(f)] for check, found in measured.items()}
     clauses = [
         broken,
         _gradient(measured.pop("gradient arrives", []), praise=not broken),
-        _units(measured.pop("units", []), praise=not broken),
+        _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
+
+
+def _is_enough(checks: Mapping[str, Sequence[Finding]]) -> bool:
+    """Whether a run of which nothing is amiss was seen well enough to be called healthy.
+
+    Whoever has not seen a gradient arrive cannot call a network so; nor can who has seen the model as a whole alone,
+    compiled perhaps, call what is in it so. Dead units must have been told in every layer that may have some. Where
+    neither updates nor the scale over time were measured, there are too few records for a median or a course of time.
+    """
+    unknown = [finding for found in checks.values() for finding in found if finding.verdict == "not measured"]
+    known = [finding for found in checks.values() for finding in found if finding.verdict != "not measured"]
+    arrived = any(finding.check == "gradient arrives" and finding.layer != ROOT for finding in known)
+    lasted = any(finding.check in _NEEDS_RECORDS for finding in known)
+    return arrived and lasted and not any(finding.check == "units" for finding in unknown)
 
 
 def _is_broken(finding: Finding) -> bool:
@@ -67,15 +81,23 @@ def _begun(finding: Finding) -> str:
     return f" {finding.history}" if finding.history else ""
 
 
-def _units(findings: Sequence[Finding], *, praise: bool) -> str:
+def _units(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
+    """Units of the layers in which they were measured, which are not always all ``layers`` that have some."""
     if not findings:
         return ""
     flagged = _flagged(findings)
     if not flagged and not praise:
         return ""
     if not flagged:
-        highest = max(finding.value for finding in findings)
-        return "no unit is dead" if highest == 0 else f"no layer has more than {percent(highest)} dead units"
+        most = max(findings, key=lambda finding: finding.value)
+        # Silent units that the examples are too few to call dead are not known to be alive either.
+        state = "silent" if most.threshold == THRESHOLDS["silent_units"] else "dead"
+        where = f" in {_count(findings)} of {layers} layers" if _count(findings) < layers else ""
+        if most.value == 0:
+            return f"no unit is dead{where}"
+        if where:
+            return f"at most {percent(most.value)} of units are {state}{where}"
+        return f"no layer has more than {percent(most.value)} {state} units"
     most = max(flagged, key=lambda finding: finding.value)
     kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
     crossed = [finding.threshold for finding in flagged]

@@ -204,8 +204,11 @@ class _Census:
         silent = judge_share("silent_units", quiet, self.quiet_since, advice)
         stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
         all_silent = judge_share("silent_units", quiet + self.fresh / self.units, self.quiet_since, advice)
-        if all_silent.verdict == "ok" or any(one.verdict != "ok" for one in (dead, silent, stuck)):
+        if any(one.verdict != "ok" for one in (dead, silent, stuck)):
             return conclude(layer, self._words(), [dead, silent, stuck])
+        if all_silent.verdict == "ok":
+            # What is not known to be dead is not known to be alive: the value is that of all silent units.
+            return conclude(layer, self._words(), [all_silent if all_silent.value > dead.value else dead])
         silent_at, dead_at = (_examples_needed(rate, self.tested) for rate in (SILENT_RATE, DEAD_RATE))
         how = (
             "a larger evaluation pass"

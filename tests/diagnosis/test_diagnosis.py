@@ -120,7 +120,24 @@ def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
     [
         ((), "Nothing could be judged: 0 checks not measured."),
         ((finding("shift", "a", "not measured"),), "Nothing could be judged: 1 check not measured."),
-        ((finding("gradient arrives", "a", "ok"),), "Healthy: gradient reaches the one layer."),
+        (
+            (finding("gradient arrives", "a", "ok"), finding("update ratio", "a", "ok")),
+            "Healthy: gradient reaches the one layer.",
+        ),
+        (
+            (finding("gradient arrives", "a", "ok"), finding("update ratio", "a", "not measured")),
+            "No fault in what was measured: gradient reaches the one layer; not measured: update ratio.",
+        ),
+        (
+            (
+                finding("gradient arrives", "a", "ok"),
+                finding("scale over time", WHOLE_RUN, "ok"),
+                finding("units", "a", "ok", value=0.0),
+                finding("units", "b", "not measured"),
+            ),
+            "No fault in what was measured: gradient reaches the one layer; no unit is dead in 1 of 2 layers; not "
+            "measured: units in 1 of 2.",
+        ),
         (
             (finding("gradient arrives", "(root)", "ok"),),
             "No fault in what was measured: gradient reaches the one layer.",

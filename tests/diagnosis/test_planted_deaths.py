@@ -147,6 +147,20 @@ def test_a_few_dead_units_are_stated_and_not_flagged(make_recording, of):
     assert "no layer has more than 2.5 % dead units" in diagnosis.sentence
 
 
+def test_silent_units_that_may_yet_be_dead_are_not_said_to_be_none(make_recording, of):
+    output = np.maximum(np.random.default_rng(0).normal(size=(60, 40)), 0)
+    output[:, 7] = 0
+    layers = [Layer("act", "ReLU", 0, 1, 0, 40, activation="ReLU")]
+    diagnosis = diagnose(make_recording({0: {"act": {"activation": output}}}, layers=layers))
+    found = of(diagnosis, "units", "act")
+    assert (found.verdict, found.value, found.threshold.quantity) == (
+        "ok",
+        0.025,
+        "share of silent units, dead ones included",
+    )
+    assert diagnosis.sentence.startswith("No fault in what was measured: no layer has more than 2.5 % silent units")
+
+
 def test_units_stuck_at_a_value_are_counted_among_units(make_recording, of):
     rng = np.random.default_rng(4)
     z = rng.normal(size=(6, 200, 4)) + np.array([0, 100, 100, 100])
