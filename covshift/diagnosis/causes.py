@@ -126,8 +126,10 @@ def _is_dead(cause: Finding) -> bool:
 
 def _kills(cause: Finding, effect: Finding, order: Order) -> bool:
     """No gradient passes a layer of which every unit is dead."""
-    # A constant input makes constant outputs behind it, and no gradient of the weights it meets.
-    behind = effect.check == "units" and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
+    # A constant input makes constant outputs behind it, and no gradient of the weights it meets. Units that are stuck
+    # are judged at the end of the run, and so carry no step before which they were not.
+    later = effect.since_step is None or _began(cause) <= _began(effect)
+    behind = effect.check == "units" and order.before(cause.layer, effect.layer) and later
     return behind or _is_low(effect) or _starved(cause, effect, order)
 
 

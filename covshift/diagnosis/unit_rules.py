@@ -31,6 +31,13 @@ _UNSTICK = (
     "a smaller initialisation or learning rate keeps z away from the plateaus; a leaky or unbounded activation has "
     "none, but gives up the bound on the output"
 )
+_PLATEAUS = ("ReLU6", "Hardtanh", "Hardsigmoid", "Sigmoid", "Tanh", "Softsign", "ELU", "CELU", "SELU")
+"""Activations that level off at an output other than 0, linked ones apart."""
+
+_CONSTANT = (
+    "its activation levels off at no output but 0, so its input z does not vary: look before it for a layer that is "
+    "dead or whose weights are 0, and for a constant input"
+)
 _FAMILY_ERROR = 0.05
 
 ALWAYS_ON = 0.01
@@ -69,6 +76,8 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
     always = profile["positive_rate"].values > 1 - ALWAYS_ON
     broken, findings = _without_numbers(recording, stream), []
+    layers = rows.group(recording, "layers")
+    kinds = dict(zip(rows.names(layers).tolist(), rows.names(layers, "activation").tolist(), strict=True))
     for layer in dict.fromkeys(columns["layer"].tolist()):
         if layer in broken:
             reason = f"{quoted(str(layer))}: every element of its output was NaN or infinite at the end of the run"
@@ -97,6 +106,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             quiet_since=Onsets.of(since[mine][quiet], int(mine.sum())),
             tested=units.sizes["unit"],
             exact=stream == "evaluation",
+            has_plateau=str(kinds.get(layer, "")).removeprefix("Linked") in _PLATEAUS,
         )
         findings.append(census.finding(str(layer)))
     return findings
@@ -195,6 +205,7 @@ class _Census:
     quiet_since: Onsets
     tested: int
     exact: bool
+    has_plateau: bool
 
     def finding(self, layer: str) -> Finding:
         quiet = (self.dead + self.silent) / self.units
@@ -202,7 +213,9 @@ class _Census:
         advice = _SILENCED + _REVIVE if at_once else _REVIVE
         dead = judge_share("dead_units", self.dead / self.units, self.dead_since, advice)
         silent = judge_share("silent_units", quiet, self.quiet_since, advice)
-        stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
+        stuck = Judgement(
+            THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK if self.has_plateau else _CONSTANT
+        )
         all_silent = judge_share("silent_units", quiet + self.fresh / self.units, self.quiet_since, advice)
         if any(one.verdict != "ok" for one in (dead, silent, stuck)):
             return conclude(layer, self._words(), [dead, silent, stuck])

@@ -170,3 +170,22 @@ def test_units_stuck_at_a_value_are_counted_among_units(make_recording, of):
     assert (found.verdict, found.value) == ("bad", 0.75)
     assert "3 stuck at an output that is not 0" in found.reason
     assert found.threshold.quantity == "share of units whose output is constant and not 0"
+    assert found.advice.startswith("a smaller initialisation or learning rate keeps z away from the plateaus")
+
+
+def test_constant_outputs_behind_a_layer_that_died_are_its_consequence_and_send_a_relu_to_its_input(planted, of):
+    def silence(step, tensors):
+        if step >= SINCE:
+            tensors["act2"]["activation"] = tensors["act2"]["activation"] * 0
+            for name in ("conv3", "conv4"):
+                tensors[name]["activation"] = tensors[name]["activation"] * 0 + np.array([-1.0, 0.5, 1.0, 2.0])
+            for name in ("act3", "act4"):
+                tensors[name]["activation"] = tensors[name]["activation"] * 0 + np.array([0.0, 0.5, 1.0, 2.0])
+
+    diagnosis = diagnose(planted(silence))
+    for layer in ("act3", "act4"):
+        found = of(diagnosis, "units", layer)
+        assert (found.verdict, found.value, found.since_step) == ("bad", 0.75, None)
+        assert found.explained_by == "units in act2"
+        assert found.advice.startswith("its activation levels off at no output but 0, so its input z does not vary")
+    assert [one.layer for one in diagnosis.causes if one.check == "units"] == ["act2"]
