@@ -30,10 +30,16 @@ _JUMPED = (
 _STARVED = (
     "find where the gradient ends: the first layer after this one that the checks gradient arrives and units name"
 )
+_UNFREEZE = "unfreeze it, if it is meant to learn"
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
     "the update does not round away (float32 master weights cost memory)"
 )
+
+
+def is_untrained(finding: Finding) -> bool:
+    """Whether a finding says that a weight got no gradient at all: a fact about it, though no ratio was measured."""
+    return finding.check == "update ratio" and finding.verdict == "not measured" and finding.advice == _UNFREEZE
 
 
 def update_ratio(recording: xr.DataTree) -> list[Finding]:
@@ -83,7 +89,7 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> F
     records = f"the last {plural(known, 'record')}"
     if np.isnan(gradient[window]).all():
         reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
-        return not_measured("update ratio", layer, reason, "unfreeze it, if it is meant to learn")
+        return not_measured("update ratio", layer, reason, _UNFREEZE)
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
         starved = not np.nanmax(gradient[window])

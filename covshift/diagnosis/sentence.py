@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
+from covshift.diagnosis.parameter_rules import is_untrained
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.schema import is_model_input
@@ -33,6 +34,7 @@ def of(findings: Sequence[Finding]) -> str:
         _gradient(measured.pop("gradient arrives", []), praise=not broken),
         _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
+        _untrained(checks.get("update ratio", [])),
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
@@ -128,10 +130,21 @@ def _places(names: Collection[str], *, noun: str = "layer") -> str:
     return " and ".join([counted] * bool(layers) + inputs)
 
 
+def _untrained(ratios: Sequence[Finding]) -> str:
+    """Layers whose weights got no gradient: frozen on purpose or not, which nobody but the reader knows."""
+    found = list(dict.fromkeys(finding.layer for finding in ratios if is_untrained(finding)))
+    if not found:
+        return ""
+    of = len({finding.layer for finding in ratios})
+    share = f"{len(found)} of {plural(of, 'layer')} with weights {'is' if len(found) == 1 else 'are'} not trained"
+    return f"{share} ({quoted(found[0])}: no gradient of its weights)"
+
+
 def _unknown(checks: dict[str, list[Finding]]) -> str:
     parts = []
     for check, findings in checks.items():
-        unknown = [finding.layer for finding in findings if finding.verdict == "not measured"]
+        # Weights without a gradient were named as such.
+        unknown = [one.layer for one in findings if one.verdict == "not measured" and not is_untrained(one)]
         layers = len(of_layers([finding.layer for finding in findings]))
         if unknown == [WHOLE_RUN] and layers:
             parts.append(f"{check} of the {WHOLE_RUN}")

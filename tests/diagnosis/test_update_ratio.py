@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from covshift.diagnosis import diagnose
 from covshift.diagnosis.parameter_rules import update_ratio
 
 
@@ -81,6 +82,28 @@ def test_a_frozen_parameter_is_not_measured(make_recording):
     finding = judged(make_recording, *[0.0] * 10, gradient=None)
     assert finding.verdict == "not measured"
     assert "had no gradient in the last 5 records (frozen, or not used)" in finding.reason
+
+
+def test_weights_without_a_gradient_are_named_over_the_diagnosis_and_are_no_fault(planted, healthy_steps):
+    still = {"weight_norm": 1.0, "update_norm": 0.0, "sampled_share": 1.0}
+    moving = still | {"update_norm": 1e-3, "gradient_norm": 1.0, "gradient_norm_preclip": 1.0, "gradient_measured": 1}
+
+    def rows(*frozen):
+        names = [f"conv{index}" for index in range(5)]
+        return {
+            step: {f"{name}.weight": still if name in frozen else moving for name in names} for step in healthy_steps
+        }
+
+    diagnosis = diagnose(planted(parameters=rows("conv2")))
+    assert diagnosis.sentence == (
+        "Healthy: gradient reaches all 10 layers; no unit is dead; 1 of 5 layers with weights is not trained ('conv2': "
+        "no gradient of its weights); not measured: gradient turn, shift of the whole run, operating point."
+    )
+    assert diagnosis.causes == ()
+    several = diagnose(planted(parameters=rows("conv0", "conv1"))).sentence
+    assert (
+        "; 2 of 5 layers with weights are not trained ('conv0': no gradient of its weights); not measured: " in several
+    )
 
 
 @pytest.mark.parametrize("updates", [[1e-9] * 4, [1e-9], [np.nan] * 20])
