@@ -102,7 +102,9 @@ def _name(finding: Finding) -> str:
 
 
 def _began(finding: Finding) -> int:
-    return finding.since_step if finding.since_step is not None else 0
+    """Its onset; where none is known, the first of the records it rests on, else 0."""
+    known = (step for step in (finding.since_step, finding.reached_step) if step is not None)
+    return next(known, 0)
 
 
 def _is_broken(cause: Finding) -> bool:
