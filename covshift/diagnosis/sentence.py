@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
 from covshift.diagnosis.parameter_rules import is_untrained
 from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.value_rules import is_constant
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.schema import is_model_input
 
@@ -34,6 +35,7 @@ def of(findings: Sequence[Finding]) -> str:
         _gradient(measured.pop("gradient arrives", []), praise=not broken),
         _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
+        _constant(checks.get("non-finite", [])),
         _untrained(checks.get("update ratio", [])),
         _unknown(checks),
     ]
@@ -128,6 +130,11 @@ def _places(names: Collection[str], *, noun: str = "layer") -> str:
     inputs = sorted(name for name in names if is_model_input(name))
     counted = plural(layers, noun) if noun else f"{layers:,}"
     return " and ".join([counted] * bool(layers) + inputs)
+
+
+def _constant(numbers: Sequence[Finding]) -> str:
+    """Inputs that never vary, of which a network learns nothing; a mask may well be one."""
+    return "; ".join(f"{quoted(finding.layer)} is constant" for finding in numbers if is_constant(finding))
 
 
 def _untrained(ratios: Sequence[Finding]) -> str:

@@ -189,3 +189,16 @@ def test_constant_outputs_behind_a_layer_that_died_are_its_consequence_and_send_
         assert found.explained_by == "units in act2"
         assert found.advice.startswith("its activation levels off at no output but 0, so its input z does not vary")
     assert [one.layer for one in diagnosis.causes if one.check == "units"] == ["act2"]
+
+
+def test_units_dead_from_the_first_record_on_send_to_the_bias_and_not_to_the_learning_rate(planted, of):
+    def born(step, tensors):
+        tensors["act3"]["activation"] = tensors["act3"]["activation"] * np.array([0, 0, 1, 1])
+
+    found = of(diagnose(planted(born)), "units", "act3")
+    assert (found.value, found.since_step) == (0.5, 0)
+    assert found.advice.startswith(
+        "units that are silent from the first record on did not die of training: look at the"
+    )
+    assert "learning rate" not in found.advice
+    assert "a lower learning rate prevents further deaths" in of(diagnose(planted(kill)), "units", "act3").advice

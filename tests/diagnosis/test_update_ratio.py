@@ -5,6 +5,7 @@ import pytest
 
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.parameter_rules import update_ratio
+from covshift.schema import Layer
 
 
 def parameters(*updates, name="fc.weight", gradient=1.0):
@@ -76,6 +77,16 @@ def test_a_parameter_without_any_gradient_to_move_it_is_bad_and_sent_to_where_th
         "step 0"
     )
     assert finding.advice.startswith("find where the gradient ends")
+
+
+def test_weights_whose_gradient_is_zero_though_one_arrives_at_their_output_are_sent_to_their_input(make_recording):
+    layers = [Layer("fc", "Linear", 0, 1, 0, 3)]
+    tensors = {"activation": np.ones((4, 3)), "activation_grad": np.ones((4, 3))}
+    steps = {10 * record: {"fc": tensors} for record in range(9)}
+    recording = make_recording(steps, layers=layers, parameters=parameters(*[0.0] * 9, gradient=0.0))
+    (finding,) = update_ratio(recording)
+    assert (finding.verdict, finding.since_step) == ("bad", 0)
+    assert finding.advice.startswith("a gradient arrives at its output, so what its weights multiply was 0")
 
 
 def test_a_frozen_parameter_is_not_measured(make_recording):
