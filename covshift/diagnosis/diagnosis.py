@@ -142,6 +142,8 @@ def judged(recording: xr.DataTree, instead: Mapping[str, Rule]) -> Diagnosis:
     """:func:`diagnose` of a sound recording by the rules, some of them replaced: by check, those that know more."""
     rules = {**RULES, **instead}
     findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, recording)]
+    if not any(recording[name].sizes.get("step", 0) for name in recording.groups):
+        findings = [not_measured(one.check, one.layer, sentence.NOTHING, sentence.RECORD) for one in findings]
     findings = explained(without_numbers(findings, recording), Order.of(recording))
     layers = rows.group(recording, "layers")
     order = np.argsort(layers["depth"].values, kind="stable")

@@ -13,6 +13,13 @@ from covshift.schema import is_model_input
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
 
+NOTHING = f"{WHOLE_RUN}: nothing was recorded: no step, no probe, no evaluation pass"
+RECORD = (
+    "train the very model inside `with covshift.record(model):`, by an optimizer that holds its parameters, or mark "
+    "each step by recorder.step(); every= must meet a step"
+)
+"""Why each check of an empty recording is not measured, and what is needed: said once, over the diagnosis."""
+
 _NEEDS_RECORDS = ("update ratio", "scale over time")
 """Checks that answer to no record by itself; the one asks for parameters as well, the other for gradients."""
 
@@ -23,6 +30,8 @@ def of(findings: Sequence[Finding]) -> str:
     for finding in findings:
         checks.setdefault(finding.check, []).append(finding)
     verdict = worst([finding.verdict for finding in findings])
+    if is_empty(findings):
+        return f"Nothing was recorded, no step, no probe, no evaluation pass: {RECORD}."
     if verdict == "not measured":
         return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
     measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
@@ -40,6 +49,11 @@ def of(findings: Sequence[Finding]) -> str:
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
+
+
+def is_empty(findings: Sequence[Finding]) -> bool:
+    """Whether findings say of every check that nothing was recorded at all."""
+    return bool(findings) and all(finding.reason == NOTHING for finding in findings)
 
 
 def _is_enough(checks: Mapping[str, Sequence[Finding]]) -> bool:

@@ -237,10 +237,15 @@ def test_a_recording_is_not_changed_by_being_judged(healthy):
     xr.testing.assert_identical(before, healthy)
 
 
-def test_an_empty_recording_is_said_to_be_empty(make_recording):
+def test_an_empty_recording_is_said_to_be_empty_once(make_recording):
+    from rich.console import Console
+
     diagnosis = diagnose(make_recording({}))
     assert diagnosis.worst == "not measured"
-    assert diagnosis.sentence.startswith("Nothing could be judged")
+    assert diagnosis.sentence.startswith("Nothing was recorded, no step, no probe, no evaluation pass: train the very")
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(diagnosis)
+    assert console.export_text().strip() == diagnosis.sentence
     assert all(f.verdict == "not measured" and f.advice for f in diagnosis.findings)
 
 
