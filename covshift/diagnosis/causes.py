@@ -102,7 +102,9 @@ def _name(finding: Finding) -> str:
 
 
 def _began(finding: Finding) -> int:
-    return finding.since_step if finding.since_step is not None else 0
+    """Its onset; where none is known, the first of the records it rests on, else 0."""
+    known = (step for step in (finding.since_step, finding.reached_step) if step is not None)
+    return next(known, 0)
 
 
 def _is_broken(cause: Finding) -> bool:
@@ -126,8 +128,10 @@ def _is_dead(cause: Finding) -> bool:
 
 def _kills(cause: Finding, effect: Finding, order: Order) -> bool:
     """No gradient passes a layer of which every unit is dead."""
-    # A constant input makes constant outputs behind it, and no gradient of the weights it meets.
-    behind = effect.check == "units" and order.before(cause.layer, effect.layer) and _began(cause) <= _began(effect)
+    # A constant input makes constant outputs behind it, and no gradient of the weights it meets. Units that are stuck
+    # are judged at the end of the run, and so carry no step before which they were not.
+    later = effect.since_step is None or _began(cause) <= _began(effect)
+    behind = effect.check == "units" and order.before(cause.layer, effect.layer) and later
     return behind or _is_low(effect) or _starved(cause, effect, order)
 
 

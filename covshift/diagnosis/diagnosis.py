@@ -14,6 +14,7 @@ import xarray as xr
 from covshift import schema
 from covshift.analysis import rows
 from covshift.diagnosis import notebook, sentence, terminal
+from covshift.diagnosis.broken import without_numbers
 from covshift.diagnosis.causes import Order, explained
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
 from covshift.diagnosis.rules import RULES, Rule
@@ -141,7 +142,9 @@ def judged(recording: xr.DataTree, instead: Mapping[str, Rule]) -> Diagnosis:
     """:func:`diagnose` of a sound recording by the rules, some of them replaced: by check, those that know more."""
     rules = {**RULES, **instead}
     findings = [finding for check, rule in rules.items() for finding in _findings(check, rule, recording)]
-    findings = explained(findings, Order.of(recording))
+    if not any(recording[name].sizes.get("step", 0) for name in recording.groups):
+        findings = [not_measured(one.check, one.layer, sentence.NOTHING, sentence.RECORD) for one in findings]
+    findings = explained(without_numbers(findings, recording), Order.of(recording))
     layers = rows.group(recording, "layers")
     order = np.argsort(layers["depth"].values, kind="stable")
     names = tuple(rows.names(layers)[order].tolist())

@@ -34,7 +34,8 @@ class Finding:
         The judgement.
     since_step : int or None
         First step from which on the threshold was mostly exceeded, or as often as ``reason`` says; None where ok or
-        not measured. What ``value`` says of the end need not hold then.
+        not measured, and where only a window at the end was judged, so that the onset is not known. What ``value`` says
+        of the end need not hold then.
     value : float
         What was compared with the threshold; NaN where not measured.
     interval : (float, float) or None

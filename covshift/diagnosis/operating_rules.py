@@ -45,7 +45,7 @@ _MARGINS = {
 
 
 def operating_points(recording: xr.DataTree, *, trained: xr.Dataset | None = None) -> list[Finding]:
-    """State of each layer's distribution over the last part of the run.
+    """State of each layer's distribution over the last part of the run; whether it was so before is not asked.
 
     STABLE is ok, DRIFTING and FROZEN are to watch, UNDETERMINED is not measured. What training rows leave undetermined
     is judged by probes, else by evaluation passes, where those are as many and reach into the last window of training.
@@ -96,19 +96,22 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: st
     state = str(point["state"])
     threshold = THRESHOLDS["drift"]
     if state == "FROZEN":
-        reason = "frozen: its parameters and those before it do not move, or no gradient arrives"
+        records = plural(int(point["records"]), "record")
+        reason = (
+            f"{quoted(layer)}: frozen: its parameters and those before it do not move, or no gradient arrives; "
+            f"{records} from step {window_start}, perhaps longer"
+        )
         return Finding(
             "operating point",
             layer,
             "watch",
-            int(window_start),
+            None,
             0.0,
             None,
             threshold,
-            f"{quoted(layer)}: {reason}; since step {window_start}",
+            reason,
             _FROZEN,
             reached_step=int(window_start),
-            history=f"since step {window_start}",
         )
     parts = _parts(point)
     reason = "; ".join(
@@ -122,7 +125,7 @@ def _of_layer(layer: str, point: dict[str, float], window_start: int, stream: st
     if state == "DRIFTING":
         sizes = _sizes(point)
         value, interval = max(sizes[part] for part in str(point["drifts_by"]).split(", "))
-        judged = Judgement(threshold, value, window_start, _UNSETTLED, interval, reached_step=window_start)
+        judged = Judgement(threshold, value, None, _UNSETTLED, interval, reached_step=int(window_start))
         return conclude(layer, f"drifting: {reason}", [judged])
     said, need = "neither stable nor drifting is shown", _MORE_RECORDS
     if point["active_mass"] < operating_point.LEAST_MASS:

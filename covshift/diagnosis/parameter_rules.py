@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from covshift.diagnosis.finding import ROOT, Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import number, plural, quoted
+from covshift.exceptions import SignalNotRecorded
 
 _JUMP, _FEWEST_BEFORE = 10.0, 3
 """How many times the median of the records before makes a jump, and of how many at least."""
@@ -30,10 +32,20 @@ _JUMPED = (
 _STARVED = (
     "find where the gradient ends: the first layer after this one that the checks gradient arrives and units name"
 )
+_NO_INPUT = (
+    "a gradient arrives at its output, so what its weights multiply was 0: look at the input of the model, and for a "
+    "layer before this one that is dead or whose weights are 0"
+)
+_UNFREEZE = "unfreeze it, if it is meant to learn"
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
     "the update does not round away (float32 master weights cost memory)"
 )
+
+
+def is_untrained(finding: Finding) -> bool:
+    """Whether a finding says that a weight got no gradient at all: a fact about it, though no ratio was measured."""
+    return finding.check == "update ratio" and finding.verdict == "not measured" and finding.advice == _UNFREEZE
 
 
 def update_ratio(recording: xr.DataTree) -> list[Finding]:
@@ -53,11 +65,23 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
         own[:] = True
     # Of optimizers that take turns, a parameter's last window is one of its own optimizer's records.
     own[:, ~own.any(axis=0)] = True
+    reached = _reached(recording)
     return [
-        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine])
+        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine], reached)
         for index in np.flatnonzero(matrix)
         for mine in [own[:, index]]
     ]
+
+
+def _reached(recording: xr.DataTree) -> Collection[str]:
+    """Layers at whose output a gradient other than 0 arrives in the last window."""
+    try:
+        gradient = rows.layer_rows(recording, signal="activation_grad")
+    except SignalNotRecorded:
+        return ()
+    window = rows.last_window(gradient.sizes["step"])
+    arrived = gradient["zero_count"].values[window] < rows.finite_count(gradient)[window]
+    return frozenset(rows.names(gradient)[arrived.any(axis=0)].tolist())
 
 
 def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
@@ -72,7 +96,7 @@ def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
     return Judgement(threshold, float(known[jumps].max()), int(steps[jumps[0]]), _JUMPED, crossed=crossed)
 
 
-def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> Finding:
+def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, reached: Collection[str] = ()) -> Finding:
     layer = name.rpartition(".")[0] or ROOT
     window = rows.last_window(len(steps))
     known = int(np.isfinite(ratio[window]).sum())
@@ -83,12 +107,12 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps) -> F
     records = f"the last {plural(known, 'record')}"
     if np.isnan(gradient[window]).all():
         reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
-        return not_measured("update ratio", layer, reason, "unfreeze it, if it is meant to learn")
+        return not_measured("update ratio", layer, reason, _UNFREEZE)
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
         starved = not np.nanmax(gradient[window])
         why = ": its gradient was exactly zero in all of them" if starved else " though it had a gradient"
-        advice = _STARVED if starved else _STUCK
+        advice = (_NO_INPUT if layer in reached else _STARVED) if starved else _STUCK
         still = int((ratio[window] == 0).sum())
         told = records if still == known else f"{still} of {records}"
         return conclude(layer, f"'{name}' did not move in {told}{why}", [replace(judged, advice=advice)])

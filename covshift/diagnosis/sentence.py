@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
+from covshift.diagnosis.parameter_rules import is_untrained
 from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.value_rules import is_constant
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.schema import is_model_input
 
 _OPENING = {"ok": "Healthy", "watch": "To watch", "bad": "Unhealthy"}
+
+NOTHING = f"{WHOLE_RUN}: nothing was recorded: no step, no probe, no evaluation pass"
+RECORD = (
+    "train the very model inside `with covshift.record(model):`, by an optimizer that holds its parameters, or mark "
+    "each step by recorder.step(); every= must meet a step"
+)
+"""Why each check of an empty recording is not measured, and what is needed: said once, over the diagnosis."""
+
+_NEEDS_RECORDS = ("update ratio", "scale over time")
+"""Checks that answer to no record by itself; the one asks for parameters as well, the other for gradients."""
 
 
 def of(findings: Sequence[Finding]) -> str:
@@ -18,24 +30,44 @@ def of(findings: Sequence[Finding]) -> str:
     for finding in findings:
         checks.setdefault(finding.check, []).append(finding)
     verdict = worst([finding.verdict for finding in findings])
+    if is_empty(findings):
+        return f"Nothing was recorded, no step, no probe, no evaluation pass: {RECORD}."
     if verdict == "not measured":
         return f"Nothing could be judged: {plural(len(checks), 'check')} not measured."
     measured = {check: [f for f in found if f.verdict != "not measured"] for check, found in checks.items()}
-    # Whoever has not seen a gradient arrive cannot call a network healthy.
-    # Nor can who has seen the model as a whole alone, compiled perhaps, call what is in it healthy.
-    judged = verdict != "ok" or any(finding.layer != ROOT for finding in measured.get("gradient arrives", []))
-    opening = _OPENING[verdict] if judged else "No fault in what was measured"
+    opening = _OPENING[verdict] if verdict != "ok" or _is_enough(checks) else "No fault in what was measured"
     broken = _other("non-finite", measured.pop("non-finite", []))
     # What NaN and infinities do to other checks is no news; and that their gradient arrives is no reason for praise.
     measured = {check: [f for f in found if not _is_broken(f)] for check, found in measured.items()}
     clauses = [
         broken,
         _gradient(measured.pop("gradient arrives", []), praise=not broken),
-        _units(measured.pop("units", []), praise=not broken),
+        _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
+        _constant(checks.get("non-finite", [])),
+        _untrained(checks.get("update ratio", [])),
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
+
+
+def is_empty(findings: Sequence[Finding]) -> bool:
+    """Whether findings say of every check that nothing was recorded at all."""
+    return bool(findings) and all(finding.reason == NOTHING for finding in findings)
+
+
+def _is_enough(checks: Mapping[str, Sequence[Finding]]) -> bool:
+    """Whether a run of which nothing is amiss was seen well enough to be called healthy.
+
+    Whoever has not seen a gradient arrive cannot call a network so; nor can who has seen the model as a whole alone,
+    compiled perhaps, call what is in it so. Dead units must have been told in every layer that may have some. Where
+    neither updates nor the scale over time were measured, there are too few records for a median or a course of time.
+    """
+    unknown = [finding for found in checks.values() for finding in found if finding.verdict == "not measured"]
+    known = [finding for found in checks.values() for finding in found if finding.verdict != "not measured"]
+    arrived = any(finding.check == "gradient arrives" and finding.layer != ROOT for finding in known)
+    lasted = any(finding.check in _NEEDS_RECORDS for finding in known)
+    return arrived and lasted and not any(finding.check == "units" for finding in unknown)
 
 
 def _is_broken(finding: Finding) -> bool:
@@ -67,15 +99,23 @@ def _begun(finding: Finding) -> str:
     return f" {finding.history}" if finding.history else ""
 
 
-def _units(findings: Sequence[Finding], *, praise: bool) -> str:
+def _units(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
+    """Units of the layers in which they were measured, which are not always all ``layers`` that have some."""
     if not findings:
         return ""
     flagged = _flagged(findings)
     if not flagged and not praise:
         return ""
     if not flagged:
-        highest = max(finding.value for finding in findings)
-        return "no unit is dead" if highest == 0 else f"no layer has more than {percent(highest)} dead units"
+        most = max(findings, key=lambda finding: finding.value)
+        # Silent units that the examples are too few to call dead are not known to be alive either.
+        state = "silent" if most.threshold == THRESHOLDS["silent_units"] else "dead"
+        where = f" in {_count(findings)} of {layers} layers" if _count(findings) < layers else ""
+        if most.value == 0:
+            return f"no unit is dead{where}"
+        if where:
+            return f"at most {percent(most.value)} of units are {state}{where}"
+        return f"no layer has more than {percent(most.value)} {state} units"
     most = max(flagged, key=lambda finding: finding.value)
     kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
     crossed = [finding.threshold for finding in flagged]
@@ -106,10 +146,26 @@ def _places(names: Collection[str], *, noun: str = "layer") -> str:
     return " and ".join([counted] * bool(layers) + inputs)
 
 
+def _constant(numbers: Sequence[Finding]) -> str:
+    """Inputs that never vary, of which a network learns nothing; a mask may well be one."""
+    return "; ".join(f"{quoted(finding.layer)} is constant" for finding in numbers if is_constant(finding))
+
+
+def _untrained(ratios: Sequence[Finding]) -> str:
+    """Layers whose weights got no gradient: frozen on purpose or not, which nobody but the reader knows."""
+    found = list(dict.fromkeys(finding.layer for finding in ratios if is_untrained(finding)))
+    if not found:
+        return ""
+    of = len({finding.layer for finding in ratios})
+    share = f"{len(found)} of {plural(of, 'layer')} with weights {'is' if len(found) == 1 else 'are'} not trained"
+    return f"{share} ({quoted(found[0])}: no gradient of its weights)"
+
+
 def _unknown(checks: dict[str, list[Finding]]) -> str:
     parts = []
     for check, findings in checks.items():
-        unknown = [finding.layer for finding in findings if finding.verdict == "not measured"]
+        # Weights without a gradient were named as such.
+        unknown = [one.layer for one in findings if one.verdict == "not measured" and not is_untrained(one)]
         layers = len(of_layers([finding.layer for finding in findings]))
         if unknown == [WHOLE_RUN] and layers:
             parts.append(f"{check} of the {WHOLE_RUN}")

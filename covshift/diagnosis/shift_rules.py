@@ -139,7 +139,7 @@ def _of_run(compared: Comparison) -> Finding:
     # What moved by less than a small effect is learning; the statement stands, and is no fault.
     value = max(known.values(), default=0.0)
     begun = int(compared.steps[compared.window][0])
-    return conclude(WHOLE_RUN, reason, [Judgement(threshold, value, begun, SHIFTS, reached_step=begun)])
+    return conclude(WHOLE_RUN, reason, [Judgement(threshold, value, None, SHIFTS, reached_step=begun)])
 
 
 def _under_batch_norm(layer: str, recording: xr.DataTree) -> Finding:

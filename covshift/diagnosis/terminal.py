@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from covshift.diagnosis import sentence as sentence_of
 from covshift.diagnosis.causes import by_severity, following
 from covshift.diagnosis.finding import Finding, of_layers
 from covshift.diagnosis.thresholds import Verdict
@@ -29,6 +30,8 @@ def shown(sentence: str, findings: Sequence[Finding]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
+    if sentence_of.is_empty(findings):
+        return Group(Text(sentence, style="bold"))
     causes = by_severity(findings)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)

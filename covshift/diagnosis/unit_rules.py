@@ -23,6 +23,11 @@ _REVIVE = (
     "a lower learning rate prevents further deaths, at the price of speed; re-initialising revives units, at the price "
     "of a jump; a leaky or linked activation has no dead side, but gives up exact zeros or widens the next layer"
 )
+_BORN = (
+    "units that are silent from the first record on did not die of training: look at the bias and the initialisation "
+    "of the layer before them, and at the size and centre of its input; re-initialising them costs what the layer has "
+    "learned since; a leaky or linked activation has no dead side, but gives up exact zeros or widens the next layer"
+)
 _SILENCED = (
     "a layer that falls silent as a whole, and at once, was pushed: look at what jumped in the layer before it (bias, "
     "weights, input), and take up a checkpoint from before; "
@@ -30,6 +35,13 @@ _SILENCED = (
 _UNSTICK = (
     "a smaller initialisation or learning rate keeps z away from the plateaus; a leaky or unbounded activation has "
     "none, but gives up the bound on the output"
+)
+_PLATEAUS = ("ReLU6", "Hardtanh", "Hardsigmoid", "Sigmoid", "Tanh", "Softsign", "ELU", "CELU", "SELU")
+"""Activations that level off at an output other than 0, linked ones apart."""
+
+_CONSTANT = (
+    "its activation levels off at no output but 0, so its input z does not vary: look before it for a layer that is "
+    "dead or whose weights are 0, and for a constant input"
 )
 _FAMILY_ERROR = 0.05
 
@@ -69,6 +81,10 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
     always = profile["positive_rate"].values > 1 - ALWAYS_ON
     broken, findings = _without_numbers(recording, stream), []
+    trained = streams.is_recorded(recording, "train", "units")
+    first = rows.group(recording, "units")["step"].values[0] if trained else -1
+    layers = rows.group(recording, "layers")
+    kinds = dict(zip(rows.names(layers).tolist(), rows.names(layers, "activation").tolist(), strict=True))
     for layer in dict.fromkeys(columns["layer"].tolist()):
         if layer in broken:
             reason = f"{quoted(str(layer))}: every element of its output was NaN or infinite at the end of the run"
@@ -93,10 +109,12 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
             revived=int((units["revivals"].values[mine] > 0).sum()),
             examples=int(columns["silent_examples"][mine][told].min(initial=np.iinfo(np.int64).max)),
             bound=float(bound[told].max(initial=0.0)),
+            born=int((since[mine][quiet] <= first).sum()),
             dead_since=Onsets.of(since[mine][dead], int(mine.sum())),
             quiet_since=Onsets.of(since[mine][quiet], int(mine.sum())),
             tested=units.sizes["unit"],
             exact=stream == "evaluation",
+            has_plateau=str(kinds.get(layer, "")).removeprefix("Linked") in _PLATEAUS,
         )
         findings.append(census.finding(str(layer)))
     return findings
@@ -177,8 +195,8 @@ class _Census:
     """Units of one layer by state.
 
     ``silent`` and ``dead`` units have a firing rate bounded by :data:`SILENT_RATE`; ``fresh`` ones fired in no example
-    either, but in too few to tell. ``examples`` and ``bound`` are of the former, or else of the latter: the fewest, and
-    the highest.
+    either, but in too few to tell; ``born`` ones are quiet from the first record of training on. ``examples`` and
+    ``bound`` are of the former, or else of the latter: the fewest, and the highest.
     """
 
     units: int
@@ -191,21 +209,30 @@ class _Census:
     revived: int
     examples: int
     bound: float
+    born: int
     dead_since: Onsets
     quiet_since: Onsets
     tested: int
     exact: bool
+    has_plateau: bool
 
     def finding(self, layer: str) -> Finding:
         quiet = (self.dead + self.silent) / self.units
         at_once = quiet == 1 and self.quiet_since.step == self.quiet_since.last_step > 0
         advice = _SILENCED + _REVIVE if at_once else _REVIVE
+        if 2 * self.born > self.dead + self.silent:
+            advice = _BORN
         dead = judge_share("dead_units", self.dead / self.units, self.dead_since, advice)
         silent = judge_share("silent_units", quiet, self.quiet_since, advice)
-        stuck = Judgement(THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK)
+        stuck = Judgement(
+            THRESHOLDS["stuck_units"], self.stuck / self.units, None, _UNSTICK if self.has_plateau else _CONSTANT
+        )
         all_silent = judge_share("silent_units", quiet + self.fresh / self.units, self.quiet_since, advice)
-        if all_silent.verdict == "ok" or any(one.verdict != "ok" for one in (dead, silent, stuck)):
+        if any(one.verdict != "ok" for one in (dead, silent, stuck)):
             return conclude(layer, self._words(), [dead, silent, stuck])
+        if all_silent.verdict == "ok":
+            # What is not known to be dead is not known to be alive: the value is that of all silent units.
+            return conclude(layer, self._words(), [all_silent if all_silent.value > dead.value else dead])
         silent_at, dead_at = (_examples_needed(rate, self.tested) for rate in (SILENT_RATE, DEAD_RATE))
         how = (
             "a larger evaluation pass"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from covshift.diagnosis.judgement import Judgement, Steps, conclude, crossing, j
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import percent, plural, quoted
 from covshift.exceptions import SignalNotRecorded
+from covshift.schema import is_model_input
 
 Counts = NDArray[np.uint64]
 
@@ -31,12 +34,41 @@ _NOT_LINKED = (
 )
 
 
+CONSTANT = "one and the same value in every element of every record"
+"""What the reason of an input's finding ends in, where it is so."""
+
+_ROUNDING = 1e-9
+
+
+def is_constant(finding: Finding) -> bool:
+    """Whether a finding says that an input of the model never varied."""
+    return finding.check == "non-finite" and finding.reason.endswith(CONSTANT)
+
+
+def _constant_inputs(recording: xr.DataTree) -> list[str]:
+    """Inputs of the model that never vary, neither within a record nor from one to the next."""
+    try:
+        inputs = rows.moments(recording, signal="input")
+    except SignalNotRecorded:
+        return []
+    found = []
+    for index, name in enumerate(rows.names(inputs).tolist()):
+        count, mean, spread = (inputs[part].values[:, index] for part in ("n", "mean", "sd"))
+        known = count > 0
+        if is_model_input(name) and count.max(initial=0) > 1:
+            allowed = _ROUNDING * float(np.abs(mean[known]).max())
+            if spread[known].max() <= allowed and np.ptp(mean[known]) <= allowed:
+                found.append(name)
+    return found
+
+
 def non_finite(recording: xr.DataTree) -> list[Finding]:
     """Whether any activation or gradient was NaN or infinite, in the whole recording.
 
     Any such activation is ``bad``. Isolated gradients are allowed, because loss scaling makes and skips them: those of
     a single record, those of the first 100 steps, and in a recording of no more steps those of steps that are logged
-    as skipped. Layers without a number have no finding; where that are all of them, the run's says so.
+    as skipped. Layers without a number have no finding; where that are all of them, the run's says so. That of an input
+    of the model says in passing if it never varies.
     """
     layers = rows.group(recording, "layers")
     counts = {name: layers[name].values for name in ("count", "nan_count", "posinf_count", "neginf_count")}
@@ -48,12 +80,13 @@ def non_finite(recording: xr.DataTree) -> list[Finding]:
         reason = f"{WHOLE_RUN}: {plural(len(steps), 'record')} with no number of any layer"
         need = "`covshift info` tells why: rows lost and marked absent, or layers that no recorded step has called"
         return [not_measured("non-finite", WHOLE_RUN, reason, need)]
-    counted = _counted(recording, steps)
+    counted, constant = _counted(recording, steps), _constant_inputs(recording)
     findings = []
     for index, layer in enumerate(rows.names(layers).tolist()):
         ran = seen[:, index]
         if ran.any():
-            findings.append(_of_numbers(layer, steps[ran], values[ran, index], gradients[ran, index], counted[ran]))
+            found = _of_numbers(layer, steps[ran], values[ran, index], gradients[ran, index], counted[ran])
+            findings.append(replace(found, reason=f"{found.reason}; {CONSTANT}") if layer in constant else found)
     return findings
 
 

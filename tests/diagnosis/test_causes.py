@@ -31,6 +31,15 @@ def test_a_dead_layer_explains_what_lies_before_it_and_not_what_lies_behind():
     assert found == ["", *["units in act1"] * 4, "", ""]
 
 
+def test_a_dead_layer_explains_units_behind_it_that_are_stuck_at_the_end_whenever_it_died():
+    dead = finding("units", "act0", since=60, threshold="dead_units")
+    stuck = finding("units", "act1", since=None, value=0.5, threshold="stuck_units")
+    wholly = finding("units", "act1", since=None, threshold="stuck_units")
+    assert causes_of(dead, stuck) == causes_of(dead, wholly) == ["", "units in act0"]
+    before = finding("units", "act0", since=None, value=0.5, threshold="stuck_units")
+    assert causes_of(before, finding("units", "act1", since=60, threshold="dead_units")) == ["", ""]
+
+
 def test_a_layer_that_is_partly_dead_explains_the_zeros_of_its_own_input_only():
     dead = finding("units", "act1", value=0.6, threshold="dead_units")
     assert causes_of(dead, finding("gradient zeros", "conv1"), finding("gradient arrives", "act0")) == [

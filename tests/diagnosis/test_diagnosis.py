@@ -120,7 +120,24 @@ def test_the_sentence_does_not_praise_a_network_of_broken_numbers():
     [
         ((), "Nothing could be judged: 0 checks not measured."),
         ((finding("shift", "a", "not measured"),), "Nothing could be judged: 1 check not measured."),
-        ((finding("gradient arrives", "a", "ok"),), "Healthy: gradient reaches the one layer."),
+        (
+            (finding("gradient arrives", "a", "ok"), finding("update ratio", "a", "ok")),
+            "Healthy: gradient reaches the one layer.",
+        ),
+        (
+            (finding("gradient arrives", "a", "ok"), finding("update ratio", "a", "not measured")),
+            "No fault in what was measured: gradient reaches the one layer; not measured: update ratio.",
+        ),
+        (
+            (
+                finding("gradient arrives", "a", "ok"),
+                finding("scale over time", WHOLE_RUN, "ok"),
+                finding("units", "a", "ok", value=0.0),
+                finding("units", "b", "not measured"),
+            ),
+            "No fault in what was measured: gradient reaches the one layer; no unit is dead in 1 of 2 layers; not "
+            "measured: units in 1 of 2.",
+        ),
         (
             (finding("gradient arrives", "(root)", "ok"),),
             "No fault in what was measured: gradient reaches the one layer.",
@@ -220,10 +237,15 @@ def test_a_recording_is_not_changed_by_being_judged(healthy):
     xr.testing.assert_identical(before, healthy)
 
 
-def test_an_empty_recording_is_said_to_be_empty(make_recording):
+def test_an_empty_recording_is_said_to_be_empty_once(make_recording):
+    from rich.console import Console
+
     diagnosis = diagnose(make_recording({}))
     assert diagnosis.worst == "not measured"
-    assert diagnosis.sentence.startswith("Nothing could be judged")
+    assert diagnosis.sentence.startswith("Nothing was recorded, no step, no probe, no evaluation pass: train the very")
+    console = Console(width=1000, record=True, file=io.StringIO())
+    console.print(diagnosis)
+    assert console.export_text().strip() == diagnosis.sentence
     assert all(f.verdict == "not measured" and f.advice for f in diagnosis.findings)
 
 
@@ -301,7 +323,7 @@ def test_of_layers_without_a_finite_number_nothing_is_called_ok(planted, everyth
         "not measured"
     }
     (said,) = {f.reason.partition(": ")[2] for f in findings if f.check == "units"}
-    assert said == "every element of its output was NaN or infinite at the end of the run"
+    assert said == "every element of its output was NaN or infinite in the last 5 records"
     for rates in (gradient_health.zero_rate(recording), active_mass(recording)):
         gone = rates["step"].values >= first
         assert np.isnan(rates.values[gone]).all()

@@ -44,6 +44,21 @@ def test_broken_numbers_are_counted_by_layer_and_named_in_the_input(build):
     assert "non-finite bad in (input) ('(input)' first at step 50)" in diagnose(build(broken=["(input)"])).sentence
 
 
+def test_an_input_that_never_varies_is_named(make_recording, recording):
+    assert "constant" not in diagnose(recording).sentence
+    steps, rng = {}, np.random.default_rng(0)
+    for step in range(0, 100, 5):
+        given = np.full((32, 4), 0.1)
+        steps[step] = {layer.name: {"activation": rng.normal(size=(32, 4))} for layer in LAYERS[1:]}
+        steps[step]["(input)"] = {"input": given, "activation": given}
+    diagnosis = diagnose(make_recording(steps, layers=LAYERS))
+    assert "'(input)' is constant; " in diagnosis.sentence
+    assert diagnosis.worst != "bad"
+    for step, tensors in steps.items():
+        tensors["(input)"] = {"input": given + step, "activation": given + step}
+    assert "constant" not in diagnose(make_recording(steps, layers=LAYERS)).sentence
+
+
 def test_the_header_and_the_tally_of_a_report_count_the_same_layers(recording):
     told = run_content(gather("run", recording))
     assert told["facts"]["layers"] == 3

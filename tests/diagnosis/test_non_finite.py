@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from covshift.diagnosis import diagnose
 from covshift.diagnosis.value_rules import non_finite
 from covshift.schema import Layer
 
@@ -84,3 +85,42 @@ def test_records_without_a_number_are_not_measured_rather_than_passed_over(make_
     (finding,) = non_finite(make_recording({0: {}, 1: {}}, layers=layers))
     assert (finding.layer, finding.verdict) == ("whole run", "not measured")
     assert finding.reason == "whole run: 2 records with no number of any layer"
+
+
+def test_checks_of_which_the_end_holds_no_number_say_so_and_are_not_measured(planted, of):
+    def spoil(step, tensors):
+        if step >= 60:
+            for signals in tensors.values():
+                signals.update({name: values * np.nan for name, values in signals.items()})
+
+    def spoiled(step):
+        row = {"weight_norm": 1.0, "update_norm": 1e-3, "sampled_share": 1.0, "gradient_norm": 1.0}
+        row |= {"gradient_norm_preclip": 1.0, "gradient_measured": 1}
+        return row if step < 60 else row | {"update_norm": np.nan, "gradient_norm": np.nan, "weight_norm": np.nan}
+
+    parameters = {
+        10 * record: {f"conv{index}.weight": spoiled(10 * record) for index in range(5)} for record in range(14)
+    }
+    diagnosis = diagnose(planted(spoil, parameters=parameters))
+    assert {one.check for one in diagnosis.causes} == {"non-finite"}
+    others = [one for one in diagnosis.findings if one.check != "non-finite"]
+    assert {one.verdict for one in others} == {"not measured"}
+    assert {one.advice for one in others} == {"mend what `non-finite` says first"}
+    assert of(diagnosis, "scale over time", "whole run").reason == (
+        "whole run: every element of the gradient of 10 of 10 layers was NaN or infinite in the last 5 records"
+    )
+    assert of(diagnosis, "update ratio", "conv0").reason == (
+        "'conv0': every element of its gradient was NaN or infinite in the last 5 records"
+    )
+
+
+def test_layers_before_the_first_that_is_broken_are_judged_as_ever(planted, of):
+    def spoil(step, tensors):
+        if step >= 60:
+            tensors["act4"]["activation"] = tensors["act4"]["activation"] * np.nan
+
+    diagnosis = diagnose(planted(spoil))
+    assert of(diagnosis, "units", "act4").verdict == "not measured"
+    assert of(diagnosis, "units", "act3").verdict == "ok"
+    assert of(diagnosis, "scale over time", "whole run").verdict == "ok"
+    assert "a longer run" in of(diagnosis, "operating point", "whole run").advice

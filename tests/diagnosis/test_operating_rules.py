@@ -28,7 +28,7 @@ def test_a_still_layer_is_ok_with_its_interval_and_since_when(make_recording):
 def test_a_drifting_layer_is_to_watch(make_recording):
     (found,) = operating_points(run(make_recording, lambda z, t: z + 2 * t))
     # 2 sd over the run, of which the window of 40 records is 39/89.
-    assert (found.verdict, found.since_step) == ("watch", 500)
+    assert (found.verdict, found.since_step, found.reached_step, found.history) == ("watch", None, 500, "")
     assert found.value == pytest.approx(2 * 39 / 89, abs=0.15)
     assert found.reason.startswith("'fc': drifting: units by 0.")
     assert "at the price of" in found.advice
@@ -69,7 +69,7 @@ def test_rest_where_hardly_anything_is_active_asks_for_no_further_records(make_r
 
 def test_a_layer_whose_weights_do_not_move_is_frozen_and_to_watch(make_recording):
     (found,) = operating_points(run(make_recording, lambda z, t: z, update=0.0))
-    assert (found.verdict, found.since_step) == ("watch", 500)
+    assert (found.verdict, found.since_step, found.reached_step, found.history) == ("watch", None, 500, "")
     assert found.reason.startswith("'fc': frozen")
 
 

@@ -147,6 +147,20 @@ def test_a_few_dead_units_are_stated_and_not_flagged(make_recording, of):
     assert "no layer has more than 2.5 % dead units" in diagnosis.sentence
 
 
+def test_silent_units_that_may_yet_be_dead_are_not_said_to_be_none(make_recording, of):
+    output = np.maximum(np.random.default_rng(0).normal(size=(60, 40)), 0)
+    output[:, 7] = 0
+    layers = [Layer("act", "ReLU", 0, 1, 0, 40, activation="ReLU")]
+    diagnosis = diagnose(make_recording({0: {"act": {"activation": output}}}, layers=layers))
+    found = of(diagnosis, "units", "act")
+    assert (found.verdict, found.value, found.threshold.quantity) == (
+        "ok",
+        0.025,
+        "share of silent units, dead ones included",
+    )
+    assert diagnosis.sentence.startswith("No fault in what was measured: no layer has more than 2.5 % silent units")
+
+
 def test_units_stuck_at_a_value_are_counted_among_units(make_recording, of):
     rng = np.random.default_rng(4)
     z = rng.normal(size=(6, 200, 4)) + np.array([0, 100, 100, 100])
@@ -156,3 +170,35 @@ def test_units_stuck_at_a_value_are_counted_among_units(make_recording, of):
     assert (found.verdict, found.value) == ("bad", 0.75)
     assert "3 stuck at an output that is not 0" in found.reason
     assert found.threshold.quantity == "share of units whose output is constant and not 0"
+    assert found.advice.startswith("a smaller initialisation or learning rate keeps z away from the plateaus")
+
+
+def test_constant_outputs_behind_a_layer_that_died_are_its_consequence_and_send_a_relu_to_its_input(planted, of):
+    def silence(step, tensors):
+        if step >= SINCE:
+            tensors["act2"]["activation"] = tensors["act2"]["activation"] * 0
+            for name in ("conv3", "conv4"):
+                tensors[name]["activation"] = tensors[name]["activation"] * 0 + np.array([-1.0, 0.5, 1.0, 2.0])
+            for name in ("act3", "act4"):
+                tensors[name]["activation"] = tensors[name]["activation"] * 0 + np.array([0.0, 0.5, 1.0, 2.0])
+
+    diagnosis = diagnose(planted(silence))
+    for layer in ("act3", "act4"):
+        found = of(diagnosis, "units", layer)
+        assert (found.verdict, found.value, found.since_step) == ("bad", 0.75, None)
+        assert found.explained_by == "units in act2"
+        assert found.advice.startswith("its activation levels off at no output but 0, so its input z does not vary")
+    assert [one.layer for one in diagnosis.causes if one.check == "units"] == ["act2"]
+
+
+def test_units_dead_from_the_first_record_on_send_to_the_bias_and_not_to_the_learning_rate(planted, of):
+    def born(step, tensors):
+        tensors["act3"]["activation"] = tensors["act3"]["activation"] * np.array([0, 0, 1, 1])
+
+    found = of(diagnose(planted(born)), "units", "act3")
+    assert (found.value, found.since_step) == (0.5, 0)
+    assert found.advice.startswith(
+        "units that are silent from the first record on did not die of training: look at the"
+    )
+    assert "learning rate" not in found.advice
+    assert "a lower learning rate prevents further deaths" in of(diagnose(planted(kill)), "units", "act3").advice

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from covshift.diagnosis import diagnose
 from covshift.diagnosis.parameter_rules import update_ratio
+from covshift.schema import Layer
 
 
 def parameters(*updates, name="fc.weight", gradient=1.0):
@@ -77,10 +79,42 @@ def test_a_parameter_without_any_gradient_to_move_it_is_bad_and_sent_to_where_th
     assert finding.advice.startswith("find where the gradient ends")
 
 
+def test_weights_whose_gradient_is_zero_though_one_arrives_at_their_output_are_sent_to_their_input(make_recording):
+    layers = [Layer("fc", "Linear", 0, 1, 0, 3)]
+    tensors = {"activation": np.ones((4, 3)), "activation_grad": np.ones((4, 3))}
+    steps = {10 * record: {"fc": tensors} for record in range(9)}
+    recording = make_recording(steps, layers=layers, parameters=parameters(*[0.0] * 9, gradient=0.0))
+    (finding,) = update_ratio(recording)
+    assert (finding.verdict, finding.since_step) == ("bad", 0)
+    assert finding.advice.startswith("a gradient arrives at its output, so what its weights multiply was 0")
+
+
 def test_a_frozen_parameter_is_not_measured(make_recording):
     finding = judged(make_recording, *[0.0] * 10, gradient=None)
     assert finding.verdict == "not measured"
     assert "had no gradient in the last 5 records (frozen, or not used)" in finding.reason
+
+
+def test_weights_without_a_gradient_are_named_over_the_diagnosis_and_are_no_fault(planted, healthy_steps):
+    still = {"weight_norm": 1.0, "update_norm": 0.0, "sampled_share": 1.0}
+    moving = still | {"update_norm": 1e-3, "gradient_norm": 1.0, "gradient_norm_preclip": 1.0, "gradient_measured": 1}
+
+    def rows(*frozen):
+        names = [f"conv{index}" for index in range(5)]
+        return {
+            step: {f"{name}.weight": still if name in frozen else moving for name in names} for step in healthy_steps
+        }
+
+    diagnosis = diagnose(planted(parameters=rows("conv2")))
+    assert diagnosis.sentence == (
+        "Healthy: gradient reaches all 10 layers; no unit is dead; 1 of 5 layers with weights is not trained ('conv2': "
+        "no gradient of its weights); not measured: gradient turn, shift of the whole run, operating point."
+    )
+    assert diagnosis.causes == ()
+    several = diagnose(planted(parameters=rows("conv0", "conv1"))).sentence
+    assert (
+        "; 2 of 5 layers with weights are not trained ('conv0': no gradient of its weights); not measured: " in several
+    )
 
 
 @pytest.mark.parametrize("updates", [[1e-9] * 4, [1e-9], [np.nan] * 20])
