@@ -106,10 +106,13 @@ def scale_over_time(recording: xr.DataTree) -> list[Finding]:
     largest = np.where(np.isfinite(judged), judged, -np.inf).max(axis=0)
     most, over = int(largest.argmax()), int(threshold.exceeded(largest).sum())
     begun = np.flatnonzero(threshold.exceeded(judged).any(axis=1))
+    over_before = f"over the {gradient_scale.TRAILING} records before"
     reason = (
-        f"gradient rms rose by at most {threshold.amount(max(float(largest[most]), 0.0))} over the "
-        f"{gradient_scale.TRAILING} records before and stayed there for {SUSTAINED}, most in '{layers[most]}'"
+        f"gradient rms rose by at most {threshold.amount(float(largest[most]))} {over_before} and stayed there for "
+        f"{SUSTAINED}, most in '{layers[most]}'"
     )
+    if largest[most] <= 0:
+        reason = f"gradient rms rose in no layer {over_before} and stayed there for {SUSTAINED}"
     if over:
         reason += f"; too much in {over} of {plural(len(of_layers(layers.tolist())), 'layer')}"
     first = int(steps[warm + begun[0]]) if len(begun) else None

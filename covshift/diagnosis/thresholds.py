@@ -132,7 +132,9 @@ def _words(limit: float | tuple[float, float], unit: str) -> str:
         return f"outside {limit[0]:g} to {limit[1]:g}"
     if unit == "share":
         return f"above {percent(limit)}"
-    return f"above {limit:g}" if unit == "1" else f"above {limit:g} {unit}"
+    if unit == "1":
+        return f"above {limit:g}"
+    return f"above {limit:g} {unit.removesuffix('s') if limit == 1 else unit}"
 
 
 _DEPTH_NOTE = (

@@ -249,9 +249,9 @@ class _Census:
         others = {
             "more silent, in too few examples to tell": self.fresh if self.dead + self.silent else 0,
             "stuck at an output that is not 0": self.stuck,
-            "fire rarely": self.rare,
-            "are always on": self.always_on,
-            "revived": self.revived,
+            "fires rarely" if self.rare == 1 else "fire rarely": self.rare,
+            "is always on" if self.always_on == 1 else "are always on": self.always_on,
+            "had fallen silent before and revived": self.revived,
         }
         rare = "".join(f"; {count} {what}" for what, count in others.items() if count)
         if not self.dead + self.silent + self.fresh:

@@ -93,9 +93,9 @@ def span(low: float, high: float) -> str:
     >>> span(0.09, 0.16), span(0.3312, 0.3349), span(1234.0, 1241.0)
     ('0.09 to 0.16', '0.331 to 0.335', '1,230 to 1,240')
     >>> span(0.5, 0.5), span(-1 / 3, -1 / 3 + 1e-9)
-    ('within rounding of 0.5', 'within rounding of -0.33333')
+    ('within rounding of 0.5', 'within rounding of -0.33')
     """
     for digits in range(2, MOST_DIGITS + 1):
         if f"{low:.{digits - 1}e}" != f"{high:.{digits - 1}e}":
             return f"{number(low, digits=digits)} to {number(high, digits=digits)}"
-    return number(low) if not math.isfinite(low) else f"within rounding of {number(low, digits=MOST_DIGITS)}"
+    return f"within rounding of {number(low)}" if math.isfinite(low) else number(low)

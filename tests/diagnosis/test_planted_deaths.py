@@ -202,3 +202,10 @@ def test_units_dead_from_the_first_record_on_send_to_the_bias_and_not_to_the_lea
     )
     assert "learning rate" not in found.advice
     assert "a lower learning rate prevents further deaths" in of(diagnose(planted(kill)), "units", "act3").advice
+
+
+def test_one_unit_has_its_verb_in_the_singular(planted, of):
+    def one(step, tensors):
+        tensors["act3"]["activation"] = tensors["act3"]["activation"] + np.array([0, 0, 0, 9])
+
+    assert of(diagnose(planted(one)), "units", "act3").reason == "'act3': none of 4 units silent; 1 is always on"

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import between, number, span
 
 
@@ -28,8 +29,8 @@ def test_ends_that_differ_read_differently_and_are_near_the_exact_ones(width):
 
 @pytest.mark.parametrize("low", [0.33, -0.33, 0.0, 12345.0, 2e-7])
 def test_equal_ends_are_said_to_be_equal_within_rounding(low):
-    assert span(low, low) == f"within rounding of {number(low, digits=5)}"
-    assert between((low, low)) == f"(90 % interval within rounding of {number(low, digits=5)})"
+    assert span(low, low) == f"within rounding of {number(low)}"
+    assert between((low, low)) == f"(90 % interval within rounding of {number(low)})"
 
 
 def test_ends_that_two_digits_tell_apart_get_no_more():
@@ -41,3 +42,8 @@ def test_unknown_and_infinite_ends_are_said():
     assert span(math.nan, math.nan) == "unknown"
     assert span(-math.inf, math.inf) == "-infinite to infinite"
     assert span(0.1, math.inf) == "0.1 to infinite"
+
+
+def test_a_limit_of_one_has_its_unit_in_the_singular():
+    assert THRESHOLDS["gradient_growth"].beyond == "above 1 decade"
+    assert THRESHOLDS["non_finite_run"].beyond == "above 2 records"
