@@ -7,6 +7,7 @@ was not recorded is counted 0 and reads NaN once divided.
 
 from __future__ import annotations
 
+import json
 import math
 import weakref
 from collections.abc import Iterable
@@ -55,7 +56,7 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
     Raises
     ------
     InvalidArgumentError
-        If ``recording`` is no DataTree or ``stream`` is unknown.
+        If ``recording`` is no DataTree, or one of several runs, or ``stream`` is unknown.
     SignalNotRecorded
         If the group is missing; the message lists the groups that are there.
     """
@@ -71,7 +72,25 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
         raise SignalNotRecorded(f"recording: no group '{path}'; it holds {there}")
     node = recording[path]
     assert isinstance(node, xr.DataTree)  # a path listed in ``groups`` is a node, never an array
-    return node.to_dataset()
+    dataset = node.to_dataset()
+    demand_one_run(dataset)
+    return dataset
+
+
+def demand_one_run(dataset: xr.Dataset) -> None:
+    """Demand that a group is of one run, not of several side by side.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it has a dimension ``run``; the message lists the runs.
+    """
+    if "run" in dataset.dims:
+        runs = [str(run) for run in dataset["run"].values.tolist()]
+        raise InvalidArgumentError(
+            f"recording: expected one run, got {len(runs)} ({', '.join(runs)}); take one with "
+            f"recording.sel(run={runs[0]!r}), or give covshift.report a list of recordings"
+        )
 
 
 def in_memory(recording: xr.DataTree) -> xr.DataTree:
@@ -93,7 +112,8 @@ def in_memory(recording: xr.DataTree) -> xr.DataTree:
 
 def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:
     """Labels of a text coordinate as plain numpy strings, whatever string type the store gave them."""
-    return np.asarray(dataset[coordinate].values).astype(str)
+    # Not astype: numpy cannot cast the strings of variable width that plain xarray reads.
+    return np.array([str(label) for label in dataset[coordinate].values.tolist()], dtype=str)
 
 
 def layer_rows(recording: xr.DataTree, *, signal: str, stream: str = "train") -> xr.Dataset:
@@ -170,7 +190,10 @@ def ended_before(values: NDArray[np.float64]) -> int:
 
 def is_left_open(recording: xr.DataTree) -> bool:
     """Whether the file of a recording was not closed when it was read: it is being written, or its writer died."""
-    return recording.attrs.get("covshift_commit", {}).get("closed") is False
+    commit = recording.attrs.get("covshift_commit", {})
+    # NetCDF has no attributes of attributes: the export writes them as JSON.
+    told = json.loads(commit) if isinstance(commit, str) else commit
+    return told.get("closed") is False
 
 
 def producer_index(layers: xr.Dataset) -> NDArray[np.int64]:

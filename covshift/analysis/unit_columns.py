@@ -58,6 +58,7 @@ def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | 
     """
     names = rows.names(owners)
     owner = units["layer_index"].values.astype(np.int64)
+    layers = [layers] if isinstance(layers, str) else layers
     if layers is None:
         wanted = np.flatnonzero(rows.nonlinear(owners))
     else:

@@ -129,7 +129,7 @@ def diagnose(recording: xr.DataTree, *, distinct_examples: int | None = None) ->
     Raises
     ------
     InvalidArgumentError
-        If ``recording`` is no DataTree, or ``distinct_examples`` is below 1.
+        If ``recording`` is no DataTree, or one of several runs, or ``distinct_examples`` is below 1.
     RecordingDamaged
         If the recording does not have the schema of this version.
     """

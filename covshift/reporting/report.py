@@ -216,6 +216,8 @@ def _checked(name: str, recording: Any) -> xr.DataTree | str:
         raise InvalidArgumentError(
             f"recordings: run {name!r} is a {type(recording).__name__}; expected the DataTree of covshift.open"
         )
+    if "layers" in recording.children:
+        rows.demand_one_run(recording["layers"].to_dataset())
     try:
         schema.check(recording)
     except RecordingDamaged as damage:
