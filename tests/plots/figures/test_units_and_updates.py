@@ -101,6 +101,15 @@ class TestUpdateRatio:
         np.testing.assert_array_equal(line(ax, "_an update of exactly 0").get_xdata(), [20])
         assert np.isnan(line(ax, "conv1.weight").get_ydata()[2])
 
+    def test_the_key_names_only_lines_that_are_drawn(self, made, labels, finding):
+        ratio = made().update_ratio(5, 5)
+        still = ratio["parameter"].values[:2]
+        ratio.loc[{"parameter": still}] = 0.0
+        found = [finding("update ratio", "update_ratio", str(name).rpartition(".")[0], value=0.0) for name in still]
+        ax = plots.plot_update_ratio(ratio, findings=found)
+        keys = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert [key for key in keys if key.endswith("weight")] == [str(ratio["parameter"].values[at]) for at in (2, 4)]
+
     def test_one_early_outlier_does_not_stretch_the_axis(self, made, line):
         ratio = made().update_ratio(200, 4)
         ratio[0, 0] = 1e6
