@@ -200,7 +200,8 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Dims ``(step, layer)``, in [0, 1]; NaN where the layer was not recorded at the step.
+        Dims ``(step, layer)``, in [0, 1], of the units that gave a finite element; NaN where none did, or the layer was
+        not recorded at the step. The coordinate ``broken`` (layer) tells where no unit gave one when last recorded.
 
     Raises
     ------
@@ -215,7 +216,12 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     total = recorded @ of_layer
     firing = (recorded & ~dead["silent"].values) @ of_layer
     share = np.divide(firing, total, out=np.full(total.shape, np.nan), where=total > 0)
-    coords = {"step": dead["step"].values, "layer": names}
+    not_finite = dead["not_finite"].values if "not_finite" in dead else np.zeros(recorded.shape, dtype=bool)
+    position = np.arange(len(recorded))[:, None]
+    broken, finite = (
+        np.where(part @ of_layer > 0, position, -1).max(axis=0, initial=-1) for part in (not_finite, recorded)
+    )
+    coords = {"step": dead["step"].values, "layer": names, "broken": ("layer", broken > finite)}
     ordered = np.argsort(first)
     return xr.DataArray(share, coords, ("step", "layer"), "survival", {"units": "1"}).isel(layer=ordered)
 
