@@ -91,6 +91,7 @@ class Made:
             "zero_share": (0.0, 0.5),
             "below_share": (0, 0.02),
             "above_share": (0, 0.02),
+            "non_finite_share": (0, 0.001),
             "mean": (0, 1),
             "sd": (0.1, 1),
         }
