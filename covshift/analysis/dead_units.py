@@ -5,14 +5,15 @@ A unit is a channel or feature of a nonlinearity; the members of one linkage are
 rate tightly, or are all there are. Evidence counts examples, never positions: the positions of one image share their
 fate, and counting them would call rare units dead.
 
-Units are recorded less often than layers. Where all that a layer gave in a record was zero, so was all of each of its
-units: such a record is evidence about every unit, whether units were due or not.
+Silence is followed record by record by :func:`silences`, and judged by :meth:`Silence.judged`: the state at the end and
+the history of :mod:`covshift.analysis.unit_history` are the same account, read at its end and at each of its steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import xarray as xr
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.analysis.unit_columns import unit_columns
+from covshift.analysis.unit_activity import NEVER, UnitActivity
 from covshift.exceptions import InvalidArgumentError
 
 DEAD_RATE = 1e-3
@@ -35,8 +36,6 @@ SILENCE_RATE = 0.01
 
 RATE_RECORDS = 10
 """Records behind the firing rate of a unit that does fire."""
-
-_NEVER = np.iinfo(np.int64).max
 
 
 def rate_upper_bound(silent_examples: ArrayLike, *, tests: int = 1, alpha: float = 0.05) -> NDArray[np.float64]:
@@ -82,7 +81,7 @@ def rate_upper_bound(silent_examples: ArrayLike, *, tests: int = 1, alpha: float
 def dead_units(
     recording: xr.DataTree,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     signal: str = "activation",
     stream: str = "train",
     distinct_examples: int | None = None,
@@ -94,7 +93,7 @@ def dead_units(
     ----------
     recording : DataTree
         Needs the groups ``units`` and ``layers``.
-    layers : sequence of str, optional
+    layers : str or sequence of str, optional
         Look at these layers' units; all nonlinearities by default.
     signal : {"activation", "activation_grad"}
         With the gradient, "fires" reads "receives a gradient", and dead units are those that stopped learning: also
@@ -117,18 +116,23 @@ def dead_units(
         ``silent`` (step, unit)
             No member gave anything but zero on any example of the record.
         ``examples`` (step, unit)
-            Examples of the record; 0 where the unit was not recorded.
+            Examples of the record; 0 where the unit was not recorded, or gave no finite element.
+        ``not_finite`` (step, unit)
+            Recorded, and every element NaN or infinite: such a record says nothing of the unit. Of a linkage, those of
+            any member.
         ``silent_examples``, ``silent_records`` (unit)
             Examples (at most ``distinct_examples``; of evaluation passes those of the last) and records since the unit
             last fired: records of units, and those between them in which its whole layer was silent.
         ``rate_upper_bound`` (unit)
             Bound on its firing rate from those, see :func:`rate_upper_bound`, over all units of the result.
         ``firing_rate`` (unit)
-            Share of examples on which it fired, over its last ten records; of a linkage, of its most active member.
+            Share of examples on which it fired, over its last ten records with a finite element; of a linkage, of its
+            most active member. NaN without any.
         ``state`` (unit)
             ``"dead"``: silent for at least 3 records and the bound at most 1e-3, or silent on every example of the
             last evaluation pass. ``"silent"``: silent at the end, with less evidence. ``"rare"``: fires on under 1 %
-            of examples, or silent for no longer than its own earlier rate makes likely. ``"alive"``: the rest.
+            of examples, or silent for no longer than its own earlier rate makes likely. ``"not finite"``: gave nothing
+            finite when last recorded, itself or its whole layer. ``"alive"``: the rest.
         ``since_step`` (unit)
             First step of the silence of a silent or dead unit, -1 for others.
         ``born_dead`` (unit)
@@ -148,28 +152,33 @@ def dead_units(
         raise InvalidArgumentError(f"signal={signal!r}: units are recorded for {' and '.join(schema.UNIT_SIGNALS)}")
     if distinct_examples is not None and distinct_examples < 1:
         raise InvalidArgumentError(f"distinct_examples={distinct_examples}: expected a number of examples >= 1")
-    activity = _activity(recording, layers, signal, stream)
-    silence = _Silence.at_the_end(activity, _SilentLayers.between(recording, activity.steps, signal, stream))
+    activity = UnitActivity.of(recording, layers=layers, signal=signal, stream=stream)
     exact = stream == "evaluation"
-    evidence = np.minimum(silence.examples, activity.last_examples if exact else distinct_examples or np.inf)
-    bound = rate_upper_bound(evidence, tests=max(len(activity.layer), 1), alpha=alpha)
+    course = silences(activity, distinct_examples=distinct_examples, alpha=alpha, exact=exact)
+    silence = reduce(lambda _, known: known, course, Silence.never_seen(len(activity.layer)))
+    evidence = silence.evidence(distinct_examples, exact=exact)
     firing = _firing_rate(activity)
-    state = _states(activity, silence, bound, firing, exact=exact, alpha=alpha)
+    judged = silence.judged(distinct_examples, alpha=alpha, exact=exact)
+    state = np.where((judged == "alive") & (firing < RARE_RATE), "rare", judged)
     gone = np.isin(state, ["silent", "dead"])
-    revivals, revived = _revivals(activity, distinct_examples, alpha, repeated=exact)
     return xr.Dataset(
         {
             "silent": (("step", "unit"), activity.silent),
             "examples": (("step", "unit"), activity.examples),
+            "not_finite": (("step", "unit"), activity.not_finite),
             "silent_examples": ("unit", evidence.astype(np.int64), {"units": "count"}),
             "silent_records": ("unit", silence.records),
-            "rate_upper_bound": ("unit", bound, {"units": "1"}),
+            "rate_upper_bound": (
+                "unit",
+                rate_upper_bound(evidence, tests=max(evidence.size, 1), alpha=alpha),
+                {"units": "1"},
+            ),
             "firing_rate": ("unit", firing, {"units": "1"}),
             "state": ("unit", state),
             "since_step": ("unit", np.where(gone, silence.since_step, -1)),
-            "born_dead": ("unit", gone & (silence.last_active < 0)),
-            "revivals": ("unit", revivals, {"units": "count"}),
-            "revived_step": ("unit", revived),
+            "born_dead": ("unit", gone & ~silence.fired),
+            "revivals": ("unit", silence.revivals, {"units": "count"}),
+            "revived_step": ("unit", silence.revived_step),
         },
         coords={
             "step": activity.steps,
@@ -191,7 +200,8 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Dims ``(step, layer)``, in [0, 1]; NaN where the layer was not recorded at the step.
+        Dims ``(step, layer)``, in [0, 1], of the units that gave a finite element; NaN where none did, or the layer was
+        not recorded at the step. The coordinate ``broken`` (layer) tells where no unit gave one when last recorded.
 
     Raises
     ------
@@ -206,183 +216,122 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     total = recorded @ of_layer
     firing = (recorded & ~dead["silent"].values) @ of_layer
     share = np.divide(firing, total, out=np.full(total.shape, np.nan), where=total > 0)
-    coords = {"step": dead["step"].values, "layer": names}
+    not_finite = dead["not_finite"].values if "not_finite" in dead else np.zeros(recorded.shape, dtype=bool)
+    position = np.arange(len(recorded))[:, None]
+    broken, finite = (
+        np.where(part @ of_layer > 0, position, -1).max(axis=0, initial=-1) for part in (not_finite, recorded)
+    )
+    coords = {"step": dead["step"].values, "layer": names, "broken": ("layer", broken > finite)}
     ordered = np.argsort(first)
     return xr.DataArray(share, coords, ("step", "layer"), "survival", {"units": "1"}).isel(layer=ordered)
 
 
 @dataclass(frozen=True)
-class _Activity:
-    """Which units fired on how many examples, members of a linkage joined; arrays of shape (step, unit)."""
+class Silence:
+    """What was known of every unit at one step: its silence up to then, and what went before; arrays of shape (unit,).
 
-    steps: NDArray[np.int64]
-    layer: NDArray[np.str_]
-    owner: NDArray[np.int64]
-    unit_in_layer: NDArray[np.int64]
-    members: NDArray[np.int64]
-    active: NDArray[np.int64]
-    examples: NDArray[np.int64]
-
-    @property
-    def recorded(self) -> NDArray[np.bool_]:
-        return np.asarray(self.examples > 0)
-
-    @property
-    def last_examples(self) -> NDArray[np.int64]:
-        """Examples of the last record of each unit; shape (unit,)."""
-        position = np.arange(len(self.steps))[:, None]
-        last = np.where(self.recorded, position, -1).max(axis=0, initial=-1)
-        return np.asarray(self.examples[last, np.arange(len(last))])
-
-    @property
-    def silent(self) -> NDArray[np.bool_]:
-        return np.asarray(self.recorded & (self.active == 0))
-
-
-@dataclass(frozen=True)
-class _SilentLayers:
-    """Records in which units were not due: examples of layers that gave only zeros, else 0; shape (record, layer)."""
-
-    steps: NDArray[np.int64]
-    examples: NDArray[np.int64]
-
-    @classmethod
-    def between(cls, recording: xr.DataTree, unit_steps: NDArray[np.int64], signal: str, stream: str) -> _SilentLayers:
-        owners = rows.layer_rows(recording, signal=signal, stream=stream)
-        steps = owners["step"].values.astype(np.int64)
-        between = ~np.isin(steps, unit_steps)
-        count = owners["count"].values[between]
-        silent = (count > 0) & (owners["zero_count"].values[between] == count)
-        return cls(steps[between], np.where(silent, owners["example_count"].values[between], 0).astype(np.int64))
-
-    def after(
-        self, step: NDArray[np.int64], owner: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Examples, records and first step of silence after a unit's ``step``, in the layer ``owner``, unit by unit."""
-        begin = np.searchsorted(self.steps, step, side="right")
-        silent = self.examples > 0
-        at = np.where(silent, self.steps[:, None], _NEVER)
-        first = np.minimum.accumulate(at[::-1], axis=0)[::-1]
-        return (
-            _tail_sums(self.examples)[begin, owner],
-            _tail_sums(silent.astype(np.int64))[begin, owner],
-            np.concatenate([first, np.full((1, first.shape[1]), _NEVER)])[begin, owner],
-        )
-
-
-def _tail_sums(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum of each row and all rows after it, and a last row of zeros."""
-    sums = np.cumsum(counts[::-1], axis=0)[::-1]
-    return np.concatenate([sums, np.zeros((1, counts.shape[1]), dtype=np.int64)])
-
-
-@dataclass(frozen=True)
-class _Silence:
-    """The unbroken silence at the end of the recording; arrays of shape (unit,).
-
-    ``last_active`` is the position of the record of units with the last activity (-1 none), ``since_step`` that of the
-    first silent record after it (meaningless where there is none).
+    ``told`` where the step is a record of the unit, or of its layer if that said something of every unit;
+    ``not_finite`` where the last such record held nothing finite. ``examples`` and ``records`` are those since the unit
+    last fired, ``since_step`` the first of them (:data:`NEVER` for none). ``last_examples`` those of its last
+    record. ``seen`` and ``active`` count all its examples and those on which it fired, ``rate`` is its firing rate up
+    to its last firing.
     """
 
-    last_active: NDArray[np.int64]
-    since_step: NDArray[np.int64]
+    step: int
+    told: NDArray[np.bool_]
+    not_finite: NDArray[np.bool_]
+    fired: NDArray[np.bool_]
     examples: NDArray[np.int64]
+    last_examples: NDArray[np.int64]
     records: NDArray[np.int64]
+    since_step: NDArray[np.int64]
+    seen: NDArray[np.int64]
+    active: NDArray[np.int64]
+    rate: NDArray[np.float64]
+    revivals: NDArray[np.int64]
+    revived_step: NDArray[np.int64]
 
     @classmethod
-    def at_the_end(cls, activity: _Activity, layers: _SilentLayers) -> _Silence:
-        position = np.arange(len(activity.steps))[:, None]
-        fired = activity.recorded & ~activity.silent
-        last = np.where(fired, position, -1).max(axis=0, initial=-1)
-        after = activity.recorded & (position > last)
-        begun = np.where(after, activity.steps[:, None], _NEVER).min(axis=0, initial=_NEVER)
-        last_step = np.concatenate([activity.steps, [-1]])[last]
-        examples, records, first = layers.after(last_step, activity.owner)
-        return cls(
-            last,
-            np.minimum(begun, first),
-            np.where(after, activity.examples, 0).sum(axis=0) + examples,
-            after.sum(axis=0) + records,
+    def never_seen(cls, units: int) -> Silence:
+        """Of so many units, before anything is recorded."""
+        no, none = np.zeros(units, dtype=bool), np.zeros(units, dtype=np.int64)
+        since, revived = np.full(units, NEVER), np.full(units, -1, dtype=np.int64)
+        return cls(-1, no, no, no, none, none, none, since, none, none, np.zeros(units), none, revived)
+
+    def evidence(self, distinct_examples: int | None, *, exact: bool) -> NDArray[np.int64]:
+        """Examples that bound the firing rate: as many as there are different ones; if ``exact``, the last record's."""
+        return np.minimum(self.examples, self.last_examples if exact else distinct_examples or NEVER)
+
+    def judged(self, distinct_examples: int | None, *, alpha: float, exact: bool) -> NDArray[np.str_]:
+        """``"dead"``, ``"silent"``, ``"rare"``, ``"not finite"`` or ``"alive"``, see :func:`dead_units`.
+
+        Here "rare" is silent for no longer than the unit's own earlier rate makes likely: how often one fires that does
+        fire is not looked at.
+        """
+        silent, tests = self.records > 0, max(len(self.records), 1)
+        bound = rate_upper_bound(self.evidence(distinct_examples, exact=exact), tests=tests, alpha=alpha)
+        dead = silent if exact else silent & (self.records >= DEAD_WINDOWS) & (bound <= DEAD_RATE)
+        chance = (1 - self.rate) ** self.examples
+        expected = silent & (self.rate > 0) & (chance > alpha / tests) & (not exact)
+        return np.select([self.not_finite, expected, dead, silent], ["not finite", "rare", "dead", "silent"], "alive")
+
+
+def silences(
+    activity: UnitActivity, *, distinct_examples: int | None = None, alpha: float = 0.05, exact: bool = False
+) -> Iterator[Silence]:
+    """What was known at every record of units, and after the last of them where records of layers tell more.
+
+    ``exact`` where each record may show the examples of the one before, and so is no further evidence.
+    """
+    known = Silence.never_seen(len(activity.layer))
+    needed = np.log(alpha / max(len(activity.layer), 1)) / np.log1p(-SILENCE_RATE)
+    for row, step in enumerate(activity.steps.tolist()):
+        known = _after_gap(known, activity, row, exact=exact)
+        seen, active, broken = activity.examples[row], activity.active[row], activity.not_finite[row]
+        fires, there = (seen > 0) & (active > 0), seen > 0
+        quiet = there & ~fires
+        enough = np.minimum(known.examples, distinct_examples or NEVER) >= needed
+        back = fires & (known.records >= DEAD_WINDOWS) & enough
+        examples = np.maximum(known.examples, seen) if exact else known.examples + seen
+        total_seen, total_active = known.seen + seen, known.active + np.where(there, active, 0)
+        known = Silence(
+            step=step,
+            told=there | broken,
+            not_finite=np.where(there, False, known.not_finite | broken),
+            fired=known.fired | fires,
+            examples=np.where(fires, 0, examples),
+            last_examples=np.where(there, seen, known.last_examples),
+            records=np.where(fires, 0, known.records + there),
+            since_step=np.where(fires, NEVER, np.where(quiet, np.minimum(known.since_step, step), known.since_step)),
+            seen=total_seen,
+            active=total_active,
+            rate=np.where(fires, rows.ratio(total_active, total_seen), known.rate),
+            revivals=known.revivals + back,
+            revived_step=np.where(back, step, known.revived_step),
         )
+        yield known
+    if activity.gaps.end >= 0:
+        yield replace(_after_gap(known, activity, len(activity.steps), exact=exact), step=activity.gaps.end)
 
 
-def _activity(recording: xr.DataTree, layers: Sequence[str] | None, signal: str, stream: str) -> _Activity:
-    units = rows.group(recording, "units", stream=stream)
-    owners = rows.layer_rows(recording, signal=signal, stream=stream)
-    columns = unit_columns(units, owners, layers)
-    chosen = units.sel(signal=signal)[["unit_count", "unit_active_examples"]]
-    counts = chosen["unit_count"].values[:, columns.order].astype(np.int64)
-    active = chosen["unit_active_examples"].values[:, columns.order].astype(np.int64)
-    examples = owners["example_count"].reindex(step=units["step"], fill_value=0).values.astype(np.int64)
-    seen = examples[:, columns.owner] * columns.smallest(counts > 0)
-    kept = (seen > 0).any(axis=0)
-    return _Activity(
-        units["step"].values.astype(np.int64),
-        rows.names(owners)[columns.owner[kept]],
-        columns.owner[kept],
-        columns.unit[kept],
-        columns.members[kept],
-        columns.largest(active)[:, kept],
-        seen[:, kept],
+def _after_gap(known: Silence, activity: UnitActivity, gap: int, *, exact: bool) -> Silence:
+    """What is known once the records of layers before the next record of units, or after the last, are seen too."""
+    gaps, owner = activity.gaps, activity.owner
+    examples, quiet, broken = (part[gap, owner] for part in (gaps.examples, gaps.silent, gaps.not_finite))
+    return replace(
+        known,
+        told=known.told | quiet | broken,
+        not_finite=broken | (known.not_finite & ~quiet),
+        examples=np.maximum(known.examples, examples) if exact else known.examples + examples,
+        last_examples=np.where(quiet & exact, examples, known.last_examples),
+        records=known.records + gaps.records[gap, owner],
+        since_step=np.minimum(known.since_step, gaps.first[gap, owner]),
     )
 
 
-def _firing_rate(activity: _Activity) -> NDArray[np.float64]:
+def _firing_rate(activity: UnitActivity) -> NDArray[np.float64]:
     """Share of examples with activity over each unit's last records; NaN without any."""
     from_end = np.cumsum(activity.recorded[::-1], axis=0)[::-1]
     recent = activity.recorded & (from_end <= RATE_RECORDS)
-    return _share(activity, recent)
-
-
-def _share(activity: _Activity, records: NDArray[np.bool_]) -> NDArray[np.float64]:
-    seen = np.where(records, activity.examples, 0).sum(axis=0)
-    fired = np.where(records, activity.active, 0).sum(axis=0)
-    return np.asarray(np.divide(fired, seen, out=np.full(seen.shape, np.nan), where=seen > 0))
-
-
-def _revivals(
-    activity: _Activity, distinct_examples: int | None, alpha: float, *, repeated: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many silences that counted as deaths ended, and at which step the last of them did.
-
-    ``repeated`` where further records may show the same examples, and so are no further evidence.
-    """
-    units = len(activity.layer)
-    needed = np.log(alpha / max(units, 1)) / np.log1p(-SILENCE_RATE)
-    records, examples, revivals = (np.zeros(units, dtype=np.int64) for _ in range(3))
-    revived = np.full(units, -1, dtype=np.int64)
-    for step, seen, active in zip(activity.steps, activity.examples, activity.active, strict=True):
-        fired = (seen > 0) & (active > 0)
-        back = fired & (records >= DEAD_WINDOWS) & (np.minimum(examples, distinct_examples or np.inf) >= needed)
-        revivals += back
-        revived[back] = step
-        silent = np.maximum(examples, seen) if repeated else examples + seen
-        records, examples = np.where(fired, 0, records + (seen > 0)), np.where(fired, 0, silent)
-    return revivals, revived
-
-
-def _states(
-    activity: _Activity,
-    silence: _Silence,
-    bound: NDArray[np.float64],
-    firing: NDArray[np.float64],
-    *,
-    exact: bool,
-    alpha: float,
-) -> NDArray[np.str_]:
-    silent = silence.records > 0
-    if exact:
-        dead, expected = silent, np.zeros_like(silent)
-    else:
-        dead = silent & (silence.records >= DEAD_WINDOWS) & (bound <= DEAD_RATE)
-        expected = silent & _silence_was_to_be_expected(activity, silence, alpha)
-    rare = expected | (~silent & (firing < RARE_RATE))
-    return np.select([rare, dead, silent], ["rare", "dead", "silent"], "alive")
-
-
-def _silence_was_to_be_expected(activity: _Activity, silence: _Silence, alpha: float) -> NDArray[np.bool_]:
-    """Whether a unit that fired before would fall silent for so long anyway, at its own earlier rate."""
-    before = activity.recorded & (np.arange(len(activity.steps))[:, None] <= silence.last_active)
-    rate = np.nan_to_num(_share(activity, before))
-    chance = (1 - rate) ** silence.examples
-    return np.asarray((rate > 0) & (chance > alpha / max(len(rate), 1)))
+    counts = (np.where(recent, part, 0).sum(axis=0) for part in (activity.active, activity.examples))
+    return rows.ratio(*counts)

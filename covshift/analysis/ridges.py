@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 def ridges(
     recording: xr.DataTree,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
     signal: str = "activation",
     stream: str = "train",
@@ -36,7 +36,7 @@ def ridges(
     ----------
     recording : DataTree
         Needs ``histograms`` and ``layers``.
-    layers : sequence of str, optional
+    layers : str or sequence of str, optional
         All nonlinearities by default, all layers where there is none.
     steps : sequence of int, optional
         Steps with a histogram; the first and the last by default.
@@ -75,7 +75,8 @@ def ridges(
     if signal not in ("activation", "preactivation", "input"):
         raise InvalidArgumentError(f"signal={signal!r}: expected 'activation', 'preactivation' or 'input'")
     view = View.of(recording, signal, stream)
-    chosen = _positions("layers", _default_layers(recording, stream) if layers is None else layers, view.layers)
+    wanted = rows.listed(layers)
+    chosen = _positions("layers", _default_layers(recording, stream) if wanted is None else wanted, view.layers)
     ends = view.steps[[0, -1]] if len(view.steps) > 1 else view.steps
     at = _positions("steps", ends.tolist() if steps is None else steps, view.steps)
     counts = np.array([view.record(int(index)).counts[chosen] for index in at], dtype=np.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,11 @@ def in_memory(recording: xr.DataTree) -> xr.DataTree:
             node.load()
             _HELD[id(copy)][path] = {}
     return copy
+
+
+def listed(layers: str | Sequence[str] | None) -> list[str] | None:
+    """Names of layers as a list: one name stands for a list of it, None for whatever the reader takes by default."""
+    return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
 
 
 def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:

@@ -48,7 +48,7 @@ class UnitColumns:
         return np.add.reduceat(values, self.starts, axis=-1) if len(self.starts) else values
 
 
-def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | None) -> UnitColumns:
+def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: str | Sequence[str] | None) -> UnitColumns:
     """Columns of the units of ``layers`` (all nonlinearities for None) on the unit axis of the group ``units``.
 
     Raises
@@ -58,7 +58,7 @@ def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | 
     """
     names = rows.names(owners)
     owner = units["layer_index"].values.astype(np.int64)
-    layers = [layers] if isinstance(layers, str) else layers
+    layers = rows.listed(layers)
     if layers is None:
         wanted = np.flatnonzero(rows.nonlinear(owners))
     else:
@@ -68,7 +68,7 @@ def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: Sequence[str] | 
             raise SignalNotRecorded(
                 f"layers={missing}: no units recorded; recorded for {', '.join(sorted(with_units))}"
             )
-        wanted = np.flatnonzero(np.isin(names, list(layers)))
+        wanted = np.flatnonzero(np.isin(names, layers))
     linked = units["linked_unit"].values
     unit = np.where(linked >= 0, linked, units["unit_in_layer"].values).astype(np.int64)
     columns = np.flatnonzero(np.isin(owner, wanted))

@@ -37,14 +37,16 @@ _MEAN_DERIVATIVE: Mapping[str, Callable[[Floats, Floats], Floats]] = {
 """Mean derivative relative to its maximum, from the mean and the mean square of the output."""
 
 
-def unit_profile(recording: xr.DataTree, *, layers: Sequence[str] | None = None, stream: str = "train") -> xr.Dataset:
+def unit_profile(
+    recording: xr.DataTree, *, layers: str | Sequence[str] | None = None, stream: str = "train"
+) -> xr.Dataset:
     """Activity of every unit over the last window of records of units.
 
     Parameters
     ----------
     recording : DataTree
         Needs the groups ``units`` and ``layers``.
-    layers : sequence of str, optional
+    layers : str or sequence of str, optional
         Look at these layers' units; all nonlinearities by default.
     stream : {"train", "evaluation", "probe"}
         Which rows.

@@ -31,6 +31,7 @@ from covshift.analysis import (
 )
 from covshift.analysis.differences import group_differences
 from covshift.analysis.effects import effect_sizes
+from covshift.analysis.unit_activity import UnitActivity
 from covshift.diagnosis import Diagnosis, Finding, diagnose
 from covshift.diagnosis.causes import by_severity
 from covshift.diagnosis.diagnosis import WHOLE_RUN
@@ -173,10 +174,15 @@ def zeros(subject: Subject, layer: str | None) -> Answers:
 
 def units(subject: Subject, layer: str | None) -> Answers:
     """Fates of units at every record of training, and what evaluation passes say of them."""
-    dead = dead_units.dead_units(subject.recording)
-    chosen_layers = None if layer is None else [chosen(layer, rows.names(dead).tolist(), what="layer with units")]
+    chosen_layers = None if layer is None else [chosen(layer, _with_units(subject.recording), what="layer with units")]
     evaluated = _known(lambda: dead_units.dead_units(subject.recording, layers=chosen_layers, stream="evaluation"))
-    return (unit_history.unit_history(dead, layers=chosen_layers), evaluated), {"layer": layer}
+    return (unit_history.unit_history(subject.recording, layers=chosen_layers), evaluated), {"layer": layer}
+
+
+def _with_units(recording: xr.DataTree) -> list[str]:
+    """Names of the nonlinearities of which units were recorded."""
+    activity = UnitActivity.of(recording, layers=None, signal="activation", stream="train")
+    return list(dict.fromkeys(activity.layer.tolist()))
 
 
 def update_ratio(subject: Subject, layer: str | None) -> Answers:

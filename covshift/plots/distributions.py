@@ -113,13 +113,16 @@ def _edge_marks(ax: Axes, river: xr.Dataset) -> None:
 
 
 def _movement(river: xr.Dataset) -> str:
-    """The 1-99 % range and the median at the first and the last step, in words."""
+    """The 1-99 % range and the median at the first and the last step with a finite value, in words."""
+    known = np.isfinite(river["quantile"].transpose("step", ...).values).any(axis=1)
+    ended = "; no finite value after it" if not known[-1] else ""
+    river = river.isel(step=np.flatnonzero(known))
     first, last = river["quantile"].values[0], river["quantile"].values[-1]
     now = f"median {amount(last[2])}, 1-99 % in {amount(last[0])} to {amount(last[-1])}"
     if river.sizes["step"] == 1:
-        return f"{now} at step {river['step'].values[0]}"
+        return f"{now} at step {river['step'].values[0]}{ended}"
     before = f"{amount(first[2])}, {amount(first[0])} to {amount(first[-1])}"
-    return f"{now} at step {river['step'].values[-1]} (at step {river['step'].values[0]}: {before})"
+    return f"{now} at step {river['step'].values[-1]} (at step {river['step'].values[0]}: {before}){ended}"
 
 
 def _key(ax: Axes) -> None:

@@ -136,7 +136,7 @@ def _edges(ax: Axes, steps: NDArray[np.generic], sizes: FloatArray, low: float, 
 def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
     names, lines = short_names(values["parameter"].values, width=30), ax.get_lines()
     keys: list[Line2D | Patch] = []
-    chosen = list(loud) or sorted({0, values.sizes["parameter"] - 1})
+    chosen = _keyed(values, loud)
     for position in chosen:
         drawn = lines[position]
         marker, color = drawn.get_marker(), drawn.get_color()
@@ -156,6 +156,17 @@ def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
         look = {"color": line.get_color(), "markerfacecolor": line.get_markerfacecolor()}
         keys.append(Line2D([], [], linestyle="", marker=line.get_marker(), markersize=4.5, label=label, **look))  # type: ignore[arg-type]
     key_below(ax, keys, columns=3)
+
+
+def _keyed(values: xr.DataArray, loud: dict[int, int]) -> list[int]:
+    """Positions of the parameters in the key, all of them with a line: the loud ones, and the ends of the rest.
+
+    Of a parameter that never moved there is no line, only an arrow on the edge, whose key says what it means.
+    """
+    drawn = np.flatnonzero((values.values > 0).any(axis=0)).tolist()
+    quiet = [position for position in drawn if position not in loud]
+    shown = [position for position in loud if position in drawn]
+    return shown if len(shown) == len(loud) > 0 else [*shown, *sorted({quiet[0], quiet[-1]} if quiet else set())]
 
 
 def _summary(values: xr.DataArray) -> str:

@@ -190,16 +190,20 @@ def _finding(ridges: xr.Dataset, rows: xr.Dataset, what: str) -> str:
     if not known.size:
         return "No row holds a finite element"
     names = short_names(rows["row"].values)
+    broken = np.flatnonzero(rows["non_finite_share"].values == 1.0)
+    none = f"; no finite value {'at' if what == 'step' else 'in'} {', '.join(names[row] for row in broken[:3])}"
+    rest = f" and {broken.size - 3} more" if broken.size > 3 else ""
+    ended = f"{none}{rest}" if broken.size else ""
     if what == "step":
         layer = elide(str(ridges["layer"].values[0]), 40)
-        first, last = (f"{amount(float(sd[row]))} at {names[row]}" for row in known[[0, -1]])
-        return f"{layer} {ridges.attrs['signal']}: sd {first}, {last}"
+        known_at = [f"{amount(float(sd[row]))} at {names[row]}" for row in sorted({known[0], known[-1]})]
+        return f"{layer} {ridges.attrs['signal']}: sd {', '.join(known_at)}{ended}"
     step = int(ridges["step"].values[-1])
     low, high = known[np.argmin(sd[known])], known[np.argmax(sd[known])]
     if low == high:
-        return f"{names[low]} at step {step}: sd {amount(float(sd[low]))}"
+        return f"{names[low]} at step {step}: sd {amount(float(sd[low]))}{ended}"
     ends = f"{amount(float(sd[low]))} ({names[low]}) to {amount(float(sd[high]))} ({names[high]})"
-    return f"sd of the {ridges.attrs['signal']} from {ends} at step {step}"
+    return f"sd of the {ridges.attrs['signal']} from {ends} at step {step}{ended}"
 
 
 def _key(ax: Axes, ridges: xr.Dataset) -> None:

@@ -127,4 +127,8 @@ def _title(w1: xr.DataArray, moved: xr.DataArray, findings: list[Finding]) -> st
 
 
 def _words(finding: Finding) -> str:
+    """A finding about single units says so: the map shows whole layers, and may show none of it."""
+    if finding.threshold == THRESHOLDS["unit_shift"]:
+        moved = f"units shift by {amount(finding.value)} sd each from one record of units to the next (not drawn)"
+        return f"{named(finding)}: {moved}{over_time(finding)}"
     return f"{named(finding)} shifts by {amount(finding.value)} sd from one histogram to the next{over_time(finding)}"

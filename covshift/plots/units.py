@@ -15,16 +15,23 @@ from covshift.plots import palette, style
 from covshift.plots.axes import key_below, label_steps, step_edges, title
 from covshift.plots.labels import count, elide
 
-ORDER = ("born dead", "died", "silent", "not recorded", "revived", "alive")
+ORDER = ("born dead", "died", "not finite", "silent", "not recorded", "revived", "alive")
 """Fates from the bottom up: what is worst stands on the axis, where it can be read."""
 
 ROOM = 0.25
 """Least share of the units that the axis holds."""
 
+LIMIT_DASHES = {"watch": (0, (1, 1.5)), "bad": (0, (6, 2))}
+"""Dots and dashes tell the limits of the rule apart, on bands of any colour."""
+
+BROKEN_HATCH = "xxx"
+"""Of units that give nothing finite: unlike what is merely not known, this is a fault."""
+
 WORDS = {
     "born dead": "dead from the start",
     "died": "died",
     "silent": "silent, too few examples to say",
+    "not finite": "not a finite value",
     "not recorded": "not recorded",
     "revived": "revived",
     "alive": "alive",
@@ -55,8 +62,8 @@ def plot_dead_units(
     -------
     Axes
         One stacked band for each fate, labelled by it, worst at the bottom; hatched where the examples are too few to
-        call silence death; one diamond for each evaluation pass, at the number of units silent on all its examples.
-        Where no unit was recorded, the Axes says so instead.
+        call silence death, cross-hatched where a unit gives nothing finite; one diamond for each evaluation pass, at
+        the number of units silent on all its examples. Where no unit was recorded, the Axes says so instead.
     """
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=3.6)
@@ -133,6 +140,7 @@ def _looks(fate: str) -> dict[str, Any]:
     looks: dict[str, dict[str, Any]] = {
         "born dead": {"color": look.verdicts["bad"].color},
         "died": {"color": look.verdicts["watch"].color},
+        "not finite": {"facecolor": look.not_measured, "hatch": BROKEN_HATCH, "edgecolor": look.muted},
         "silent": {**hatched, "edgecolor": look.muted},
         "not recorded": {**hatched, "edgecolor": look.line},
         "revived": {"color": look.zero},
@@ -142,10 +150,11 @@ def _looks(fate: str) -> dict[str, Any]:
 
 
 def _limits(ax: Axes, units: int) -> None:
-    for word, limit in (("watch", THRESHOLDS["dead_units"].watch), ("bad", THRESHOLDS["dead_units"].bad)):
+    for word, dashes in LIMIT_DASHES.items():
+        limit = getattr(THRESHOLDS["dead_units"], word)
         if isinstance(limit, float):
-            label = f"{word}: {limit:.0%} dead".replace("%", " %")
-            ax.axhline(limit * units, color=style.look().ink, linewidth=0.9, linestyle=(0, (4, 2)), label=label)
+            label, look = f"{word}: {limit:.0%} dead".replace("%", " %"), style.look()
+            ax.axhline(limit * units, color=look.ink, linewidth=1.2, linestyle=dashes, label=label)
 
 
 def _finding(history: xr.Dataset, units: int, layer: str | None) -> str:
@@ -162,6 +171,11 @@ def _finding(history: xr.Dataset, units: int, layer: str | None) -> str:
         words += f"; {count(last['silent'])} silent on {needed}" if last["silent"] else ""
     if last["revived"]:
         words += f"; {count(last['revived'])} revived"
+    if last["not finite"]:
+        until = history.attrs["finite_until"]
+        since = f" after step {until}" if until >= 0 else ""
+        broken = f"{count(last['not finite'])} {of_all}give no finite value{since}"
+        words = f"{broken}; {words}" if dead or last["silent"] or last["revived"] else broken
     return f"Training batches: {words}"
 
 

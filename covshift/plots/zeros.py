@@ -145,8 +145,19 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> list[Artist]:
     label_steps(ax, known["step"].values)
     ax.set_ylabel("units alive")
     lost = int((last < 1.0).sum())
-    title(ax, f"{lost} of {plural(last.size, 'layer')} lost units (one line each)", size=9.0)
+    words = f"{lost} of {plural(last.size, 'layer')} lost units (one line each)"
+    title(ax, words + _no_longer_finite(known), size=9.0)
     return list(ax.get_legend_handles_labels()[0])
+
+
+def _no_longer_finite(known: xr.DataArray) -> str:
+    """Which curves end because nothing finite came any more, and where the first of them does."""
+    broken = np.flatnonzero(known["broken"].values) if "broken" in known.coords else np.zeros(0, dtype=np.int64)
+    if not broken.size:
+        return ""
+    measured = np.isfinite(known.values[:, broken])
+    ends = known["step"].values[len(measured) - 1 - measured[::-1].argmax(axis=0)]
+    return f"; no finite value in {broken.size} after step {int(ends.min())}"
 
 
 def _alive_limits(ax: Axes) -> None:

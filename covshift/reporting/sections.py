@@ -24,7 +24,7 @@ STABILITY_NUMBERS = (
     "active_mass",
     "records",
 )
-UNIT_STATES = ("dead", "silent", "rare", "alive")
+UNIT_STATES = ("dead", "silent", "rare", "alive", "not finite")
 LINKAGE_RATES = ("structural_rate", "zero_atom_rate", "gradient_zero_rate", "other_rate")
 MEMBER_COUNTS = ("linked_units", "one_member_silent", "all_members_silent")
 COURSES = {
@@ -179,12 +179,16 @@ def units(result: Results) -> dict[str, Any] | None:
     state, owner = found["state"].values, found["layer"].values.astype(str)
     by_layer = [
         {"layer": layer, "units": int((owner == layer).sum())}
-        | {name: int(((owner == layer) & (state == name)).sum()) for name in UNIT_STATES}
+        | {_key(name): int(((owner == layer) & (state == name)).sum()) for name in UNIT_STATES}
         for layer in dict.fromkeys(owner.tolist())
     ]
-    total = {name: int((state == name).sum()) for name in UNIT_STATES}
+    total = {_key(name): int((state == name).sum()) for name in UNIT_STATES}
     examples = int(found["examples"].values.max(initial=0))
     return {"stream": result.units_stream, "examples": examples, "units": len(state), **total, "by_layer": by_layer}
+
+
+def _key(state: str) -> str:
+    return state.replace(" ", "_")
 
 
 def linkage(result: Results) -> list[dict[str, Any]]:

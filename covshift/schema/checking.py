@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from covshift.exceptions import RecordingDamaged
@@ -41,7 +41,7 @@ def check_version(attrs: Mapping[Any, Any]) -> None:
         If they name none, or a newer one.
     """
     version = attrs.get("covshift_schema_version")
-    if not isinstance(version, Integral):
+    if not isinstance(version, int | np.integer):
         raise RecordingDamaged(
             f"recording: covshift_schema_version is {version!r}: expected a whole number; is this a covshift recording?"
         )

@@ -196,6 +196,25 @@ def test_records_between_those_of_units_count_where_the_whole_layer_was_silent(m
     assert units["step"].values.tolist() == unit_steps
 
 
+def test_units_without_a_finite_element_are_neither_alive_nor_dead(make_recording):
+    broken = {"activation": np.where([[[1.0], [1.0], [0.0], [np.nan]]], fires(500, 500, 500, 0, 500)["activation"], 0)}
+    broken["activation"][:, 0] = np.nan  # a unit of NaN alone, beside one that fires, one silent and one of NaN in part
+    broken["activation"][:250, 3] = np.nan
+    units = dead_units(recording_of(make_recording, *[fires(500, 100, 500, 0, 500)] * 2, *[broken] * 8))
+    assert units["state"].values.tolist() == ["not finite", "alive", "dead", "alive"]
+    assert units["firing_rate"].values[0] == 0.2
+    assert units["examples"].values[:, 0].tolist() == [500] * 2 + [0] * 8
+    assert units["not_finite"].values[:, 0].tolist() == [False] * 2 + [True] * 8
+    np.testing.assert_array_equal(survival(units).values[:, 0], [0.75] * 2 + [2 / 3] * 8)
+
+
+def test_a_revival_counts_the_silence_between_records_of_units(make_recording):
+    steps = {10 * i: {"act": fires(500, *([500] * 4 if i in (0, 5) else [0] * 4))} for i in range(6)}
+    units = dead_units(make_recording(steps, layers=[RELU], unit_steps=[0, 50]))
+    assert units["revivals"].values.tolist() == [1] * 4
+    assert units["revived_step"].values.tolist() == [50] * 4
+
+
 def test_a_layer_that_stops_running_keeps_what_is_known_of_it(make_recording):
     other = Layer("other", "ReLU", 1, 1, 0, 4, activation="ReLU")
     both = {"act": fires(10, 0, 1, 1, 1), "other": fires(10, 0, 1, 1, 1)}

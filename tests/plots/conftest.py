@@ -91,6 +91,7 @@ class Made:
             "zero_share": (0.0, 0.5),
             "below_share": (0, 0.02),
             "above_share": (0, 0.02),
+            "non_finite_share": (0, 0.001),
             "mean": (0, 1),
             "sd": (0.1, 1),
         }
@@ -140,9 +141,10 @@ class Made:
         return xr.concat(parts, steps).isel(end=slice(ends))
 
     def unit_history(self, steps: int, *, units: int = 40) -> xr.Dataset:
-        fates = ["alive", "revived", "silent", "died", "born dead", "not recorded"]
-        counts = self.rng.multinomial(units, np.full(6, 1 / 6), steps) if units else np.zeros((steps, 6), dtype=int)
+        fates = ["alive", "revived", "silent", "died", "born dead", "not finite", "not recorded"]
+        counts = self.rng.multinomial(units, np.full(7, 1 / 7), steps) if units else np.zeros((steps, 7), dtype=int)
         attrs = {"units": 0 if self.fill is not None and np.isnan(self.fill) else units, "needed_examples": 3000}
+        attrs |= {"finite_until": -1}
         coords = {"step": np.arange(steps) * 10, "fate": fates}
         return xr.Dataset({"count": (("step", "fate"), counts)}, coords, attrs | {"layers": 2})
 

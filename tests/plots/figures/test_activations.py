@@ -22,6 +22,13 @@ class TestActivationRiver:
             expected = river["quantile"].sel(probability=probability / 100).values
             np.testing.assert_array_equal(line(ax, f"{probability}%").get_ydata(), expected)
 
+    def test_the_title_tells_of_the_last_step_with_a_finite_value(self, made, left_title):
+        river = made().river(4)
+        river["quantile"].loc[{"step": [20, 30]}] = np.nan
+        words = left_title(plots.plot_activation_river(river))
+        assert " at step 10 (at step 0: " in words
+        assert words.endswith("); no finite value after it")
+
     def test_a_line_marks_zero(self, made):
         ax = plots.plot_activation_river(made().river(3))
         assert any(np.all(np.asarray(artist.get_ydata()) == 0.0) for artist in ax.get_lines())

@@ -5,6 +5,14 @@ from __future__ import annotations
 from covshift import plots
 
 
+def test_a_shift_of_units_is_not_told_as_one_of_the_layer(made, left_title, finding):
+    moved = finding("shift", "unit_shift", "conv3", value=1.4)
+    words = left_title(plots.plot_shift_map(made().shift(5, 4), findings=[moved]))
+    assert words.startswith(
+        "Layer 'conv3': units shift by 1.4 sd each from one record of units to the next (not drawn)"
+    )
+
+
 class TestFindings:
     def test_a_layer_that_stops_receiving_gradient_is_the_title_and_marked(self, made, line, headline, finding):
         found = [finding("gradient arrives", "gradient_missing", "conv2", since=20)]

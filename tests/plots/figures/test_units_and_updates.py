@@ -15,8 +15,9 @@ class TestDeadUnits:
         history = made().unit_history(5)
         ax = plots.plot_dead_units(history)
         words = {"born dead": "dead from the start", "silent": "silent, too few examples to say"}
+        words["not finite"] = "not a finite value"
         total = np.zeros(5)
-        for fate in ("born dead", "died", "silent", "not recorded", "revived", "alive"):
+        for fate in ("born dead", "died", "not finite", "silent", "not recorded", "revived", "alive"):
             band = next(c for c in ax.collections if c.get_label() == words.get(fate, fate))
             corners = band.get_paths()[0].vertices
             total = total + history["count"].sel(fate=fate).values
@@ -27,11 +28,21 @@ class TestDeadUnits:
     def test_thin_evidence_is_hatched(self, made):
         ax = plots.plot_dead_units(made().unit_history(5))
         hatched = {c.get_label() for c in ax.collections if c.get_hatch()}
-        assert hatched == {"silent, too few examples to say", "not recorded"}
+        assert hatched == {"silent, too few examples to say", "not recorded", "not a finite value"}
+
+    def test_units_without_a_finite_value_are_told_from_live_ones(self, made, left_title):
+        history = made().unit_history(3)
+        history["count"][:] = [[40, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 40, 0], [0, 0, 0, 0, 0, 40, 0]]
+        history.attrs["finite_until"] = 0
+        ax = plots.plot_dead_units(history, layer="act3")
+        bands = {band.get_label(): band for band in ax.collections}
+        assert set(bands) == {"alive", "not a finite value"}
+        assert bands["not a finite value"].get_hatch() == "xxx"
+        assert left_title(ax) == "Training batches: 40 of 40 units of 'act3' give no finite value after step 0"
 
     def test_an_axis_that_is_cut_says_so(self, made, left_title):
         history = made().unit_history(3, units=400)
-        history["count"][:] = [398, 0, 2, 0, 0, 0]
+        history["count"][:] = [398, 0, 2, 0, 0, 0, 0]
         ax = plots.plot_dead_units(history)
         assert ax.get_ylim() == (0, 100)
         assert ax.get_ylabel() == "units (n = 400), axis cut at 100"
@@ -58,6 +69,14 @@ class TestDeadUnits:
         ax = plots.plot_dead_units(made().unit_history(3), layer="act3")
         heights = {artist.get_label(): artist.get_ydata()[0] for artist in ax.get_lines()}
         assert heights == {"watch: 10 % dead": 4.0, "bad: 50 % dead": 20.0}
+        watch, bad = (style[1] for style in (artist._unscaled_dash_pattern for artist in ax.get_lines()))
+        assert watch[0] < bad[0]  # dots and dashes, on the axis and in the key
+        keys = [
+            artist
+            for artist in ax.get_legend().legend_handles
+            if "dead" in artist.get_label() and ":" in artist.get_label()
+        ]
+        assert [key._unscaled_dash_pattern[1] for key in keys] == [watch, bad]
 
 
 class TestUpdateRatio:
@@ -81,6 +100,15 @@ class TestUpdateRatio:
         ax = plots.plot_update_ratio(ratio)
         np.testing.assert_array_equal(line(ax, "_an update of exactly 0").get_xdata(), [20])
         assert np.isnan(line(ax, "conv1.weight").get_ydata()[2])
+
+    def test_the_key_names_only_lines_that_are_drawn(self, made, labels, finding):
+        ratio = made().update_ratio(5, 5)
+        still = ratio["parameter"].values[:2]
+        ratio.loc[{"parameter": still}] = 0.0
+        found = [finding("update ratio", "update_ratio", str(name).rpartition(".")[0], value=0.0) for name in still]
+        ax = plots.plot_update_ratio(ratio, findings=found)
+        keys = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert [key for key in keys if key.endswith("weight")] == [str(ratio["parameter"].values[at]) for at in (2, 4)]
 
     def test_one_early_outlier_does_not_stretch_the_axis(self, made, line):
         ratio = made().update_ratio(200, 4)
