@@ -21,7 +21,7 @@ from covshift.probe.state import visiting
 
 
 def loss_landscape(
-    model: nn.Module, loss_fn: LossFunction, batch: Any, *, step_sizes: Sequence[float], mode: str = "train"
+    model: nn.Module, loss_fn: LossFunction, batch: Any, *, step_sizes: float | Sequence[float], mode: str = "train"
 ) -> xr.Dataset:
     """Loss and gradient at points along the gradient; the model is left as it was.
 
@@ -29,7 +29,7 @@ def loss_landscape(
     ----------
     model, loss_fn, batch
         As for :func:`covshift.probe.gradient_ics`.
-    step_sizes : sequence of float
+    step_sizes : float or sequence of float
         Distances s in units of the gradient, above 0, ascending or not. The paper spans half to four times the
         learning rate.
     mode : {"train", "eval"}
@@ -52,9 +52,9 @@ def loss_landscape(
         If the model cannot be probed.
     """
     given = as_batch(model, batch)
-    sizes = [float(size) for size in step_sizes]
+    sizes = [float(size) for size in ([step_sizes] if isinstance(step_sizes, int | float) else step_sizes)]
     if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise InvalidArgumentError(f"step_sizes={list(step_sizes)}: expected at least one, each finite and above 0")
+        raise InvalidArgumentError(f"step_sizes={sizes}: expected at least one, each finite and above 0")
     with visiting(model, mode=mode, tensors=given.tensors) as visit:
         trainable = [parameter for parameter in visit.model.parameters() if parameter.requires_grad]
         if not trainable:

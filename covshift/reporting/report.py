@@ -241,6 +241,8 @@ def _demand_free(targets: Sequence[Path], *, overwrite: bool) -> None:
     for target in targets:
         if not target.parent.is_dir():
             raise InvalidArgumentError(f"path='{target}': the folder '{target.parent}' does not exist; create it first")
+        if target.is_dir():
+            raise InvalidArgumentError(f"path='{target}' is a folder: name a file, in it perhaps")
         if target.exists() and not overwrite:
             raise ReportExists(
                 f"'{target}' exists: choose another path, or replace it with overwrite=True (command line: --overwrite)"

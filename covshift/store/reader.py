@@ -17,7 +17,7 @@ import xarray as xr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from covshift import schema
-from covshift.exceptions import CovshiftWarning, RecordingDamaged, RecordingError
+from covshift.exceptions import CovshiftWarning, InvalidArgumentError, RecordingDamaged, RecordingError
 from covshift.store import documents, journal, layout
 from covshift.store.axes import Axes
 from covshift.store.committed import CommittedStore
@@ -59,6 +59,8 @@ def open(  # noqa: A001 - the public name is covshift.open
 
     Raises
     ------
+    InvalidArgumentError
+        If ``target`` is none of these.
     RecordingError
         If nothing, or something else than a recording, stands at the path.
     RecordingDamaged
@@ -71,6 +73,11 @@ def open(  # noqa: A001 - the public name is covshift.open
     """
     if isinstance(target, MemoryStore):
         return _chunked(_opened(target, target), chunks)
+    if not isinstance(target, str | os.PathLike):
+        raise InvalidArgumentError(
+            f"target: expected the path of a recording, or a pattern such as 'run-*.zarr' for several, got "
+            f"{type(target).__name__}"
+        )
     if is_url(target):
         return _chunked(_opened_at_url(os.fspath(target)), chunks)
     # From the root: what is read later must not depend on where the process stands by then.
@@ -92,7 +99,9 @@ def existing(path: Path) -> Path:
     if not path.is_dir():
         raise RecordingError(f"'{path}' is a file: expected the directory of a recording, its name ending in .zarr")
     if not (path / layout.ROOT).is_file():
-        raise RecordingError(f"'{path}' is no recording: it holds no {layout.ROOT}")
+        inside = sorted(one.name for one in path.glob(f"*{layout.SUFFIX}"))[:3]
+        way_out = f"; open one of the recordings in it, such as {', '.join(inside)}" if inside else ""
+        raise RecordingError(f"'{path}' is no recording: it holds no {layout.ROOT}{way_out}")
     return path
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import covshift
 from covshift.analysis import dead_units, ridges, unit_history, unit_profile
 from covshift.cli import app
-from covshift.exceptions import InvalidArgumentError
+from covshift.exceptions import InvalidArgumentError, RecordingError
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,19 @@ def test_several_runs_side_by_side_are_not_damage_and_the_way_out_works(paths, t
 def test_the_name_of_one_layer_stands_for_a_list_of_it(paths, read):
     recording = covshift.open(paths[0])
     xr.testing.assert_identical(read(recording, layers="1"), read(recording, layers=["1"]))
+
+
+@pytest.mark.parametrize(("target", "came"), [(None, "NoneType"), (["a.zarr", "b.zarr"], "list")])
+def test_what_is_no_path_is_told_what_is(target, came):
+    with pytest.raises(InvalidArgumentError, match=f"expected the path of a recording, .* got {came}"):
+        covshift.open(target)
+
+
+def test_a_folder_of_recordings_names_them(paths):
+    with pytest.raises(RecordingError, match="is no recording: .*open one of the recordings in it, such as a.zarr, b"):
+        covshift.open(paths[0].parent)
+
+
+def test_a_report_does_not_take_the_place_of_a_folder(paths, tmp_path):
+    with pytest.raises(InvalidArgumentError, match="is a folder: name a file"):
+        covshift.report(covshift.open(paths[0]), tmp_path, overwrite=True)
