@@ -11,7 +11,7 @@ import typer
 import xarray as xr
 from rich.console import Console
 
-from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
+from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged, RecordingError
 from covshift.store import reader
 
 Run = TypeVar("Run")
@@ -57,16 +57,24 @@ def open_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree]:
 
 
 def open_readable_runs(paths: Sequence[Path]) -> dict[str, xr.DataTree | RecordingDamaged]:
-    """The same, with the error in place of a recording that is damaged."""
+    """The same, with the error in place of a recording that is damaged or missing, unless all are missing."""
     _demand_different(paths)
-    return _by_name({path: _opened(path) for path in paths})
+    opened = {path: _opened(path) for path in paths}
+    missing = [
+        one for one in opened.values() if isinstance(one, RecordingError) and not isinstance(one, RecordingDamaged)
+    ]
+    if missing and len(missing) == len(opened):
+        raise missing[0]
+    return _by_name(
+        {path: RecordingDamaged(str(run)) if isinstance(run, RecordingError) else run for path, run in opened.items()}
+    )
 
 
-def _opened(path: Path) -> xr.DataTree | RecordingDamaged:
+def _opened(path: Path) -> xr.DataTree | RecordingError:
     try:
         return reader.open(path)
-    except RecordingDamaged as damage:
-        return damage
+    except RecordingError as error:
+        return error
 
 
 def _demand_different(paths: Sequence[Path]) -> None:

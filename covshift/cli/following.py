@@ -10,7 +10,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from covshift.exceptions import RecordingDamaged
+from covshift.exceptions import RecordingError
 from covshift.store.growth import Growth, growth
 
 LOOPBACK = "127.0.0.1"
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 def follow(paths: Sequence[Path], *, seconds: float, pause: Callable[[float], None] = time.sleep) -> Iterator[bool]:
     """Yield whenever one of the recordings has grown, first at once, until none of them is written any more.
 
-    A recording that is damaged grows no more; what follows from that is for whoever opens it to say.
+    A recording that is damaged or missing grows no more; what follows from that is for whoever opens it to say.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def follow(paths: Sequence[Path], *, seconds: float, pause: Callable[[float], No
 def _growth(path: Path) -> Growth:
     try:
         return growth(path)
-    except RecordingDamaged:
+    except RecordingError:
         return Growth(records=0, goes_on=False)
 
 

@@ -30,7 +30,8 @@ def report(
 ) -> None:
     """Write a self-contained report of one recording, or a comparison of several.
 
-    A recording that is damaged is reported as such, on the page and here; exit code 1 if none could be read.
+    A recording that is damaged or missing is reported as such, on the page and here; exit code 1 if none could be read,
+    and no page if none is there.
 
     Example: covshift report runs/relu.zarr runs/linked.zarr -o report.html
     """

@@ -244,3 +244,20 @@ def test_a_recording_that_lost_a_file_is_not_judged(run, tmp_path):
     diagnosis = covshift.diagnose(covshift.open(path))
     assert not [finding for finding in diagnosis.findings if finding.check == "non-finite" and finding.verdict == "ok"]
     assert "absent since a repair" in invoke("info", path).stdout.replace("\n", " ")
+
+
+def test_a_missing_recording_is_reported_beside_the_others(run, tmp_path):
+    result = invoke("report", run, tmp_path / "missing.zarr", "--out", tmp_path / "page.html")
+    assert result.exit_code == 0
+    assert f"no recording at '{tmp_path / 'missing.zarr'}'" in error_line(result)
+    page = (tmp_path / "page.html").read_text()
+    assert "healthy" in page
+    assert "Cannot be read: no recording at" in page
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+def test_where_all_recordings_are_missing_there_is_no_page(tmp_path, names):
+    result = invoke("report", *[tmp_path / f"{name}.zarr" for name in names], "--out", tmp_path / "page.html")
+    assert result.exit_code == 1
+    assert "no recording at" in error_line(result)
+    assert not list(tmp_path.iterdir())
