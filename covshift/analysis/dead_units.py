@@ -208,7 +208,7 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     InvalidArgumentError
         If ``dead`` is something else, such as the recording.
     """
-    rows.demand_result(dead, ("layer", "examples", "silent"), of="covshift.gradient_health.dead_units")
+    rows.demand_result("dead", dead, ("layer", "examples", "silent"), of="covshift.gradient_health.dead_units")
     layer = dead["layer"].values
     names, first, member = np.unique(layer, return_index=True, return_inverse=True)
     recorded = dead["examples"].values > 0

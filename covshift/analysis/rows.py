@@ -337,23 +337,28 @@ def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train"
     return coordinate
 
 
-def demand_result(result: object, variables: Iterable[str], *, of: str) -> None:
-    """Demand that ``result`` is a Dataset with these variables, as the function named ``of`` returns it.
+def demand_result(
+    argument: str, result: object, names: Iterable[str] = (), *, of: str, kind: type[object] = xr.Dataset
+) -> None:
+    """Demand that ``result`` is the ``kind`` that the function named ``of`` returns.
+
+    A Dataset has variables of these names, a DataArray dims.
 
     Raises
     ------
     InvalidArgumentError
         If it is something else, such as the recording that the function takes.
     """
-    if not isinstance(result, xr.Dataset):
+    expected = f"{argument}: expected the {kind.__name__} that {of} returns"
+    if not isinstance(result, kind):
         what = "a recording" if isinstance(result, xr.DataTree) else type(result).__name__
-        raise InvalidArgumentError(f"expected the Dataset that {of} returns, got {what}; pass {of}(recording)")
-    missing = [name for name in variables if name not in result.variables]
+        raise InvalidArgumentError(f"{expected}, got {what}; call {of} first")
+    known = result.variables if isinstance(result, xr.Dataset) else getattr(result, "dims", ())
+    missing = [name for name in names if name not in known]
     if missing:
-        there = ", ".join(map(str, result.data_vars)) or "none"
+        there = ", ".join(map(str, result.data_vars if isinstance(result, xr.Dataset) else known)) or "none"
         raise InvalidArgumentError(
-            f"expected the Dataset that {of} returns, got one without {', '.join(missing)} (it has {there}); pass "
-            f"{of}(recording)"
+            f"{expected}, got one without {', '.join(missing)} (it has {there}); call {of} first"
         )
 
 

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
@@ -95,6 +96,7 @@ def plot_comparison(
     InvalidArgumentError
         If ``paired`` lacks a measure; the message lists those it has.
     """
+    demand_result("paired", paired, ("run", "layer"), of="covshift.analysis.comparison.paired_layers")
     chosen = _chosen_measures(paired, measures)
     runs = [str(run) for run in paired["run"].values]
     curves = curves or {}

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.wording import percent, plural
 from covshift.plots import style
 from covshift.plots.axes import (
@@ -62,6 +63,7 @@ def plot_differences(differences: xr.Dataset, *, ax: style.Target = None) -> Fig
         An infinite difference of logarithms, one group being exactly zero, has the colour of the scale's end.
         Layers without a number of a measure are left out of its panels. A panel without a number says so.
     """
+    demand_result("differences", differences, ("group",), of="covshift.analysis.differences.group_differences")
     groups = [str(group) for group in differences["group"].values]
     with style.context():
         shown = {measure: _shown(differences, measure) for measure in MEASURES}

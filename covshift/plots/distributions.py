@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.plots import style
 from covshift.plots.axes import colorbar, key_below, label_steps, step_edges, symlog_ticks, title
 from covshift.plots.labels import amount, elide
@@ -37,6 +38,7 @@ def plot_activation_river(river: xr.Dataset, *, ax: style.Target = None) -> Axes
     Axes
         With the heat map as its first collection. Where no step holds a finite element, the Axes says so instead.
     """
+    demand_result("river", river, ("count", "quantile"), of="covshift.analysis.distributions.river")
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=3.6)
         name = f"{elide(str(river.attrs['layer']), 40)} {river.attrs['signal']}"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.plots import palette, style
 from covshift.plots.axes import (
     key_of_figure,
@@ -61,6 +62,7 @@ def plot_gradient_ics(
     ----------
     Santurkar et al. (2018), arXiv 1805.11604, definition 2.1.
     """
+    demand_result("ics", ics, ("cosine",), of="covshift.probe.gradient_ics")
     columns = 2 if attribution is None else 3
     with style.context():
         height = layer_height(ics.sizes["layer"], row=0.13, least=3.0)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural, span
 from covshift.exceptions import InvalidArgumentError
@@ -58,6 +59,7 @@ def plot_norm_profile(
     InvalidArgumentError
         If a step was not recorded.
     """
+    demand_result("profile", profile, ("rms",), of="covshift.gradient_health.norm_profile")
     rows = max(profile.sizes["layer"], 0 if parameters is None else parameters.sizes["parameter"])
     with style.context():
         rms = profile["rms"].transpose("step", "layer")

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.plots import style
 from covshift.plots.axes import key_of_figure, label_steps, mark_edge, title, wrapped
 from covshift.plots.labels import amount, elide, share
@@ -35,6 +36,7 @@ def plot_operating_track(track: xr.Dataset, *, ax: style.Target = None) -> Figur
         and start and end are marked. Triangles on an edge are records whose mean lies beyond the axis. Without any
         recorded z the left one says so; for a nonlinearity whose derivative is not known the right one does.
     """
+    demand_result("track", track, ("mean",), of="covshift.analysis.operating_track.operating_track")
     with style.context():
         figure = style.figure_on(ax, width=7.6, height=4.0)
         path, curve = style.panels(figure, 2, sharey=True, width_ratios=(3.2, 1.0))

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis import Finding
 from covshift.diagnosis.finding import ROOT
 from covshift.diagnosis.thresholds import THRESHOLDS
@@ -51,6 +52,7 @@ def plot_update_ratio(ratio: xr.DataArray, *, findings: Iterable[Finding] = (), 
         band inside which the rule says ok, its outer limits, and a guide at 1e-3. Updates of exactly zero are arrows on
         the lower edge; triangles mark steps beyond the axis. Where nothing was measured, the Axes says so instead.
     """
+    demand_result("ratio", ratio, ("step", "parameter"), of="covshift.gradient_health.update_ratio", kind=xr.DataArray)
     found = list(findings)
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=4.0)

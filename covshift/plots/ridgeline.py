@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.plots import style
 from covshift.plots.axes import key_below, label_layers, layer_height, mark_edge, symlog_ticks, title
 from covshift.plots.labels import amount, elide, share, short_names
@@ -49,6 +50,7 @@ def plot_ridgeline(ridges: xr.Dataset, *, ax: style.Target = None) -> Axes:
         zeros, a bar the mean and one standard deviation either side, triangles at the ends mean that more than 1 % of
         the elements lie beyond. Where no row holds an element, the Axes says so instead.
     """
+    demand_result("ridges", ridges, ("density", "elements"), of="covshift.analysis.ridges.ridges")
     with style.context():
         rows = _rows(ridges)
         ax = style.axes_on(ax, width=7.6, height=layer_height(rows.sizes["row"], row=0.17, least=2.6, most=10.0))

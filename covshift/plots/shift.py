@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Patch
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis import Finding
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.plots import style
@@ -68,6 +69,7 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         the rule is a line on the colour bar; arrows on the upper edge mark steps with a distance beyond its
         colours. Where no cell has a number, the Axes says so instead.
     """
+    demand_result("shift", shift, ("w1", "noise_floor", "off_centre"), of="covshift.shift.between_steps")
     found = list(findings)
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=layer_height(shift.sizes["layer"]))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.finding import of_layers
 from covshift.diagnosis.wording import between, plural
 from covshift.exceptions import InvalidArgumentError
@@ -63,6 +64,7 @@ def plot_stability(
     InvalidArgumentError
         If ``layer`` is not in the result, or its history was not given.
     """
+    demand_result("stability", stability, ("state",), of="covshift.operating_point.stability")
     with style.context():
         if layer is not None:
             return _of_one(stability, history, layer, ax)

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
@@ -65,6 +66,7 @@ def plot_dead_units(
         call silence death, cross-hatched where a unit gives nothing finite; one diamond for each evaluation pass, at
         the number of units silent on all its examples. Where no unit was recorded, the Axes says so instead.
     """
+    demand_result("history", history, ("fate", "count"), of="covshift.analysis.unit_history.unit_history")
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=3.6)
         units = int(history.attrs["units"])

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis.diagnosis import Diagnosis
 from covshift.diagnosis.finding import of_layers, worst
 from covshift.diagnosis.wording import plural
@@ -48,6 +49,7 @@ def plot_verdict_grid(diagnosis: Diagnosis, *, rows: int = 60, ax: style.Target 
     InvalidArgumentError
         If ``rows`` is less than 1.
     """
+    demand_result("diagnosis", diagnosis, of="covshift.diagnose", kind=Diagnosis)
     if rows < 1:
         raise InvalidArgumentError(f"rows={rows}: expected at least 1 layer to draw")
     grid = diagnosis.grid().transpose("layer", "check")

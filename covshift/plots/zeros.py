@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from covshift.analysis.rows import demand_result
 from covshift.diagnosis import Finding
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
@@ -74,6 +75,7 @@ def plot_gradient_zeros(
         One Axes for each panel: all zeros, structural ones, survival; a panel without a number says so. The limits of
         the rules are lines on the colour bar and in the panel of survival.
     """
+    demand_result("zero_rate", zero_rate, ("step", "layer"), of="covshift.gradient_health.zero_rate", kind=xr.DataArray)
     found = list(findings)
     maps = {"all exact zeros": zero_rate}
     if structural is not None:

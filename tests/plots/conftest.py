@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from covshift import plots
 from covshift.analysis import distributions
+from covshift.diagnosis import Diagnosis
 from covshift.grid import VALUES
 
 CHECKS = ["gradient arrives", "gradient zeros", "units", "shift"]
@@ -22,6 +22,20 @@ CHECKS = ["gradient arrives", "gradient zeros", "units", "shift"]
 
 def layer_names(layers: int) -> list[str]:
     return [f"conv{layer}" for layer in range(layers)]
+
+
+class Drawn(Diagnosis):
+    """A diagnosis of which only what is drawn is there, and made up."""
+
+    causes: tuple[Any, ...] = ()
+
+    def __init__(self, grid: xr.DataArray, causes: tuple[Any, ...]) -> None:
+        super().__init__((), ())
+        object.__setattr__(self, "cells", grid)
+        object.__setattr__(self, "causes", causes)
+
+    def grid(self) -> xr.DataArray:
+        return self.cells
 
 
 def step_layer(values: np.ndarray, name: str, *, names: list[str] | None = None) -> xr.DataArray:
@@ -69,7 +83,7 @@ class Made:
             drawn = np.full_like(drawn, "not measured", dtype="<U12")
         cells = drawn if verdicts is None else verdicts
         coords = {"layer": self.names or layer_names(layers), "check": CHECKS}
-        return SimpleNamespace(grid=lambda: xr.DataArray(cells, coords, ("layer", "check")), causes=causes)
+        return Drawn(xr.DataArray(cells, coords, ("layer", "check")), causes)
 
     def parameter_norms(self, steps: int, parameters: int) -> xr.Dataset:
         names = [f"{name}.weight" for name in (self.names or layer_names(parameters))]

@@ -7,6 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 from covshift import plots
+from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
 
 
@@ -220,3 +222,46 @@ def words(figure) -> list[Text]:
         titles = [child for child in ax.get_children() if isinstance(child, Text)]
         found += [*titles, ax.xaxis.label, ax.yaxis.label, *shown_rows(ax), *(legend.texts if legend else [])]
     return found
+
+
+DRAWN_FROM = {
+    plots.plot_activation_river: r"river: expected the Dataset that covshift\.analysis\.distributions\.river returns",
+    plots.plot_comparison: r"paired: expected the Dataset that covshift\.analysis\.comparison\.paired_layers returns",
+    plots.plot_dead_units: r"history: expected the Dataset that covshift\.analysis\.unit_history\.unit_history returns",
+    plots.plot_differences: r"differences: expected the Dataset that .*\.group_differences returns",
+    plots.plot_gradient_ics: r"ics: expected the Dataset that covshift\.probe\.gradient_ics returns",
+    plots.plot_gradient_zeros: r"zero_rate: expected the DataArray that covshift\.gradient_health\.zero_rate returns",
+    plots.plot_norm_profile: r"profile: expected the Dataset that covshift\.gradient_health\.norm_profile returns",
+    plots.plot_operating_track: r"track: expected the Dataset that .*\.operating_track returns",
+    plots.plot_ridgeline: r"ridges: expected the Dataset that covshift\.analysis\.ridges\.ridges returns",
+    plots.plot_shift_map: r"shift: expected the Dataset that covshift\.shift\.between_steps returns",
+    plots.plot_stability: r"stability: expected the Dataset that covshift\.operating_point\.stability returns",
+    plots.plot_update_ratio: r"ratio: expected the DataArray that covshift\.gradient_health\.update_ratio returns",
+    plots.plot_verdict_grid: r"diagnosis: expected the Diagnosis that covshift\.diagnose returns",
+}
+
+
+def test_every_plot_function_says_what_it_draws():
+    assert {plot.__name__ for plot in DRAWN_FROM} == {name for name in plots.__all__ if name.startswith("plot_")}
+
+
+@pytest.mark.parametrize("plot", DRAWN_FROM, ids=lambda plot: plot.__name__)
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(xr.DataTree(), "a recording"), ("runs/a.zarr", "str"), ([], "list"), (None, "NoneType")],
+    ids=["recording", "path", "list", "none"],
+)
+def test_what_is_no_result_is_named_with_the_function_that_gives_one(plot, given, named):
+    with pytest.raises(InvalidArgumentError, match=rf"{DRAWN_FROM[plot]}, got {named}; call covshift\."):
+        plot(given)
+    assert not pyplot.get_fignums()
+
+
+def test_the_result_of_another_function_is_named_by_what_it_lacks():
+    other = xr.Dataset({"dead": ("unit", [True])})
+    with pytest.raises(InvalidArgumentError, match=r"got one without fate, count \(it has dead\); call covshift\."):
+        plots.plot_dead_units(other)
+    with pytest.raises(
+        InvalidArgumentError, match=r"got one without parameter \(it has step, layer\); call covshift\."
+    ):
+        plots.plot_update_ratio(xr.DataArray(np.zeros((1, 1)), dims=("step", "layer")))
