@@ -120,7 +120,7 @@ def clip_factor(recording: xr.DataTree) -> xr.DataArray:
     return xr.DataArray(factor, {"step": parameters["step"].values}, ("step",), "clip_factor", {"units": "1"})
 
 
-def range_risk(recording: xr.DataTree, *, dtype: str = "float16", stream: str = "train") -> xr.Dataset:
+def range_risk(recording: xr.DataTree, *, dtype: object = "float16", stream: str = "train") -> xr.Dataset:
     """How near values and gradients are to the ends of a dtype's range, whether or not it is the one in use.
 
     Gradients are taken as recorded, that is, after any loss scaling.
@@ -129,7 +129,7 @@ def range_risk(recording: xr.DataTree, *, dtype: str = "float16", stream: str = 
     ----------
     recording : DataTree
         Needs the group ``layers``, and ``histograms`` for gradients of a wider dtype.
-    dtype : {"float16", "bfloat16"}
+    dtype : {"float16", "bfloat16"} or torch.dtype
         Whose range.
     stream : {"train", "evaluation", "probe"}
         Which rows.
@@ -154,6 +154,7 @@ def range_risk(recording: xr.DataTree, *, dtype: str = "float16", stream: str = 
     SignalNotRecorded
         If no activation was recorded.
     """
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in _SMALLEST_EXPONENT:
         raise InvalidArgumentError(f"dtype={dtype!r}: expected one of {', '.join(_SMALLEST_EXPONENT)}")
     output = rows.layer_rows(recording, signal="activation", stream=stream)

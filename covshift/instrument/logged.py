@@ -99,6 +99,8 @@ def _loggable(name: str, value: Any) -> Scalar:
     if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta:
         # A copy, read when the row is written: no synchronisation now, no graph kept.
         return value.detach().clone()
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     try:
         if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
             return float(value)

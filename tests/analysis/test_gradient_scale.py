@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from covshift.analysis import gradient_health
 from covshift.exceptions import InvalidArgumentError
@@ -73,6 +74,8 @@ def test_overflow_is_the_largest_magnitude_over_the_largest_number(make_recordin
     assert np.isnan(found[1])
     with pytest.raises(InvalidArgumentError, match="dtype='float8'"):
         gradient_health.range_risk(make_recording(steps), dtype="float8")
+    found, named = (gradient_health.range_risk(make_recording(steps), dtype=one) for one in (torch.float16, "float16"))
+    assert found.identical(named)
 
 
 def test_the_clip_factor_is_what_was_left_of_the_whole_gradients_length(make_recording):

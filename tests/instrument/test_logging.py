@@ -69,7 +69,7 @@ def test_names_with_slashes_are_logged_and_read_with_dots(perceptron, train):
     model = perceptron()
     with covshift.record(model, every=1) as recorder:
         train(model, 1)
-        recorder.log({"val/loss": 0.5, "lr": 0.1}, accuracy=0.25)
+        recorder.log({"val/loss": np.array(0.5), "lr": 0.1}, accuracy=0.25)
         recorder.log(**{"val/top-5/error": torch.tensor(0.75)})
     scalars = recorder.recording["scalars"].to_dataset().sel(step=0)
     found = {name: float(scalars[name]) for name in ("val.loss", "lr", "accuracy", "val.top-5.error")}
