@@ -100,7 +100,8 @@ def recomputation() -> Recomputation:
             node = frame.f_locals.get(frame.f_code.co_varnames[0])
             if not isinstance(node, FunctionCtx):
                 continue
-            kind = type(node)._forward_cls.__name__  # type: ignore[attr-defined]
+            # Whose context it is; one that is no autograd function's of torch's making is nobody's checkpoint.
+            kind = getattr(getattr(type(node), "_forward_cls", type(node)), "__name__", "")
             if kind != CheckpointFunction.__name__:
                 # Its backward may be given, or give its parts, gradients of anything: an adjoint, a part of a step.
                 function = kind if name == "forward" else function
