@@ -172,7 +172,7 @@ def test_the_typical_value_of_nothing_is_nan():
 
 def test_a_recording_in_place_of_a_result_is_refused_with_the_call_that_makes_one(make_recording):
     recording = make_recording({0: {"a": {"activation": np.ones((2, 2))}}})
-    call = r"pass covshift\.gradient_health\.dead_units\(recording\)"
+    call = r"call covshift\.gradient_health\.dead_units first"
     with pytest.raises(InvalidArgumentError, match=f"got a recording; {call}"):
         survival(recording)
     with pytest.raises(InvalidArgumentError, match=f"got one without layer, examples, silent .*{call}"):
