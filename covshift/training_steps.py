@@ -210,6 +210,7 @@ class TrainingSteps:
                 )
         self._name_lost_preclip()
         self._name_absent_parameters()
+        self._name_uncleared_gradients()
         return self._meter.has_begun
 
     def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -238,6 +239,17 @@ class TrainingSteps:
                 "read NaN. Record the model once it is complete",
             )
 
+    def _name_uncleared_gradients(self) -> None:
+        # Once may be chance: gradients cleared, and others put where they lay.
+        if self._meter.steps_uncleared > 1:
+            self._incidents.warn_once(
+                "uncleared",
+                "gradients",
+                f"gradients are not cleared: at step {self.count}, as in the step recorded before, the backward pass "
+                "added to those that the optimizer had used already, so every update is by the sum of all gradients "
+                "so far. Call optimizer.zero_grad() before backward()",
+            )
+
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
             if self._block is not None or self._unfinished is not None:
@@ -252,6 +264,9 @@ class TrainingSteps:
             if rate is not None:
                 self._note_rate(rate)
         if is_boundary:
+            if self._measures_preclip and self._cadences.steps(self.count + 1):
+                with self._incidents.guard("parameters"):
+                    self._meter.watch_gradients(optimizer)
             self._end_step(skipped=told_to_skip(optimizer), by=optimizer)
         else:
             self._took_turn(optimizer, self.count - 1, is_recorded=self._unfinished is not None)

@@ -77,6 +77,13 @@ def _takes_every_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
     return receive
 
 
+def _any_write_is_an_addition(original: Callable[..., Any]) -> Callable[..., Any]:
+    def backward_ended(self: Any, parameters: Any) -> None:
+        self._is_added_to = bool(self._states)
+
+    return backward_ended
+
+
 def _ignores_the_scale(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def gradients(self: Any, scale: float) -> Any:
@@ -213,6 +220,9 @@ MUTATIONS = {
     ),
     "parameters that lie where others lay": Mutation(
         f"{INSTRUMENT}.steps:StepClock._is_own", _constant(True), ("../test_changing_models.py",)
+    ),
+    "gradients that were cleared": Mutation(
+        f"{INSTRUMENT}.leftovers:Leftovers.backward_ended", _any_write_is_an_addition, ("../test_leftovers.py",)
     ),
     "first gradient only": Mutation(
         f"{INSTRUMENT}.gradients:_Receiver.receive", _takes_every_gradient, ("test_calls_and_sharing.py",)

@@ -104,6 +104,7 @@ def test_a_recording_is_read_judged_and_reported_where_torch_is_not_installed(tm
     with covshift.record(model, tmp_path / "run", every=1) as recorder:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(3):
+            optimizer.zero_grad()
             model(torch.randn(8, 4)).square().mean().backward()
             optimizer.step()
             recorder.log(loss=1.0)

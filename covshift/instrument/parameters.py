@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from covshift import schema
 from covshift.exceptions import InvalidArgumentError
 from covshift.instrument.directions import GradientSamples
+from covshift.instrument.leftovers import Leftovers
 from covshift.instrument.steps import identities
 from covshift.summary.norms import Before, Tensors, stride
 
@@ -94,6 +95,7 @@ class ParameterMeter:
         self._changed: _Updates | None = None
         self._has_gradients = True
         self._samples = None if updates == "off" else GradientSamples()
+        self._leftovers = Leftovers()
         self.has_lost_preclip = False
         self.newly_absent: list[str] = []
         self._absent: set[str] = set()
@@ -136,6 +138,7 @@ class ParameterMeter:
     def after_backward(self, *, scale: float = 1.0) -> None:
         """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
         self._preclip = self._gradients(self._present(), scale)["gradient_norm"]
+        self._leftovers.backward_ended(self._present())
         if self._samples is not None:
             self._samples.after_backward(self._found_gradients(), scale=scale)
 
@@ -163,6 +166,7 @@ class ParameterMeter:
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             held = identities(optimizer)
+            self._leftovers.before_step(present, held)
             known = present if knows_others else [p if id(p) in held else _NOTHING for p in present]
             self._row |= self._gradients(known, scale)
             is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
@@ -226,6 +230,15 @@ class ParameterMeter:
             norms = np.sqrt(weights.squared_changes(self._before) / np.where(share > 0, share, 1))
             own &= self._those(lambda p: p is not _NOTHING)
             changed.norms[own], changed.shares[own] = norms[own], share[own]
+
+    @property
+    def steps_uncleared(self) -> int:
+        """How many steps in a row, up to the last one measured, were by gradients added to those of the step before."""
+        return self._leftovers.in_a_row
+
+    def watch_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch the gradients an optimizer has used: the next step will be measured, and they may be in it."""
+        self._leftovers.used(self._present(), identities(optimizer))
 
     @property
     def has_begun(self) -> bool:

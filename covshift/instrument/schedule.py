@@ -122,9 +122,12 @@ def first(n: int) -> Schedule:
 
 def at_steps(*steps: int) -> Schedule:
     """Exactly these steps."""
+    if not steps or any(not isinstance(step, int) or step < 0 for step in steps):
+        raise InvalidArgumentError(
+            f"at_steps({', '.join(map(repr, steps))}): expected at least one whole step number, none below 0; of a "
+            "list, at_steps(*steps)"
+        )
     chosen = frozenset(steps)
-    if not chosen or any(not isinstance(step, int) or step < 0 for step in chosen):
-        raise InvalidArgumentError(f"at_steps{steps}: expected at least one whole step number, none below 0")
 
     def before(stop: int) -> Iterable[int]:
         return (step for step in chosen if step < stop)

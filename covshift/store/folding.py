@@ -13,6 +13,7 @@ from covshift.exceptions import InvalidArgumentError
 from covshift.store.archive import Archive
 from covshift.store.axes import Axes
 from covshift.store.journal import Journal, remove
+from covshift.store.lock import DisplacedError
 from covshift.store.waiting import Reason, Waiting
 
 BUFFER_BYTES = 16 * 2**20
@@ -63,6 +64,9 @@ class Folding:
     def _attempt(self, fold: Callable[[], None]) -> None:
         try:
             fold()
+        except DisplacedError:
+            # With its journal: the next record, which begins a segment of it, is refused and says so.
+            self._retry_at = time.monotonic() + RETRY_SECONDS
         except Exception as error:  # noqa: BLE001 - whatever ends a fold, its rows wait on and the user is told
             self._failure, self._retry_at = str(error), time.monotonic() + RETRY_SECONDS
         else:

@@ -26,6 +26,10 @@ except ImportError:
 _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
+class DisplacedError(OSError):
+    """The recording does not lie where its writer opened it."""
+
+
 class Lock:
     """Holds the lock file at ``path`` until :meth:`release`, or until nothing refers to the lock any more.
 
@@ -54,7 +58,7 @@ class Lock:
 
         Raises
         ------
-        OSError
+        DisplacedError
             If its directory is gone, or another lock file stands there.
         """
         if not self._close.alive:
@@ -62,7 +66,7 @@ class Lock:
         there = self._path.stat() if self._path.exists() else None
         if os.path.samestat(there, os.fstat(self._descriptor)) if there else self._path.parent.exists():
             return
-        raise OSError("it was deleted, moved or replaced since this writer opened it")
+        raise DisplacedError("it was deleted, moved or replaced since this writer opened it")
 
     def release(self) -> None:
         """Let the next writer in; releasing twice does nothing."""

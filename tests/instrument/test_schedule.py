@@ -45,6 +45,8 @@ def test_at_steps_needs_steps():
         at_steps()
     with pytest.raises(InvalidArgumentError, match="none below 0"):
         at_steps(-3)
+    with pytest.raises(InvalidArgumentError, match=r"at_steps\(\[0, 5\]\): .* of a list, at_steps\(\*steps\)"):
+        at_steps([0, 5])
 
 
 NUMBERS = st.integers(1, 30)

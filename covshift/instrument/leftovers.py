@@ -1,0 +1,61 @@
+"""Gradients that an optimizer has used and nobody has cleared before the next backward pass adds to them.
+
+torch adds gradients up until ``zero_grad`` clears them; a loop without it updates by the sum of all gradients so far.
+A few gradients are watched from one optimizer step to the next, by where they lie and how often they were written:
+autograd adds in place, one version up, while clearing writes once more or puts others in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+import torch
+
+WATCHED = 3
+"""One gradient may be out of reach of a loss, an expert's that got no example; the first, middle and last are not."""
+
+_State = tuple[int, int]
+"""Where a gradient lies, and its version."""
+
+
+class Leftovers:
+    """Tells steps whose gradients were added to those that the same optimizer had used in the step before.
+
+    Attributes
+    ----------
+    in_a_row : int
+        How many such steps have come one after another, as far as they were watched.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[int, _State] = {}
+        self._is_added_to = False
+        self.in_a_row = 0
+
+    def used(self, parameters: Sequence[torch.Tensor], held: Set[int]) -> None:
+        """Watch the gradients of an optimizer that has stepped, which holds the parameters of these identities."""
+        places = [place for place, p in enumerate(parameters) if id(p) in held and p.grad is not None]
+        chosen = {places[index * (len(places) - 1) // (WATCHED - 1)] for index in range(WATCHED) if places}
+        states = {place: _state(parameters[place].grad) for place in chosen}
+        self._states, self._is_added_to = {place: state for place, state in states.items() if state is not None}, False
+
+    def backward_ended(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Take in what a backward pass has done to the gradients watched; it may have reached none of them."""
+        now = {place: _state(parameters[place].grad) for place in self._states}
+        if now != self._states:
+            added = {place: (where, version + 1) for place, (where, version) in self._states.items()}
+            self._is_added_to = now == added
+            self._states = added if self._is_added_to else {}
+
+    def before_step(self, parameters: Sequence[torch.Tensor], held: Set[int]) -> None:
+        """Judge the gradients that an optimizer, which holds these parameters, is about to step by."""
+        is_same = all(id(parameters[place]) in held for place in self._states)
+        self.in_a_row = self.in_a_row + 1 if self._is_added_to and is_same else 0
+        self._states, self._is_added_to = {}, False
+
+
+def _state(gradient: torch.Tensor | None) -> _State | None:
+    """None of a gradient that is not there, or does not count how often it was written."""
+    if type(gradient) is not torch.Tensor or gradient.layout is not torch.strided or gradient.is_inference():
+        return None
+    return gradient.data_ptr(), gradient._version
