@@ -33,8 +33,8 @@ class Journal:
     fsync : bool
         Bring every record to the device before it is acknowledged, which a power failure then cannot take.
     demand_in_place : callable, optional
-        Called before a segment is begun, and for whoever asks before a fold; raises ``DisplacedError`` where the directory
-        is not this writer's any more.
+        Called before a segment is begun, and for whoever asks before a fold; raises ``DisplacedError`` where the
+        directory is not this writer's any more.
     """
 
     def __init__(
