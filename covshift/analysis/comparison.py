@@ -17,12 +17,18 @@ from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 _Series = Callable[[xr.DataTree, str], xr.DataArray]
 
+
+def _resolved_w1(run: xr.DataTree, stream: str) -> xr.DataArray:
+    moved = shift.between_steps(run, stream=stream, js=False)
+    return moved["w1"].where(~moved["off_centre"])
+
+
 _MEASURES: Mapping[str, tuple[_Series, str]] = {
     "gradient_zero_rate": (lambda run, stream: gradient_health.zero_rate(run, stream=stream), "1"),
     "structural_rate": (lambda run, stream: linkage.violation_rate(run, stream=stream)["structural_rate"], "1"),
     "gradient_rms": (lambda run, stream: rows.moments(run, signal="activation_grad", stream=stream)["rms"], "1"),
     "activation_sd": (lambda run, stream: rows.moments(run, stream=stream)["sd"], "1"),
-    "w1": (lambda run, stream: shift.between_steps(run, stream=stream)["w1"], "sd of the previous record"),
+    "w1": (_resolved_w1, "sd of the previous record"),
 }
 
 
@@ -53,7 +59,8 @@ def paired_layers(recordings: Mapping[str, xr.DataTree], *, stream: str = "train
         ``activation_sd``
             Standard deviation of the output.
         ``w1``
-            Distance of the output from the previous histogram, in standard deviations of that; sampling noise included.
+            Distance of the output from the previous histogram, in standard deviations of that; sampling noise included,
+            and where the bins resolve it.
 
     Raises
     ------

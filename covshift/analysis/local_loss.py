@@ -20,7 +20,6 @@ with a loss that is summed, not averaged, over a batch they are as many times sm
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -69,7 +68,7 @@ def factors(attrs: Mapping[Any, Any], rows: xr.Dataset, *, signal: str, stream: 
     told = _told_of_run(attrs, rows)
     steps = rows["step"].values
     found = np.full(len(steps), _factor(told, stream))
-    for resume in _plain(told.get(_RESUMES, [])):
+    for resume in schema.attribute(told, _RESUMES, []):
         changed = _factor({**told, **resume.get("attrs", {})}, stream)
         found[steps >= resume["step"]] = changed
     return None if (found == 1.0).all() else found
@@ -79,13 +78,8 @@ def _told_of_run(attrs: Mapping[Any, Any], rows: xr.Dataset) -> Mapping[Any, Any
     run = rows.coords.get("run")
     if run is None or run.ndim or _RUNS not in attrs:
         return attrs
-    told: Mapping[Any, Any] = _plain(attrs[_RUNS])[str(run.item())]
+    told: Mapping[Any, Any] = schema.attribute(attrs, _RUNS, {})[str(run.item())]
     return told
-
-
-def _plain(value: Any) -> Any:
-    """An attribute as it was stored; netCDF holds those with parts as their JSON."""
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _factor(told: Mapping[Any, Any], stream: str) -> float:

@@ -185,7 +185,11 @@ def _of_units(recording: xr.DataTree, signal: str, stream: str, *, share: float,
     distance = rows.ratio(sum_by_layer(np.nan_to_num(moved) ** 2, owner, layers), compared)
     signs = _directions(moved, _window(len(moved), share, least))
     location = rows.ratio(sum_by_layer(np.nan_to_num(moved) * signs, owner, layers), compared)
-    scale = rows.ratio(sum_by_layer(np.nan_to_num(logs), owner, layers), sum_by_layer(np.isfinite(logs), owner, layers))
+    # Relative to each unit's own, for not every record need know the same units.
+    spread = logs - _reference(logs)
+    scale = rows.ratio(
+        sum_by_layer(np.nan_to_num(spread), owner, layers), sum_by_layer(np.isfinite(spread), owner, layers)
+    )
     return _Series(units["step"].values.astype(np.int64), distance, location, scale, signed=True)
 
 

@@ -7,7 +7,6 @@ was not recorded is counted 0 and reads NaN once divided.
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Iterable, Sequence
@@ -195,10 +194,7 @@ def ended_before(values: NDArray[np.float64]) -> int:
 
 def is_left_open(recording: xr.DataTree) -> bool:
     """Whether the file of a recording was not closed when it was read: it is being written, or its writer died."""
-    commit = recording.attrs.get("covshift_commit", {})
-    # NetCDF has no attributes of attributes: the export writes them as JSON.
-    told = json.loads(commit) if isinstance(commit, str) else commit
-    return told.get("closed") is False
+    return schema.attribute(recording.attrs, "covshift_commit", {}).get("closed") is False
 
 
 def producer_index(layers: xr.Dataset) -> NDArray[np.int64]:

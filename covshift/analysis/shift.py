@@ -114,8 +114,10 @@ def between_steps(
             together, and where a side has fewer than two groups of examples. ``u`` and ``equivalent_shift`` are no
             evidence there.
         ``off_centre``
-            Whether either side's ``|mean| / sd`` exceeds 8, beyond which the bins are too wide to resolve a shift;
-            ``smd``, ``log_var_ratio`` and ``w1_of_moments``, which come from exact moments, still hold there.
+            Whether the bins are too wide to resolve a shift: ``|mean| / sd`` of either side exceeds 8, or so many
+            elements are below 2^-24 or above 2^16 in size, the range of the bins of values, that distances could be
+            off by 0.05 sd. ``smd``, ``log_var_ratio`` and ``w1_of_moments``, which come from exact moments, still hold
+            there.
         ``n_examples``
             Examples behind the smaller side.
 
@@ -285,7 +287,6 @@ def distances(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(np.where(now.sd > 0, now.sd, np.nan) ** 2 / scale**2)
         smd = (now.mean - before.mean) / np.sqrt(np.where(variances > 0, variances, np.nan) / 2)
-        off_centre = np.maximum(np.abs(before.mean) / before.sd, np.abs(now.mean) / now.sd) > 2.0**grid.mantissa_bits
     return {
         "w1": w1 / scale,
         "w1_of_moments": divergence.normal_wasserstein1(before.mean, before.sd, now.mean, now.sd) / scale,
@@ -298,7 +299,7 @@ def distances(
         "u_noise": noise / scale,
         "equivalent_shift": np.sqrt(np.maximum(u, 0.0) / CRAMER_OF_SMALL_SHIFT),
         "noise_floor": floor / scale,
-        "off_centre": off_centre.astype(np.float64),
+        "off_centre": (before.is_off_centre | now.is_off_centre).astype(np.float64),
         "n_examples": np.minimum(before.n_examples, now.n_examples),
         "noise_known": known.astype(np.float64),
     }

@@ -24,6 +24,9 @@ from covshift.grid import Grid
 
 Floats = NDArray[np.float64]
 
+UNRESOLVED = 0.05
+"""Sd by which W1 may be off for elements outside the range of the bins: a quarter of the shift that is to watch."""
+
 _CHUNK = 16
 """Steps read at a time: a multiple of a stored chunk's 8, so that none is decompressed twice."""
 
@@ -73,6 +76,25 @@ class Record:
         for layers in in_blocks(np.asarray(self.counts.any(axis=1))):
             squared[layers], root[layers] = divergence.sampling_noise(self.groups[layers], self.grid)
         return squared, root
+
+    @cached_property
+    def is_off_centre(self) -> NDArray[np.bool_]:
+        """Layers whose shift the bins do not resolve, shape ``(layer,)``.
+
+        Their mean lies beyond 8 sd from 0, so that bins are wide beside the sd; or elements lie in the first bin above
+        0, which is as wide as it starts, or in the last, which has no end, and W1 could be off by :data:`UNRESOLVED`
+        for it. A share p beyond the last edge has values that are at most ``sd / sqrt(p)``, so W1 misses ``2 sqrt(p)``.
+        """
+        grid, counts = self.grid, self.counts
+        finite = counts[:, 1 : grid.nan - 1].sum(axis=1)
+        tiny, huge = (
+            rows.ratio(counts[:, [grid.zero - place, grid.zero + place]].sum(axis=1), finite)
+            for place in (1, grid.side + 2)
+        )
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            far = np.abs(self.mean) / self.sd > 2.0**grid.mantissa_bits
+            missed = tiny * 2.0**grid.min_exponent / self.sd + 2 * np.sqrt(huge)
+        return np.asarray(far | (missed > UNRESOLVED))
 
     @cached_property
     def counts(self) -> NDArray[Any]:

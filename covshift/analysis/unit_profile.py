@@ -62,6 +62,7 @@ def unit_profile(
             on", that is, linear. NaN where the output's sign is not that of z, and where nothing was recorded.
         ``constant``
             In no record did the output of any member vary by more than 1e-6 of the variance of the layer's median unit.
+            False where a variance is not known: of elements that are not finite, or beyond float32.
         ``stuck``
             Constant, and some member a number other than 0 throughout: a unit that fires once in a while, and hardly,
             is not, nor one that gives NaN.
@@ -116,7 +117,8 @@ def unit_profile(
 class _Pooled:
     """Numbers of each column over a window, shape (column,).
 
-    ``within`` is the largest variance inside one record; ``never_zero`` is true where no element was 0, ``one_sided``
+    ``mean`` and ``square`` are of the records whose variance is known. ``within`` is the largest variance inside one
+    record, NaN where that of any is not known; ``never_zero`` is true where no element was 0, ``one_sided``
     where all elements are known to be 0 or more, or none of them above 0.
     """
 
@@ -135,13 +137,14 @@ class _Pooled:
             here[f"unit_{name}"].values[:, columns.order].astype(np.float64)
             for name in ("count", "zero_count", "positive_count", "mean", "m2")
         )
-        n, finite = count.sum(axis=0), np.nan_to_num(mean)
-        variance = rows.ratio(np.nan_to_num(m2), count)
+        known = np.isfinite(m2)
+        weight, middle, squares = (np.where(known, part, 0.0) for part in (count, mean, m2))
+        total = weight.sum(axis=0)
         return cls(
-            n,
-            rows.ratio((count * finite).sum(axis=0), n),
-            rows.ratio((count * finite**2 + np.nan_to_num(m2)).sum(axis=0), n),
-            np.where(count > 0, variance, 0.0).max(axis=0, initial=0.0),
+            count.sum(axis=0),
+            rows.ratio((weight * middle).sum(axis=0), total),
+            rows.ratio((weight * middle**2 + squares).sum(axis=0), total),
+            np.where(count > 0, rows.ratio(m2, count), 0.0).max(axis=0, initial=0.0),
             positive.sum(axis=0),
             zero.sum(axis=0) == 0,
             (zero + positive == count).all(axis=0) | (positive == 0).all(axis=0),
@@ -150,7 +153,7 @@ class _Pooled:
 
 def _constant(output: _Pooled, columns: UnitColumns) -> NDArray[np.bool_]:
     largest = columns.largest(output.within)
-    typical = _by_layer(largest, columns, np.median)
+    typical = _by_layer(largest, columns, rows.median)
     return np.asarray((largest <= CONSTANT_VARIANCE * typical) & (columns.smallest(output.n) > 0))
 
 
@@ -175,7 +178,7 @@ def _relative(size: Floats, columns: UnitColumns) -> Floats:
     return np.where(mean == 0, 0.0, rows.ratio(size, mean))
 
 
-def _by_layer(values: Floats, columns: UnitColumns, summary: Callable[[Floats], np.floating]) -> Floats:
+def _by_layer(values: Floats, columns: UnitColumns, summary: Callable[[Floats], np.floating | Floats]) -> Floats:
     """``summary`` of each layer's units, repeated for each of them; units stand layer by layer."""
     out = np.full(len(values), np.nan)
     for owner in np.unique(columns.owner):

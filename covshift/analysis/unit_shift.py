@@ -18,6 +18,9 @@ from covshift.exceptions import InvalidArgumentError
 
 Floats = NDArray[np.float64]
 
+COARSE = 0.1
+"""Means are stored in float32: rounded by half the distance of two numbers, which may be this many sd at most."""
+
 
 def between_units(
     recording: xr.DataTree,
@@ -44,8 +47,9 @@ def between_units(
     -------
     Dataset
         ``smd`` (step, unit)
-            Standardised mean difference, ``(mean - mean_ref) / sqrt((var + var_ref) / 2)``; NaN where a side was not
-            recorded or both variances are 0.
+            Standardised mean difference, ``(mean - mean_ref) / sqrt((var + var_ref) / 2)``; NaN where both variances
+            are 0 or a side is not known: not recorded, with an element that was not finite, with variances beyond
+            1e-38 or 1e38, or so far from 0 that float32 rounds the mean by more than 0.05 sd.
         ``log_var_ratio`` (step, unit)
             ``ln(var / var_ref)``; NaN where either is 0.
         ``shift`` (step, layer)
@@ -108,11 +112,19 @@ def between_units(
 
 
 def unit_moments(units: xr.Dataset, signal: str) -> tuple[Floats, Floats]:
-    """Mean and population variance of every unit, shape ``(step, unit)``; NaN where it was not recorded."""
+    """Mean and population variance of every unit, shape ``(step, unit)``; NaN where they are not known.
+
+    That is: where the unit was not recorded, had an element that was not finite, or leaves the range of float32. Of a
+    unit so far from 0 that neighbouring float32 numbers are more than :data:`COARSE` of its sd apart, the mean is not
+    known, either.
+    """
     here = units.sel(signal=signal)
-    mean = here["unit_mean"].values.astype(np.float64)
+    stored = here["unit_mean"].values
     variance = rows.ratio(here["unit_m2"].values.astype(np.float64), here["unit_count"].values.astype(np.float64))
-    return np.where(np.isfinite(variance), mean, np.nan), variance
+    with np.errstate(invalid="ignore"):
+        apart = np.spacing(np.abs(stored)).astype(np.float64)
+        known = np.isfinite(variance) & ~((variance > 0) & (apart > COARSE * np.sqrt(variance)))
+    return np.where(known, stored.astype(np.float64), np.nan), variance
 
 
 def sum_by_layer(values: NDArray[np.generic], owner: NDArray[np.int64], layers: int) -> Floats:

@@ -101,7 +101,7 @@ def _words(layer: str, compared: Comparison, value: float, interval: tuple[float
     if compared.stream != "train":
         reason += f", in {compared.modes}"
     if compared.off_centre[place]:
-        reason += ", by moments: its mean lies beyond 8 sd from 0, where bins are too wide"
+        reason += ", by moments: its mean lies beyond 8 sd from 0, or its values outside the bins (6e-8 to 65,536)"
     if math.isfinite(compared.p[place]):
         tests = plural(int(np.isfinite(compared.p).sum()), "test")
         reason += (

@@ -255,7 +255,18 @@ def unit_arrays(units: Mapping[int, UnitSummary], layers: Sequence[schema.Layer]
         empty = summary.finite_count == 0
         for name, attribute in _UNIT_FIELDS.items():
             values = getattr(summary, attribute)
-            # float64 activations beyond float32 read infinite or 0 here; the layer's own numbers are float64.
+            # Means of float64 activations beyond float32 read infinite or 0 here; the layer's own numbers are float64.
             with np.errstate(over="ignore", under="ignore"):
                 arrays[name][place] = np.where(empty, np.nan, values) if arrays[name].dtype.kind == "f" else values
+        arrays["unit_m2"][place][~_has_exact_m2(summary)] = np.nan
     return arrays
+
+
+def _has_exact_m2(summary: UnitSummary) -> NDArray[np.bool_]:
+    """Whether the squared deviations of each unit are those of all its elements, and float32 has them to its precision.
+
+    Squares leave the range of float32 where values of 1e-19 or 1e19 do not.
+    """
+    limits = np.finfo(np.float32)
+    held = (summary.m2 == 0) | ((summary.m2 >= limits.tiny) & (summary.m2 <= limits.max))
+    return np.asarray(held & (summary.finite_count == summary.count))

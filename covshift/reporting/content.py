@@ -33,7 +33,7 @@ FACTS = ("model", "variant", "seed", "torch_version", "device")
 MOST_LOSSES = 2
 """Logged losses shown there: whether the network learns is the first question to any finding about it."""
 
-NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions")
+NOT_PROVENANCE = ("covshift_commit", "covshift_model", "Conventions", "warnings")
 
 
 def report_content(
@@ -75,6 +75,7 @@ def run_content(result: Results) -> dict[str, Any]:
         "verdict": result.diagnosis.worst,
         "sentence": result.diagnosis.sentence,
         "facts": _facts(result.recording),
+        "warnings": _warnings(result.recording),
         "layers_by_verdict": _layers_by_verdict(grid),
         "findings": findings,
         "groups": _groups(findings),
@@ -107,6 +108,7 @@ def empty_run(name: str, recording: xr.DataTree) -> dict[str, Any]:
         "verdict": "not measured",
         "sentence": sentence,
         "facts": facts,
+        "warnings": _warnings(recording),
         "logged": _logged(recording),
         "provenance": _provenance(recording),
     }
@@ -121,6 +123,7 @@ def damaged_run(name: str, reason: str) -> dict[str, Any]:
         "verdict": "not measured",
         "sentence": sentence,
         "facts": {},
+        "warnings": [],
         "logged": [],
         "provenance": [],
     }
@@ -226,6 +229,11 @@ def _logged(recording: xr.DataTree) -> list[dict[str, Any]]:
             ends["ended_before"] = rows.ended_before(scalars[name].values)
             entries.append({"name": str(name)} | ends)
     return entries
+
+
+def _warnings(recording: xr.DataTree) -> list[str]:
+    """What the recorder could not record, or found amiss, in its own words."""
+    return [str(message) for message in schema.attribute(recording.attrs, "warnings", [])]
 
 
 def _provenance(recording: xr.DataTree) -> list[dict[str, str]]:

@@ -121,7 +121,7 @@ def _measures(
         "structural_rate": None if split is None else split["structural_rate"],
         "gradient_rms": _moment(recording, "activation_grad", "rms"),
         "activation_sd": _moment(recording, "activation", "sd"),
-        "w1": None if moved is None else moved["w1"],
+        "w1": None if moved is None else moved["w1"].where(~moved["off_centre"]),
     }
     layers = rows.names(rows.group(recording, "layers"))
     blank = xr.DataArray(np.full(len(layers), np.nan), {"layer": layers}, ("layer",))

@@ -5,6 +5,7 @@ prints it, so the three cannot drift apart. This room imports numpy, xarray and 
 any file format.
 """
 
+from covshift.schema.attributes import attribute
 from covshift.schema.checking import VERSION, check, check_version
 from covshift.schema.groups import (
     EVALUATION_GROUPS,
@@ -59,6 +60,7 @@ __all__ = [
     "SparseCounts",
     "Status",
     "Variable",
+    "attribute",
     "check",
     "check_version",
     "grid_of",

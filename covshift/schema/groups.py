@@ -230,7 +230,8 @@ UNITS = Group(
         *_floats(
             {
                 "unit_mean": "mean of the unit's finite elements",
-                "unit_m2": "sum of squared deviations of the unit's finite elements from their mean",
+                "unit_m2": "sum of squared deviations of the unit's elements from their mean; NaN where some are not "
+                "finite, or where float32 cannot hold it",
             },
             _UNIT_SIGNAL,
             "f4",

@@ -76,15 +76,19 @@ def _layer_moments(datasets: Sequence[xr.Dataset]) -> Mapping[str, xr.DataArray]
 
 
 def _unit_moments(datasets: Sequence[xr.Dataset]) -> Mapping[str, xr.DataArray]:
-    """Means weighted by the units' element counts, which is exact where all elements are finite."""
-    parts = []
+    """Means weighted by the units' element counts, which is exact where all elements are finite.
+
+    Squared deviations that one side does not know are not known of both.
+    """
+    parts, unknown = [], xr.DataArray(False)
     for dataset in datasets:
         mean = dataset["unit_mean"].astype(float)
         count = dataset["unit_count"].astype(float).where(mean.notnull(), 0.0)
+        unknown = unknown | (dataset["unit_m2"].isnull() & (dataset["unit_count"] > 0))
         zero = xr.zeros_like(mean.fillna(0.0))
         parts.append((count, mean.fillna(0.0), dataset["unit_m2"].astype(float).fillna(0.0), zero, zero))
     count, mean, m2, _, _ = reduce(_pebay, parts)
-    return {"unit_mean": mean.where(count > 0), "unit_m2": m2.where(count > 0)}
+    return {"unit_mean": mean.where(count > 0), "unit_m2": m2.where((count > 0) & ~unknown)}
 
 
 Moments = tuple[xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray, xr.DataArray]
