@@ -264,15 +264,18 @@ class TrainingSteps:
             if rate is not None:
                 self._note_rate(rate)
         if is_boundary:
-            if self._measures_preclip and self._cadences.steps(self.count + 1):
-                with self._incidents.guard("parameters"):
-                    self._meter.watch_gradients(optimizer)
+            self._watch_gradients(optimizer)
             self._end_step(skipped=told_to_skip(optimizer), by=optimizer)
         else:
             self._took_turn(optimizer, self.count - 1, is_recorded=self._unfinished is not None)
             self._attend()
             if self._meter.is_complete:
                 self.finish()
+
+    def _watch_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        with self._incidents.guard("schedule"):
+            if self._measures_preclip and self._cadences.steps(self.count + 1):
+                self._meter.watch_gradients(optimizer)
 
     def _note_rate(self, rate: Any) -> None:
         try:

@@ -187,8 +187,13 @@ def _unit_of(array: np.ndarray) -> dict[str, float]:
         "unit_positive_count": (values > 0).sum(),
         "unit_active_examples": (values != 0).any(axis=1).sum(),
         "unit_mean": finite.mean() if finite.size else np.nan,
-        "unit_m2": ((finite - finite.mean()) ** 2).sum() if finite.size else np.nan,
+        "unit_m2": _in_float32(((values - values.mean()) ** 2).sum()) if finite.size == values.size else np.nan,
     }
+
+
+def _in_float32(value: float) -> float:
+    """The value, NaN where float32 has it only as 0, as infinity or to fewer digits than others."""
+    return value if value == 0 or 2.0**-126 <= value < 2.0**128 else np.nan
 
 
 def _default_layers(streams: Iterable[Mapping[int, Tensors]]) -> list[Layer]:

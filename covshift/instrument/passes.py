@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Pass:
         Elements of z at which a layer has no derivative, by the layer's place.
     is_empty : bool
         Whether no forward pass has been kept.
+    begun : int
+        Forward passes that have begun, kept or not.
     """
 
     def __init__(self, *, histograms: bool, units: bool) -> None:
@@ -41,6 +44,7 @@ class Pass:
         self.statuses = bytearray(_BLANK)
         self.structural_zeros: dict[int, int] = {}
         self.is_empty = True
+        self.begun = 0
 
     def set_status(self, key: int, status: Status) -> None:
         """Say how the row came about."""
@@ -70,7 +74,8 @@ class Draft:
     """
 
     def __init__(self, rows: Pass) -> None:
-        self._rows = rows
+        self._rows, self._earlier = rows, rows.begun
+        rows.begun += 1
         self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._is_kept = self._is_dropped = False
         self.backward = -1
@@ -87,9 +92,25 @@ class Draft:
 
     def add(self, key: int, tensor: torch.Tensor, reading: Reading, *, units: bool = True) -> int:
         """Summarise a tensor; returns its row, for :meth:`row`. See :meth:`covshift.summary.table.Table.add`."""
-        return self._rows.table.add(key, tensor, reading, units=units, enter=self._enter)
+        groups = self._groups_before(tensor, reading) if self._earlier else 0
+        enter = partial(self._enter, groups=groups) if groups else self._enter
+        return self._rows.table.add(key, tensor, reading, units=units, enter=enter)
 
-    def _enter(self, row: int, key: int, histogram: Histogram | None, units: UnitSummary | None) -> None:
+    def _groups_before(self, tensor: torch.Tensor, reading: Reading) -> int:
+        """Example groups that earlier micro-batches of this size have filled, as often as all were.
+
+        0 for a batch with as many examples as groups or more: it fills all, and may hold the same examples as the pass
+        before, which belong into the same groups then. Small ones would fill the first groups only, however many.
+        """
+        _, example = reading.axes_of(tensor)
+        examples = reading.groups if example is None else tensor.shape[example]
+        return self._earlier * examples % reading.groups if examples < reading.groups else 0
+
+    def _enter(
+        self, row: int, key: int, histogram: Histogram | None, units: UnitSummary | None, *, groups: int = 0
+    ) -> None:
+        if histogram is not None and groups:
+            histogram = histogram.moved_on(groups)
         self._do(self._rows.table.enter, row, key, histogram, units)
 
     def row(self, row: int) -> Numbers:

@@ -141,6 +141,10 @@ class Histogram:
         bits = min(self.grid.mantissa_bits, other.grid.mantissa_bits)
         return self.coarsen(bits).merge(other.coarsen(bits))
 
+    def moved_on(self, groups: int) -> Histogram:
+        """The same counts, each example group taken for the one so many ``groups`` later, the last before the first."""
+        return Histogram(self.grid, np.roll(self.counts, groups, axis=0))
+
     def coarsen(self, mantissa_bits: int) -> Histogram:
         """The same counts on the grid with fewer mantissa bits."""
         grid = replace(self.grid, mantissa_bits=mantissa_bits)

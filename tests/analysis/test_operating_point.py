@@ -145,3 +145,28 @@ def test_parameters_lie_upstream_of_every_layer_at_or_after_their_module(make_re
 def test_windows_that_cannot_be_are_refused(make_recording, wrong):
     with pytest.raises(InvalidArgumentError, match="expected 0 < share <= 1 and min_records >= 22"):
         operating_point.stability(build(make_recording, fc=record_of(lambda v, t: v)), **wrong)
+
+
+def masked(values, t):
+    hidden = np.random.default_rng(0).random(values.shape) < 0.1 + 0.7 * t
+    return np.where(hidden, -np.inf, values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [masked, lambda v, t: v * 1e-24, lambda v, t: v * 1e24, lambda v, t: v + 1e9],
+    ids=["masked", "tiny", "huge", "far"],
+)
+def test_a_still_layer_does_not_drift_where_float32_or_a_mask_hides_its_units(make_recording, change):
+    found = operating_point.stability(build(make_recording, still=record_of(change))).sel(layer="still")
+    assert found["state"].item() in ("STABLE", "UNDETERMINED")
+    assert abs(float(found["scale_drift"])) < 0.1
+
+
+def test_units_known_in_some_records_only_drift_by_those_they_are_known_in(make_recording):
+    still, wide = record_of(lambda v, t: v), record_of(lambda v, t: v * np.r_[np.full(8, 1e6), np.ones(8)])
+    for index, record in enumerate(wide):
+        if index > 80:
+            record["activation"][0, :8] = np.nan
+    found = operating_point.stability(build(make_recording, still=still, wide=wide)).sel(layer="wide")
+    assert abs(float(found["scale_drift"])) < 0.1

@@ -306,3 +306,37 @@ def test_under_batch_norm_in_training_mode_the_noise_is_unknown_and_nothing_is_t
     assert np.isnan(trained["p"].values).tolist() == [[False, True, True]]
     assert evaluated["noise_known"].isel(step=-1).all()
     assert np.isfinite(evaluated["p"]).all()
+
+
+def shaped(values, scale):
+    return {"activation": (scale * values).reshape(-1, 10)}
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("moved", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("exponent", [-30, -12, -9, -8, -7, -6, -3, 0, 3, 4, 5, 6, 9, 30])
+def test_whatever_the_scale_a_distance_holds_or_is_said_not_to(make_recording, exponent, moved, rectified):
+    rng = np.random.default_rng(exponent + 30)
+    one, two = rng.normal(size=(2, 4000)) + np.array([[0.0], [moved]])
+    if rectified:
+        one, two = np.maximum(one, 0), np.maximum(two, 0)
+    recording = make_recording({step: {"a": shaped(part, 10.0**exponent)} for step, part in ((0, one), (1, two))})
+    found = shift.between_steps(recording).sel(step=1, layer="a")
+    assert bool(found["off_centre"]) if exponent in (-30, -12, -9, -8, 6, 9, 30) else True
+    assert not bool(found["off_centre"]) if -6 <= exponent <= 3 else True
+    if not found["off_centre"]:
+        assert float(found["w1"]) == pytest.approx(stats.wasserstein_distance(one, two) / one.std(), abs=0.1)
+    moments = (two.mean() - one.mean()) / np.sqrt((one.var() + two.var()) / 2)
+    assert float(found["smd"]) == pytest.approx(moments, rel=1e-6)
+
+
+@pytest.mark.parametrize("outlier", [70_000.0, 1e9])
+def test_a_few_elements_beyond_the_bins_hide_no_shift_of_the_others(make_recording, outlier):
+    rng = np.random.default_rng(1)
+    one, two = rng.normal(size=(2, 4000)) * 1000
+    two[0] = outlier
+    recording = make_recording({step: {"a": shaped(part, 1.0)} for step, part in ((0, one), (1, two))})
+    found = shift.between_steps(recording).sel(step=1, layer="a")
+    expected = stats.wasserstein_distance(one, np.minimum(two, 2.0**16)) / one.std()
+    assert not found["off_centre"]
+    assert float(found["w1"]) == pytest.approx(expected, abs=0.01)

@@ -112,3 +112,28 @@ def test_units_are_those_of_dead_units(make_recording):
         assert unit_profile(recording)[name].values.tolist() == dead_units(recording)[name].values.tolist()
     empty = make_recording({0: {"act": {"activation": np.ones((5, 3))}}}, layers=[Layer("act", "ReLU", 0)])
     assert unit_profile(empty).sizes["unit"] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-32, 1e-24, 1e-18, 1e18, 1e19, 1e30])
+def test_units_whose_variance_float32_cannot_hold_are_not_called_constant(make_recording, scale):
+    z = np.random.default_rng(8).normal([0.3, 1.0, -2.0, 0.0], 1.0, (3, 200, 4)) * scale
+    found = unit_profile(record_of(make_recording, "LeakyReLU", *z, gradients=list(z)))
+    assert not found["constant"].any()
+    assert not found["stuck"].any()
+    root_mean_squares = np.sqrt(np.square(z / scale).mean(axis=(0, 1)))
+    dormancy = found["gradient_dormancy"].values
+    if scale in (1e-18, 1e18):
+        np.testing.assert_allclose(dormancy, root_mean_squares / root_mean_squares.mean(), rtol=1e-5)
+    else:
+        assert np.isnan(dormancy).all()
+
+
+def test_of_a_unit_with_elements_that_are_not_finite_no_moment_is_told(make_recording):
+    output = np.tanh(np.random.default_rng(9).normal(size=(3, 200, 3)))
+    output[1, :100, 1] = np.nan
+    found = unit_profile(record_of(make_recording, "Tanh", *output))
+    expected = 1 - np.square(output).mean(axis=(0, 1))
+    # The unit's other two records are whole.
+    expected[1] = 1 - np.square(output[[0, 2], :, 1]).mean()
+    np.testing.assert_allclose(found["mean_derivative"], expected, rtol=1e-5)
+    assert not found["constant"].any()

@@ -75,3 +75,37 @@ def test_what_units_do_not_have_is_refused(make_recording, wrong):
     recording = make_recording(steps_of(np.ones((4, 2))))
     with pytest.raises(InvalidArgumentError, match="units are recorded for|expected 'previous', 'first' or a step"):
         shift.between_units(recording, **wrong)
+
+
+def smd_of(one, two):
+    return (two.mean(axis=0) - one.mean(axis=0)) / np.sqrt((one.var(axis=0) + two.var(axis=0)) / 2)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1.0, 1e18, 1e30])
+def test_a_mean_or_variance_that_float32_cannot_hold_is_not_known(make_recording, offset, scale):
+    rng = np.random.default_rng(5)
+    one, two = scale * (offset + rng.normal(size=(2, 200, 6)))
+    found = shift.between_units(make_recording(steps_of(one, two))).sel(step=10)
+    smd, expected = found["smd"].values, smd_of(one, two)
+    known = np.isfinite(smd)
+    assert known.all() if offset <= 1e4 and scale in (1e-18, 1.0, 1e18) else not known.all()
+    np.testing.assert_allclose(smd[known], expected[known], atol=0.1)
+    assert found["units"].item() == known.sum()
+
+
+@pytest.mark.parametrize("lost", [np.nan, -np.inf])
+def test_units_with_elements_that_are_not_finite_are_not_compared(make_recording, lost):
+    rng = np.random.default_rng(6)
+    one, two = rng.normal(size=(2, 60, 4))
+    two[:30, 1] = lost
+    found = shift.between_units(make_recording(steps_of(one, two, one))).transpose("step", ...)
+    assert np.isfinite(found["smd"].values).tolist() == [
+        [False] * 4,
+        [True, False, True, True],
+        [True, False, True, True],
+    ]
+    assert found["units"].values[:, 0].tolist() == [0, 3, 3]
+    np.testing.assert_allclose(
+        found["smd"].values[1, [0, 2, 3]], smd_of(one[:, [0, 2, 3]], two[:, [0, 2, 3]]), rtol=1e-5
+    )

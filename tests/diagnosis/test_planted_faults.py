@@ -258,6 +258,19 @@ def test_a_shift_beyond_the_resolution_of_the_bins_is_judged_by_moments(planted,
     assert "by moments" in shift.reason
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e6])
+def test_a_shift_of_values_outside_the_bins_is_judged_by_moments(planted, of, scale):
+    def outside(step, tensors):
+        tensors["conv1"]["activation"] = (tensors["conv1"]["activation"] + 0.05 * step) * scale
+
+    shift = of(diagnose(planted(outside)), "shift", "conv1")
+    assert shift.verdict == "watch"
+    assert shift.value == pytest.approx(0.5, abs=0.1)
+    assert (
+        "by moments: its mean lies beyond 8 sd from 0, or its values outside the bins (6e-8 to 65,536)" in shift.reason
+    )
+
+
 def test_a_large_distance_that_sampling_may_explain_is_not_measured(make_recording, of):
     rng = np.random.default_rng(3)
     steps = {}

@@ -98,6 +98,7 @@ def test_parameters_replaced_again_and_again_stay_those_of_their_optimizer(shall
                     layer.weight = nn.Parameter(layer.weight.detach().clone())
                     layer.bias = nn.Parameter(layer.bias.detach().clone())
                 optimizer.param_groups[0]["params"] = list(model.parameters())
+            optimizer.zero_grad()
             model(torch.randn(4, 6)).sum().backward()
             optimizer.step()
     assert recorder.step_count == 9

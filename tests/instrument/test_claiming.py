@@ -17,6 +17,7 @@ def train(model, recorder, steps=1):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with recorder:
         for _ in range(steps):
+            optimizer.zero_grad()
             model(torch.randn(4, 3)).sum().backward()
             optimizer.step()
 
@@ -116,6 +117,7 @@ def test_a_recording_is_written_where_it_was_asked_for_wherever_the_process_goes
         for step in range(80):
             if step == 10:
                 monkeypatch.chdir(tmp_path)
+            optimizer.zero_grad()
             model(torch.randn(4, 3)).sum().backward()
             optimizer.step()
     assert recorder.path == tmp_path / "runs" / "run.zarr"

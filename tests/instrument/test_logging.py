@@ -19,6 +19,7 @@ def test_a_log_after_the_optimizer_step_belongs_to_the_step_just_closed(perceptr
             x, y = batch(model)
             loss = F.cross_entropy(model(x), y)
             recorder.log(before=torch.tensor(10.0 + step))
+            optimizer.zero_grad()
             loss.backward()
             recorder.log(during=20 + step)
             optimizer.step()

@@ -160,6 +160,7 @@ def test_a_step_that_raised_is_none_that_later_ones_are_part_of(shallow, where):
     optimizer = Stumbling(torch.optim.SGD(model.parameters(), lr=0.1))
     with covshift.record(model, every=1) as recorder:
         for _ in range(4):
+            optimizer.zero_grad()
             model(torch.randn(4, 6)).sum().backward()
             try:
                 optimizer.step()
@@ -175,6 +176,7 @@ def test_steps_that_another_models_optimizer_calls_are_steps_of_their_own(shallo
 
     def unrolled():
         for _ in range(3):
+            inner.zero_grad()
             model(torch.randn(4, 6)).sum().backward()
             inner.step()
         return 0.0

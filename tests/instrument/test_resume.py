@@ -143,6 +143,7 @@ def chained(path, starts, *, evaluates_first=False, **options):
                     model.bias.add_(1)
                 evaluate(recorder)
             for _ in range(3):
+                optimizer.zero_grad()
                 model(x).sum().backward()
                 optimizer.step()
             evaluate(recorder)

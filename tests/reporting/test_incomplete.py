@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -77,3 +78,20 @@ def test_a_recording_without_one_group_has_a_report_that_names_what_is_missing(
     (whole,), (partial,) = (written(tmp_path, one, overwrite=True).told["runs"] for one in (run, without))
     assert set(partial["missing"]) - set(whole["missing"]) == missing
     assert (partial["logged"] == []) == (group == "scalars")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("stored", [list, json.dumps])
+def test_what_the_recorder_warned_of_stands_below_the_verdict(written, make_run, tmp_path, count, stored):
+    said = [f"layer '{name}': <b>not</b> summarised" for name in "abc"[:count]]
+    run = make_run(pairs=1, steps=(0, 10), attrs={"warnings": stored(said)})
+    report = written(tmp_path, {"warned": run, "other": make_run(pairs=1, steps=(0, 10))})
+    assert [told["warnings"] for told in report.told["runs"]] == [said, []]
+    found = [one for one in report.page.find("details") if one.attributes.get("class") == "said"]
+    assert len(found) == (count > 0)
+    for one in found:
+        heading, *messages = [part.words for tag in ("summary", "li") for part in one.find(tag)]
+        assert heading == ("1 warning" if count == 1 else f"{count} warnings") + " while recording"
+        assert messages == said
+        assert ("open" in one.attributes) == (count <= 2)
+    assert "warnings" not in [entry["name"] for entry in report.told["runs"][0]["provenance"]]

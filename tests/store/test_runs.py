@@ -52,7 +52,7 @@ def rows(step, data):
                 "unit_count": column.size,
                 "unit_zero_count": (unit == 0).sum(),
                 "unit_mean": unit.mean(),
-                "unit_m2": ((unit - unit.mean()) ** 2).sum(),
+                "unit_m2": ((unit - unit.mean()) ** 2).sum() if unit.size == column.size else np.nan,
             }
             for name, number in own.items():
                 units[name].append([number, np.nan if name in ("unit_mean", "unit_m2") else 0])
@@ -117,6 +117,8 @@ def test_merged_ranks_equal_one_process_that_saw_everything(ranks):
     for name in ("unit_mean", "unit_m2"):
         ours, expected = (tree["units"][name].isel(unit=all_finite).values for tree in (found, whole))
         np.testing.assert_allclose(ours, expected[: STEPS - 1], rtol=1e-5)
+    unknown = found["units"]["unit_m2"].isel(unit=1).isnull().sel(signal="activation")
+    assert unknown.values.tolist() == [False, False, True, False]
     schema.check(found)
 
 

@@ -83,6 +83,7 @@ def test_backward_passes_that_end_are_not_named_whatever_runs_inside_of_them(rec
     with record(model):
         for _ in range(3):
             Runs.then = another_backward
+            optimizer.zero_grad()
             descend(model, torch.randn(6, 4))
             optimizer.step()
 

@@ -75,6 +75,7 @@ def test_case_45_no_activation_outlives_its_backward(build, batch, record):
     with record(model, warned=("may return other values",)):
         for _ in range(3):
             x, y = batch(model)
+            optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             assert [reference for reference in alive if reference() is not None] == []
             optimizer.step()
