@@ -78,7 +78,7 @@ def _takes_every_gradient(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _any_write_is_an_addition(original: Callable[..., Any]) -> Callable[..., Any]:
-    def backward_ended(self: Any, parameters: Any) -> None:
+    def backward_ended(self: Any) -> None:
         self._is_added_to = bool(self._states)
 
     return backward_ended

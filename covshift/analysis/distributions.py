@@ -102,9 +102,10 @@ def river(
     Dataset
         ``count`` (step, cell): elements in each display cell, fractional where a recorded bin was cut; ``quantile``
         (step, probability): at 1, 25, 50, 75 and 99 %, in the values' own unit, linear within a recorded bin (beyond
-        2^16, where bins end, 2^16), NaN where no finite element was recorded; ``below``, ``above`` (step): finite elements outside the axis; ``nan``,
-        ``infinite``, ``zero``, ``finite`` (step): elements of that kind. Coordinates ``lower``, ``upper`` (cell). The
-        attributes name ``layer``, ``signal``, ``stream``, ``scale`` ("linear" or "symlog") and ``linear_within``, the
+        2^16, where bins end, 2^16), NaN where no finite element was recorded; ``below``, ``above`` (step): finite
+        elements outside the axis; ``nan``, ``infinite``, ``zero``, ``finite`` (step): elements of that kind.
+        Coordinates ``lower``, ``upper`` (cell). The attributes name ``layer``, ``signal``, ``stream``, ``scale``
+        ("linear" or "symlog") and ``linear_within``, the
         half-width of a symlog axis's linear part. The axis runs from the least 1 % to the greatest 99 % quantile of
         any step and is symlog where the widest step exceeds the narrowest a hundredfold. ``step`` is empty where the
         layer was never recorded.

@@ -7,7 +7,7 @@ autograd adds in place, one version up, while clearing writes once more or puts 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import weakref
 
 import torch
 
@@ -28,30 +28,41 @@ class Leftovers:
     """
 
     def __init__(self) -> None:
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._states: dict[int, _State] = {}
         self._is_added_to = False
         self.in_a_row = 0
 
-    def used(self, parameters: Sequence[torch.Tensor], held: Set[int]) -> None:
-        """Watch the gradients of an optimizer that has stepped, which holds the parameters of these identities."""
-        places = [place for place, p in enumerate(parameters) if id(p) in held and p.grad is not None]
+    def used(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch gradients that an optimizer has just stepped by."""
+        held = _held_by(optimizer)
+        places = [place for place, parameter in enumerate(held) if parameter.grad is not None]
         chosen = {places[index * (len(places) - 1) // (WATCHED - 1)] for index in range(WATCHED) if places}
-        states = {place: _state(parameters[place].grad) for place in chosen}
+        states = {place: _state(held[place].grad) for place in chosen}
         self._states, self._is_added_to = {place: state for place, state in states.items() if state is not None}, False
+        self._optimizer = weakref.ref(optimizer)
 
-    def backward_ended(self, parameters: Sequence[torch.Tensor]) -> None:
+    def backward_ended(self) -> None:
         """Take in what a backward pass has done to the gradients watched; it may have reached none of them."""
-        now = {place: _state(parameters[place].grad) for place in self._states}
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if optimizer is None or not self._states:
+            return
+        held = dict(enumerate(_held_by(optimizer)))
+        now = {place: _state(held[place].grad) for place in self._states if place in held}
         if now != self._states:
             added = {place: (where, version + 1) for place, (where, version) in self._states.items()}
             self._is_added_to = now == added
             self._states = added if self._is_added_to else {}
 
-    def before_step(self, parameters: Sequence[torch.Tensor], held: Set[int]) -> None:
-        """Judge the gradients that an optimizer, which holds these parameters, is about to step by."""
-        is_same = all(id(parameters[place]) in held for place in self._states)
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Judge the gradients that an optimizer is about to step by."""
+        is_same = self._optimizer is not None and self._optimizer() is optimizer
         self.in_a_row = self.in_a_row + 1 if self._is_added_to and is_same else 0
         self._states, self._is_added_to = {}, False
+
+
+def _held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _state(gradient: torch.Tensor | None) -> _State | None:

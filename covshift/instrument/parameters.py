@@ -138,7 +138,7 @@ class ParameterMeter:
     def after_backward(self, *, scale: float = 1.0) -> None:
         """Measure gradients as the backward pass has left them; the last one before the optimizer step counts."""
         self._preclip = self._gradients(self._present(), scale)["gradient_norm"]
-        self._leftovers.backward_ended(self._present())
+        self._leftovers.backward_ended()
         if self._samples is not None:
             self._samples.after_backward(self._found_gradients(), scale=scale)
 
@@ -166,7 +166,7 @@ class ParameterMeter:
         self._row = {"weight_norm": _known(np.sqrt(weights.norms().squares), present)}
         if has_gradients:
             held = identities(optimizer)
-            self._leftovers.before_step(present, held)
+            self._leftovers.before_step(optimizer)
             known = present if knows_others else [p if id(p) in held else _NOTHING for p in present]
             self._row |= self._gradients(known, scale)
             is_changed = self._has_changed(self._those(lambda p: id(p) in held), scale)
@@ -238,7 +238,7 @@ class ParameterMeter:
 
     def watch_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Watch the gradients an optimizer has used: the next step will be measured, and they may be in it."""
-        self._leftovers.used(self._present(), identities(optimizer))
+        self._leftovers.used(optimizer)
 
     @property
     def has_begun(self) -> bool:
