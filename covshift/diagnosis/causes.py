@@ -6,6 +6,7 @@ well have separate causes stay separate. Depth, the order in which layers ran, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import xarray as xr
 
 from covshift.analysis import rows
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
+from covshift.diagnosis.step_sizes import NO_STEPS, StepSizes
 from covshift.diagnosis.thresholds import THRESHOLDS, Verdict
 
 _ALL_DEAD = 0.999
@@ -20,10 +22,14 @@ _ALL_DEAD = 0.999
 
 @dataclass(frozen=True)
 class Order:
-    """Where layers stand: ``depth`` by name, and the ``producer`` of a nonlinearity's input."""
+    """Where layers stand: ``depth`` by name, and the ``producer`` of a nonlinearity's input.
+
+    And how long the updates of their weights are: ``step_sizes``.
+    """
 
     depth: Mapping[str, int]
     producer: Mapping[str, str]
+    step_sizes: StepSizes = NO_STEPS
 
     @classmethod
     def of(cls, recording: xr.DataTree) -> Order:
@@ -32,7 +38,7 @@ class Order:
         names = rows.names(layers).tolist()
         depth = dict(zip(names, layers["depth"].values.tolist(), strict=True))
         producer = zip(names, rows.names(layers, "preactivation_of").tolist(), strict=True)
-        return cls(depth, {name: source for name, source in producer if source})
+        return cls(depth, {name: source for name, source in producer if source}, StepSizes.of(recording))
 
     def before(self, layer: str, other: str) -> bool:
         """Whether ``layer`` ran before ``other``; False where either is no layer."""
@@ -148,7 +154,7 @@ def _cuts(cause: Finding, effect: Finding, order: Order) -> bool:
 def _starved(cause: Finding, effect: Finding, order: Order) -> bool:
     if effect.check == "scale over depth":
         return True
-    owner = effect.layer if effect.layer in order.depth else _first_below(effect.layer, order)
+    owner = _first_below(effect.layer, order)
     if effect.check in ("gradient arrives", "gradient zeros"):
         return order.before(owner, cause.layer)
     still = (effect.check == "operating point" and not _moves(effect)) or _is_low(effect)
@@ -162,6 +168,9 @@ def _is_low(finding: Finding) -> bool:
 
 
 def _first_below(owner: str, order: Order) -> str:
+    """The layer that stands for the owner of parameters: itself, else the first inside it."""
+    if owner in order.depth:
+        return owner
     inside = [name for name in order.depth if name.startswith(f"{owner}.")]
     return min(inside, key=lambda name: order.depth[name]) if inside else owner
 
@@ -210,8 +219,35 @@ def _is_steep(cause: Finding) -> bool:
 
 
 def _tilts(cause: Finding, effect: Finding, order: Order) -> bool:
-    """Gradients that differ by decades over depth make ratios to the weights that do."""
-    return effect.check == "trust ratio"
+    """Gradients that differ by decades over depth make ratios to the weights that do, and small updates at one end."""
+    if effect.check == "trust ratio":
+        return True
+    # Zeros at the end of a gradient have no direction, and what they stop is said by `gradient arrives`.
+    if cause.verdict != "bad" or not math.isfinite(cause.value) or not _is_low(effect):
+        return False
+    own, strongest = (_first_below(name, order) for name in (effect.layer, order.step_sizes.strongest))
+    is_behind = order.before(own, strongest) if cause.value > 0 else order.before(strongest, own)
+    return is_behind and effect.layer in order.step_sizes.faint
+
+
+def _underflows(cause: Finding) -> bool:
+    return cause.threshold == THRESHOLDS["underflow"] and cause.verdict == "bad"
+
+
+def _rounds(cause: Finding, effect: Finding, order: Order) -> bool:
+    """Gradients at the lower end of their dtype's range make no updates of a useful size."""
+    # Adaptive optimizers make of a small gradient what they make of a large one, unless nothing of it is left.
+    is_due = effect.value == 0 or order.step_sizes.grow
+    return _is_low(effect) and is_due and effect.layer == cause.layer and _began(cause) <= _began(effect)
+
+
+def _is_clipped(cause: Finding) -> bool:
+    return cause.check == "clipping"
+
+
+def _shortens(cause: Finding, effect: Finding, order: Order) -> bool:
+    """Clipping makes updates too small that would be well without it, where they grow with the gradient."""
+    return _is_low(effect) and effect.layer in order.step_sizes.clipped
 
 
 _RULES = (
@@ -219,6 +255,8 @@ _RULES = (
     Rule(_is_dead, _kills),
     Rule(_is_cut, _cuts),
     Rule(_is_flat, _flattens),
+    Rule(_underflows, _rounds),
+    Rule(_is_clipped, _shortens),
     Rule(_is_steep, _tilts),
     Rule(_is_low, _holds_still),
     Rule(_shifts, _is_said_again),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
 from covshift.analysis import gradient_health, gradient_scale, rows, turns
-from covshift.diagnosis.finding import ROOT, Finding, not_measured
+from covshift.diagnosis.finding import Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
+from covshift.diagnosis.step_sizes import StepSizes, dtype, owner
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import number, plural, quoted
 from covshift.exceptions import SignalNotRecorded
@@ -19,6 +20,8 @@ from covshift.exceptions import SignalNotRecorded
 _JUMP, _FEWEST_BEFORE = 10.0, 3
 """How many times the median of the records before makes a jump, and of how many at least."""
 
+_SHRUNK = 1e-3
+"""Part of its first length below which a weight's is worth a word; no verdict rests on it."""
 
 _STEP_SIZE = (
     "the learning rate scales it: a higher one learns faster and may diverge, a lower one is slower and steadier; "
@@ -40,6 +43,10 @@ _UNFREEZE = "unfreeze it, if it is meant to learn"
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
     "the update does not round away (float32 master weights cost memory)"
+)
+_LOST = (
+    "find what makes its gradient so small: see scale over depth and, in half precision, precision; a learning rate "
+    "that moves this weight is likely to be too high for the others"
 )
 
 
@@ -65,12 +72,33 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
         own[:] = True
     # Of optimizers that take turns, a parameter's last window is one of its own optimizer's records.
     own[:, ~own.any(axis=0)] = True
-    reached = _reached(recording)
-    return [
-        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine], reached)
-        for index in np.flatnonzero(matrix)
-        for mine in [own[:, index]]
-    ]
+    reached, lost, weight = _reached(recording), _lost(recording), parameters["weight_norm"].values
+    findings = []
+    for index in np.flatnonzero(matrix):
+        name, mine = names[index], own[:, index]
+        lost_by = lost.get(name, "")
+        judged = _of_parameter(name, ratios.values[mine, index], gradient[mine, index], steps[mine], reached, lost_by)
+        findings.append(_with_shrinking(judged, weight[mine, index]))
+    return findings
+
+
+def _lost(recording: xr.DataTree) -> Mapping[str, str]:
+    """Why weights do not move of which rounding leaves no update, in words, by name."""
+    return {
+        name: f"makes steps of at most {number(due)} of its length, too small for a {dtype(recording, name)} weight to "
+        "notice"
+        for name, due in StepSizes.of(recording).lost.items()
+    }
+
+
+def _with_shrinking(finding: Finding, weight: Floats) -> Finding:
+    """The finding, and in its reason how small the weight has become, where that is much smaller than it was."""
+    known = weight[weight > 0]
+    left = known[-1] / known[0] if len(known) else 1.0
+    if finding.verdict == "not measured" or left >= _SHRUNK:
+        return finding
+    words = f"the weight has shrunk to {number(float(left))} of its length at the first record (weight decay?)"
+    return replace(finding, reason=f"{finding.reason}; {words}")
 
 
 def _reached(recording: xr.DataTree) -> Collection[str]:
@@ -96,8 +124,19 @@ def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
     return Judgement(threshold, float(known[jumps].max()), int(steps[jumps[0]]), _JUMPED, crossed=crossed)
 
 
-def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, reached: Collection[str] = ()) -> Finding:
-    layer = name.rpartition(".")[0] or ROOT
+def _why_still(gradient: Floats, lost: str, *, is_reached: bool) -> tuple[str, str]:
+    """Why a weight of this gradient does not move, as the end of a clause, and what to try."""
+    if not np.nanmax(gradient):
+        return ": its gradient was exactly zero in all of them", _NO_INPUT if is_reached else _STARVED
+    if lost:
+        return f": its gradient ({number(float(rows.median(gradient)))}) {lost}", _LOST
+    return " though it had a gradient", _STUCK
+
+
+def _of_parameter(
+    name: str, ratio: Floats, gradient: Floats, steps: Steps, reached: Collection[str], lost: str
+) -> Finding:
+    layer = owner(name)
     window = rows.last_window(len(steps))
     known = int(np.isfinite(ratio[window]).sum())
     if known < rows.WINDOW_RECORDS:
@@ -110,9 +149,7 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, reac
         return not_measured("update ratio", layer, reason, _UNFREEZE)
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
-        starved = not np.nanmax(gradient[window])
-        why = ": its gradient was exactly zero in all of them" if starved else " though it had a gradient"
-        advice = (_NO_INPUT if layer in reached else _STARVED) if starved else _STUCK
+        why, advice = _why_still(gradient[window], lost, is_reached=layer in reached)
         still = int((ratio[window] == 0).sum())
         told = records if still == known else f"{still} of {records}"
         return conclude(layer, f"'{name}' did not move in {told}{why}", [replace(judged, advice=advice)])

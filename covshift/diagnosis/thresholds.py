@@ -52,11 +52,16 @@ class Threshold:
     def verdict(self, value: float) -> Verdict:
         """Verdict on one value; ``not measured`` for NaN.
 
+        A value is compared as it can be shown, with up to five digits: what rounding adds to a limit is no excess.
+
         Examples
         --------
         >>> THRESHOLDS["update_ratio"].verdict(1e-3), THRESHOLDS["update_ratio"].verdict(1e-7)
         ('ok', 'bad')
+        >>> THRESHOLDS["update_ratio"].verdict(0.1000000038), THRESHOLDS["update_ratio"].verdict(0.10001)
+        ('watch', 'bad')
         """
+        value = _as_shown(value)
         if math.isnan(value):
             return "not measured"
         return "bad" if _exceeds(value, self.bad) else "watch" if _exceeds(value, self.watch) else "ok"
@@ -109,7 +114,7 @@ class Threshold:
 
     def falls_short(self, value: float) -> bool:
         """Whether ``value`` lies below the band of ``watch``; False where that is no band, and for NaN."""
-        return isinstance(self.watch, tuple) and value < self.watch[0]
+        return isinstance(self.watch, tuple) and _as_shown(value) < self.watch[0]
 
     def __str__(self) -> str:
         limits = {"watch": self.watch, "bad": self.bad}
@@ -119,6 +124,10 @@ class Threshold:
 
 def _differ(one: float, other: float, digits: int) -> bool:
     return f"{one:.{digits}g}" != f"{other:.{digits}g}"
+
+
+def _as_shown(value: float) -> float:
+    return float(f"{value:.{MOST_DIGITS}g}")
 
 
 def _exceeds(value: float, limit: Limit) -> bool:

@@ -172,3 +172,24 @@ def test_a_ratio_beside_a_limit_is_written_so_that_it_is_told_from_it(make_recor
     finding = judged(make_recording, *[0.01004] * 20)
     assert finding.verdict == "watch"
     assert "by 0.01004 of its length" in finding.reason
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.1000000038, "watch"), (0.10001, "bad"), (9.9999999e-5, "ok")])
+def test_what_rounding_adds_to_a_limit_is_no_excess(make_recording, ratio, verdict):
+    assert judged(make_recording, *[ratio] * 20).verdict == verdict
+
+
+def decaying(last):
+    rows = parameters(*[0.05] * 20)
+    for weight, row in zip(np.geomspace(2.0, 2.0 * last, 20), rows.values(), strict=True):
+        row["fc.weight"] |= {"weight_norm": float(weight), "update_norm": 0.05 * float(weight)}
+    return rows
+
+
+def test_a_weight_that_has_nearly_gone_is_said_to_have_and_gets_no_other_verdict(make_recording):
+    (gone,) = update_ratio(make_recording(parameters=decaying(2e-17)))
+    (there,) = update_ratio(make_recording(parameters=decaying(2e-3)))
+    assert gone.reason == (
+        f"{there.reason}; the weight has shrunk to 2.0e-17 of its length at the first record (weight decay?)"
+    )
+    assert (gone.verdict, gone.value) == (there.verdict, pytest.approx(there.value))
