@@ -74,13 +74,13 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
 
 
 def _reached(recording: xr.DataTree) -> Collection[str]:
-    """Layers at whose output a gradient other than 0 arrives in the last window."""
+    """Layers at whose output a gradient other than 0 arrives in the last window, be it NaN."""
     try:
         gradient = rows.layer_rows(recording, signal="activation_grad")
     except SignalNotRecorded:
         return ()
     window = rows.last_window(gradient.sizes["step"])
-    arrived = gradient["zero_count"].values[window] < rows.finite_count(gradient)[window]
+    arrived = gradient["zero_count"].values[window] < gradient["count"].values[window]
     return frozenset(rows.names(gradient)[arrived.any(axis=0)].tolist())
 
 

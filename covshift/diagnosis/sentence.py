@@ -41,7 +41,7 @@ def of(findings: Sequence[Finding]) -> str:
     measured = {check: [f for f in found if not _is_broken(f)] for check, found in measured.items()}
     clauses = [
         broken,
-        _gradient(measured.pop("gradient arrives", []), praise=not broken),
+        _gradient(measured.pop("gradient arrives", []), _count(checks.get("gradient arrives", [])), praise=not broken),
         _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
         *(_other(check, found) for check, found in measured.items()),
         _constant(checks.get("non-finite", [])),
@@ -78,16 +78,28 @@ def _flagged(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict in ("watch", "bad")]
 
 
-def _gradient(findings: Sequence[Finding], *, praise: bool) -> str:
+def _gradient(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
+    """Layers that it reaches or not, of all ``layers``, which are more than those in which that was measured."""
     if not findings:
         return ""
     missing = _flagged(findings)
     if not missing:
-        return f"gradient reaches {_all(_count(findings))}" if praise else ""
+        reached = _count(findings)
+        return f"gradient reaches {_all(reached) if reached == layers else _of(reached, layers)}" if praise else ""
     first = missing[0]
-    share = f"{_count(missing)} of {plural(_count(findings), 'layer')}"
     cause = f"; follows from {first.explained_by}" if first.explained_by else ""
-    return f"gradient does not reach {share} ({quoted(first.layer)}{_begun(first)}{cause})"
+    told = f"{quoted(first.layer)}{_begun(first)}{cause}{_unmeasured(findings, layers)}"
+    return f"gradient does not reach {_of(_count(missing), layers)} ({told})"
+
+
+def _of(count: int, layers: int) -> str:
+    return f"{count:,} of {plural(layers, 'layer')}"
+
+
+def _unmeasured(findings: Sequence[Finding], layers: int) -> str:
+    """That nothing is known of the others: who reads "1 of 9" takes the other eight to be well."""
+    unknown = layers - _count(findings)
+    return f"; {unknown:,} not measured" if unknown else ""
 
 
 def _count(findings: Sequence[Finding]) -> int:
@@ -120,8 +132,8 @@ def _units(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
     kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
     crossed = [finding.threshold for finding in flagged]
     states = [state for state, names in kinds.items() if any(THRESHOLDS[name] in crossed for name in names)]
-    share = f"{_count(flagged)} of {plural(_count(findings), 'layer')}"
-    return f"units are {' or '.join(states)} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
+    told = f"most in {quoted(most.layer)}: {percent(most.value)}{_unmeasured(findings, layers)}"
+    return f"units are {' or '.join(states)} in {_of(_count(flagged), layers)} ({told})"
 
 
 def _other(check: str, findings: Sequence[Finding]) -> str:
