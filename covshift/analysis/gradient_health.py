@@ -118,7 +118,8 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
     """
     rms = rows.moments(recording, signal=signal, stream=stream)["rms"]
     chosen = _one_kind(recording, rms, stream)
-    rms = rms.isel(layer=chosen).where(~_broken(recording, signal, stream)[:, chosen])
+    broken = rows.is_broken(rows.layer_rows(recording, signal=signal, stream=stream))
+    rms = rms.isel(layer=chosen).where(~broken[:, chosen])
     sizes = rms.values
     fit = _slopes(np.log10(np.where(sizes > 0, sizes, np.nan)), _positions(recording, signal, stream)[chosen])
     per_step = {name: ("step", values) for name, values in fit.items()}
@@ -126,13 +127,6 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
     return xr.Dataset({"rms": rms, **per_step, "vanished": vanished}, coords={"step": rms["step"]}).reset_coords(
         drop=True
     )
-
-
-def _broken(recording: xr.DataTree, signal: str, stream: str) -> NDArray[np.bool_]:
-    """Where a tensor holds NaN or infinities and nothing finite but zeros, shape ``(step, layer)``."""
-    found = rows.layer_rows(recording, signal=signal, stream=stream).transpose("step", "layer", ...)
-    count, zeros, finite = found["count"].values, found["zero_count"].values, rows.finite_count(found)
-    return np.asarray((finite < count) & (zeros >= finite))
 
 
 def update_ratio(recording: xr.DataTree) -> xr.DataArray:

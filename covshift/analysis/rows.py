@@ -178,6 +178,12 @@ def finite_count(layers: xr.Dataset) -> NDArray[np.float64]:
     return np.asarray(count - sum(broken))
 
 
+def is_broken(layers: xr.Dataset) -> NDArray[np.bool_]:
+    """Where a tensor holds NaN or infinities and nothing finite but zeros, in the shape of its counts."""
+    finite = finite_count(layers)
+    return np.asarray((finite < layers["count"].values) & (layers["zero_count"].values >= finite))
+
+
 def ended_before(values: NDArray[np.float64]) -> int:
     """Records at the end without a number, where those are more than ever lay between two numbers before; else 0.
 

@@ -87,7 +87,7 @@ class _Arrivals:
         count, status = rows.finite_count(gradient), gradient["status"].values
         ran = ((outputs > 0) | (status != schema.Status.ABSENT)).any(axis=0)
         arrived = gradient["zero_count"].values < gradient["count"].values
-        broken = arrived & (gradient["zero_count"].values >= count)
+        broken = rows.is_broken(gradient)
         names, steps, depth = rows.names(gradient).tolist(), gradient["step"].values, gradient["depth"].values
         return cls(names, steps, depth, ran, status, count, broken, arrived)
 
@@ -166,15 +166,17 @@ def gradient_zeros(recording: xr.DataTree) -> list[Finding]:
 
     Every tensor is judged once. A layer whose output a nonlinearity reads is judged by dL/dz: structural zeros by their
     share of z, others by their share of the elements that have a derivative. Where nothing can be split, the total
-    counts as "others"; their threshold is lenient, because pooling and dropout mask most of a healthy gradient.
+    counts as "others"; their threshold is lenient, because pooling and dropout mask most of a healthy gradient. Records
+    in which NaN or infinities left nothing finite but zeros do not count.
     """
     total = gradient_health.zero_rate(recording)
+    sound = ~rows.is_broken(rows.layer_rows(recording, signal="activation_grad"))
     nonlinear = _nonlinear_parts(recording)
     idle = _idle_units(recording)
     window, steps = rows.last_window(total.sizes["step"]), total["step"].values
     findings = []
-    for layer, series in zip(rows.names(total).tolist(), total.values.T, strict=True):
-        parts = nonlinear.get(layer, _Parts.unknown(series))
+    for layer, series, mine in zip(rows.names(total).tolist(), total.values.T, sound.T, strict=True):
+        parts = nonlinear.get(layer, _Parts.unknown(series)).of_records(mine)
         if np.isfinite(parts.zeros[window]).any():
             units = idle.get(layer)
             findings.append(conclude(layer, parts.words(window, units), parts.judgements(steps, window, units)))
@@ -208,6 +210,11 @@ class _Parts:
     def unknown(cls, zeros: Floats) -> _Parts:
         blank = np.full(len(zeros), np.nan)
         return cls("output", "", zeros, blank, blank)
+
+    def of_records(self, kept: NDArray[np.bool_]) -> _Parts:
+        """The same with records left out, which are NaN then."""
+        zeros, structural, other = (np.where(kept, part, np.nan) for part in (self.zeros, self.structural, self.other))
+        return replace(self, zeros=zeros, structural=structural, other=other)
 
     def judgements(self, steps: Steps, window: slice, units: _IdleUnits | None) -> list[Judgement]:
         live = 1 - self.structural
