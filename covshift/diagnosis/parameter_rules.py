@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
+from covshift import schema
 from covshift.analysis import gradient_health, gradient_scale, rows, turns
 from covshift.diagnosis.finding import ROOT, Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
@@ -37,6 +38,7 @@ _NO_INPUT = (
     "layer before this one that is dead or whose weights are 0"
 )
 _UNFREEZE = "unfreeze it, if it is meant to learn"
+_USE = "let the loss depend on it, or unfreeze it, if it is meant to learn"
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
     "the update does not round away (float32 master weights cost memory)"
@@ -45,7 +47,19 @@ _STUCK = (
 
 def is_untrained(finding: Finding) -> bool:
     """Whether a finding says that a weight got no gradient at all: a fact about it, though no ratio was measured."""
-    return finding.check == "update ratio" and finding.verdict == "not measured" and finding.advice == _UNFREEZE
+    unmeasured = finding.check == "update ratio" and finding.verdict == "not measured"
+    return unmeasured and finding.advice in (_UNFREEZE, _USE)
+
+
+def is_frozen(finding: Finding) -> bool:
+    """Whether a weight got no gradient although nothing cuts its layer off: it requires none."""
+    return is_untrained(finding) and finding.advice == _UNFREEZE
+
+
+def is_still(finding: Finding) -> bool:
+    """Whether a finding says that a weight never moves, in no record from ``reached_step`` on."""
+    flagged = finding.check == "update ratio" and finding.verdict in ("watch", "bad")
+    return flagged and finding.value == 0 and finding.reached_step is not None
 
 
 def update_ratio(recording: xr.DataTree) -> list[Finding]:
@@ -57,7 +71,9 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     """
     parameters = rows.group(recording, "parameters")
     ratios = gradient_health.update_ratio(recording)
-    gradient = np.where(parameters["gradient_measured"].values > 0, parameters["gradient_norm"].values, np.nan)
+    # A norm that is NaN is of a gradient with NaN in it, which is no missing one.
+    norm = np.nan_to_num(parameters["gradient_norm"].values, nan=np.inf, posinf=np.inf)
+    gradient = np.where(parameters["gradient_measured"].values > 0, norm, np.nan)
     matrix = parameters["parameter_ndim"].values >= 2
     names, steps = rows.names(parameters, "parameter").tolist(), ratios["step"].values
     own = np.isfinite(parameters["sampled_share"].values)
@@ -66,19 +82,30 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     # Of optimizers that take turns, a parameter's last window is one of its own optimizer's records.
     own[:, ~own.any(axis=0)] = True
     reached = _reached(recording)
+    unrequired = _unrequired(recording) | (reached if (~np.isnan(gradient)).any() else frozenset())
     return [
-        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine], reached)
+        _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine], reached, unrequired)
         for index in np.flatnonzero(matrix)
         for mine in [own[:, index]]
     ]
 
 
-def _reached(recording: xr.DataTree) -> Collection[str]:
+def _unrequired(recording: xr.DataTree) -> frozenset[str]:
+    """Layers whose output requires no gradient in the last window, which it would if weights of theirs did."""
+    try:
+        status = rows.layer_rows(recording, signal="activation_grad")["status"]
+    except SignalNotRecorded:
+        return frozenset()
+    last = status.values[rows.last_window(status.sizes["step"])]
+    return frozenset(rows.names(status)[(last == schema.Status.NO_GRAD_REQUIRED).any(axis=0)].tolist())
+
+
+def _reached(recording: xr.DataTree) -> frozenset[str]:
     """Layers at whose output a gradient other than 0 arrives in the last window, be it NaN."""
     try:
         gradient = rows.layer_rows(recording, signal="activation_grad")
     except SignalNotRecorded:
-        return ()
+        return frozenset()
     window = rows.last_window(gradient.sizes["step"])
     arrived = gradient["zero_count"].values[window] < gradient["count"].values[window]
     return frozenset(rows.names(gradient)[arrived.any(axis=0)].tolist())
@@ -96,7 +123,14 @@ def _jump(ratio: Floats, steps: Steps) -> Judgement | None:
     return Judgement(threshold, float(known[jumps].max()), int(steps[jumps[0]]), _JUMPED, crossed=crossed)
 
 
-def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, reached: Collection[str] = ()) -> Finding:
+def _of_parameter(
+    name: str,
+    ratio: Floats,
+    gradient: Floats,
+    steps: Steps,
+    reached: Collection[str] = (),
+    unrequired: Collection[str] = (),
+) -> Finding:
     layer = name.rpartition(".")[0] or ROOT
     window = rows.last_window(len(steps))
     known = int(np.isfinite(ratio[window]).sum())
@@ -106,8 +140,10 @@ def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, reac
         return not_measured("update ratio", layer, reason, need)
     records = f"the last {plural(known, 'record')}"
     if np.isnan(gradient[window]).all():
-        reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
-        return not_measured("update ratio", layer, reason, _UNFREEZE)
+        is_frozen_here = layer in {name.partition(":")[0] for name in unrequired}
+        why, advice = ("frozen", _UNFREEZE) if is_frozen_here else ("frozen, or not used", _USE)
+        reason = f"{quoted(layer)}: '{name}' had no gradient in {records} ({why})"
+        return not_measured("update ratio", layer, reason, advice)
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
         starved = not np.nanmax(gradient[window])
