@@ -156,6 +156,15 @@ def test_the_header_says_whether_the_loss_fell_and_up_to_which_step_it_was_a_num
     assert f"loss {amount(first[1])} at step {first[0]}, {amount(last[1])} at step {last[0]}" in told
 
 
+def test_a_loss_with_a_single_number_is_told_once_and_that_none_came_after(written, make_run, tmp_path):
+    run = make_run(pairs=1, steps=(0, 10))
+    scalars = run["scalars"].to_dataset()
+    run["scalars"] = scalars.assign(loss=scalars["loss"].where(scalars["step"] == 0))
+    told = written(tmp_path, run).page.find("ul", class_="facts")[0].words
+    assert f"loss 2.3 at step 0, no number in the {scalars.sizes['step'] - 1} records after" in told
+    assert told.count("at step") == 1
+
+
 def test_the_header_says_what_was_recorded(single):
     facts = single.page.find("ul", class_="facts")[0].words
     for fact in ("variant plain", "seed 0", "16 layers", "6 records, steps 0 to 50", "torch 2.13.0, cpu", "5.0 s from"):
