@@ -105,6 +105,15 @@ def test_an_empty_run_stands_beside_a_recorded_one(written, make_run, tmp_path):
     assert "Nothing was recorded" in report.page.text
 
 
+def test_a_run_without_nonlinearities_says_so_in_place_of_units_and_linkage(written, make_recording, tmp_path):
+    values = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    signals = {"activation": values, "activation_grad": values}
+    run = make_recording({step: {"fc": signals} for step in (0, 10)}, layers=[Layer("fc", "Linear", 0, 1, 0, 4)])
+    text = " ".join(written(tmp_path, run).page.text.split())
+    assert "Structural zeros not measured: recording: no layer is a nonlinearity; record the activation modules" in text
+    assert "signal=" not in text
+
+
 @pytest.mark.parametrize(
     ("group", "missing"),
     [
