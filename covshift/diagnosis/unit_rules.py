@@ -76,7 +76,7 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
         return [_no_units(recording)]
     columns = {name: units[name].values for name in ("layer", "state", "silent_examples", "rate_upper_bound")}
     since = units["since_step"].values if stream == "train" else _since_training(recording, units)
-    profile = unit_profile(recording, stream=stream)
+    profile = _profile_of(units, unit_profile(recording, stream=stream))
     stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
     always = profile["positive_rate"].values > 1 - ALWAYS_ON
     broken, findings = _without_numbers(recording, stream), []
@@ -117,6 +117,13 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
         )
         findings.append(census.finding(str(layer)))
     return findings
+
+
+def _profile_of(units: xr.Dataset, profile: xr.Dataset) -> xr.Dataset:
+    """The part of ``profile`` that is about ``units``: those of layers without known examples are in neither state."""
+    told = set(zip(units["layer"].values, units["unit_in_layer"].values, strict=True))
+    keys = zip(profile["layer"].values, profile["unit_in_layer"].values, strict=True)
+    return profile.isel(unit=[at for at, key in enumerate(keys) if key in told])
 
 
 def _no_units(recording: xr.DataTree) -> Finding:
