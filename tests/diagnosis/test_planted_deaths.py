@@ -240,12 +240,12 @@ def test_a_network_without_a_nonlinearity_is_told_what_would_be_needed_for_units
     assert finding.advice.startswith("activation modules, or functions with functional=True")
 
 
-def test_units_are_judged_beside_a_nonlinearity_of_which_no_unit_was_seen(make_recording, of):
+def test_units_are_judged_beside_a_nonlinearity_whose_examples_are_not_known(make_recording, of):
     known = Layer("act2", "ReLU", 1, 1, 0, 4, activation="ReLU")
     unknown = Layer("act1", "ReLU", 0, unit_count=4, activation="ReLU")
     alive = np.abs(np.random.default_rng(0).normal(size=(400, 4))) + 0.1
     alive[:, 1] = 0.0
-    steps = {step: {"act2": {"activation": alive}} for step in range(0, 100, 10)}
+    steps = {step: {name: {"activation": alive} for name in ("act1", "act2")} for step in range(0, 100, 10)}
     finding = of(diagnose(make_recording(steps, layers=[unknown, known])), "units", "act2")
     assert finding.reason.startswith("'act2': 1 of 4 units silent in 4,000 examples")
     assert "3 are always on" in finding.reason
