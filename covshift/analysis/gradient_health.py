@@ -96,7 +96,8 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
     Dataset
         ``rms`` (step, layer)
             Root mean square of the finite gradient elements, of several ranks under one loss
-            (:mod:`covshift.analysis.local_loss`); NaN where not recorded.
+            (:mod:`covshift.analysis.local_loss`); NaN where not recorded, and where beside NaN or infinities all were
+            zero.
         ``slope`` (step)
             Decades per layer; positive when the gradient shrinks towards the input.
         ``slope_low``, ``slope_high`` (step)
@@ -108,7 +109,7 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
             Layers in the fit. Below five, or with fewer than three more than intercepts, slope, interval and total are
             NaN.
         ``vanished`` (step)
-            Layers with an exactly zero gradient.
+            Layers with an exactly zero gradient, without NaN or infinities in it.
 
     Raises
     ------
@@ -117,7 +118,8 @@ def norm_profile(recording: xr.DataTree, *, signal: str = "activation_grad", str
     """
     rms = rows.moments(recording, signal=signal, stream=stream)["rms"]
     chosen = _one_kind(recording, rms, stream)
-    rms = rms.isel(layer=chosen)
+    broken = rows.is_broken(rows.layer_rows(recording, signal=signal, stream=stream))
+    rms = rms.isel(layer=chosen).where(~broken[:, chosen])
     sizes = rms.values
     fit = _slopes(np.log10(np.where(sizes > 0, sizes, np.nan)), _positions(recording, signal, stream)[chosen])
     per_step = {name: ("step", values) for name, values in fit.items()}

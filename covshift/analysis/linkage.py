@@ -57,9 +57,8 @@ def violation_rate(recording: xr.DataTree, *, stream: str = "train") -> xr.Datas
     SignalNotRecorded
         If the recording holds no nonlinearity, or no pre-activation of one.
     """
-    z = rows.layer_rows(recording, signal="preactivation", stream=stream)
-    chosen = rows.nonlinearities(z)
-    z = z.isel(layer=chosen)
+    chosen = rows.nonlinearities(rows.group(recording, "layers", stream=stream))
+    z = rows.layer_rows(recording, signal="preactivation", stream=stream).isel(layer=chosen)
     gradient = _gradient(recording, z, stream)
     elements, gradient_elements = (
         np.where(rows.finite_count(part) > 0, part["count"].values.astype(np.float64), 0.0) for part in (z, gradient)

@@ -26,6 +26,14 @@ STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
 PRODUCER_SIGNAL = {"preactivation": "activation", "preactivation_grad": "activation_grad"}
 """Signal under which a producer holds its consumer's pre-activation, and the gradient with respect to it."""
 
+_WORDS = {
+    "input": "input of the model",
+    "preactivation": "input of a nonlinearity",
+    "activation": "output of a layer",
+    "activation_grad": "gradient of a layer's output",
+    "preactivation_grad": "gradient of a nonlinearity's input",
+}
+
 WINDOW_SHARE, WINDOW_RECORDS = 0.2, 5
 
 HELD_BYTES = 2**27
@@ -160,10 +168,11 @@ def _rows_of_signal(layers: xr.Dataset, signal: str, stream: str) -> xr.Dataset:
     status = layers["status"].transpose("signal", ...).values
     recorded = [name for name, of_signal in zip(names(layers, "signal"), status, strict=True) if of_signal.any()]
     if signal not in recorded:
-        where = f"'{STREAM_PATHS[stream]}layers'"
+        of_stream = "" if stream == "train" else f"{stream} "
+        where = f"{layers.sizes['step']} {of_stream}records of {layers.sizes['layer']} layers"
         raise SignalNotRecorded(
-            f"signal={signal!r}: not recorded in {where} ({layers.sizes['step']} records of {layers.sizes['layer']} "
-            f"layers); recorded there: {', '.join(recorded) or 'nothing'}"
+            f"signal={signal!r}: no {_WORDS.get(signal, signal)} was recorded ({where}); recorded there: "
+            f"{', '.join(recorded) or 'nothing'}; signals= of covshift.record says what is"
         )
     own = layers.sel(signal=signal, drop=True)
     if signal not in PRODUCER_SIGNAL:
@@ -176,6 +185,12 @@ def finite_count(layers: xr.Dataset) -> NDArray[np.float64]:
     parts = ("count", "nan_count", "posinf_count", "neginf_count")
     count, *broken = (layers[name].values.astype(np.float64) for name in parts)
     return np.asarray(count - sum(broken))
+
+
+def is_broken(layers: xr.Dataset) -> NDArray[np.bool_]:
+    """Where a tensor holds NaN or infinities and nothing finite but zeros, in the shape of its counts."""
+    finite = finite_count(layers)
+    return np.asarray((finite < layers["count"].values) & (layers["zero_count"].values >= finite))
 
 
 def ended_before(values: NDArray[np.float64]) -> int:

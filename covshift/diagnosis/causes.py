@@ -95,6 +95,11 @@ def following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.explained_by == _name(cause)]
 
 
+def standing(cause: Finding, verdict: Verdict) -> str:
+    """The verdict of a cause, and ``verdict`` of its consequences where that is worse: what it ranks by."""
+    return cause.verdict if cause.verdict == verdict else f"{cause.verdict}, its consequences {verdict}"
+
+
 def _cause(finding: Finding, causes: Sequence[tuple[Rule, list[Finding]]], order: Order) -> Finding | None:
     for rule, candidates in causes:
         found = [one for one in candidates if one is not finding and rule.follows(one, finding, order)]

@@ -15,7 +15,7 @@ from covshift import schema
 from covshift.analysis import rows
 from covshift.diagnosis import notebook, sentence, terminal
 from covshift.diagnosis.broken import without_numbers
-from covshift.diagnosis.causes import Order, explained
+from covshift.diagnosis.causes import Order, by_severity, explained, standing
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
 from covshift.diagnosis.rules import RULES, Rule
 from covshift.diagnosis.thresholds import Verdict
@@ -96,12 +96,17 @@ class Diagnosis:
 
     @property
     def causes(self) -> tuple[Finding, ...]:
-        """Findings to watch or worse that no other finding explains."""
-        return tuple(f for f in self.findings if f.verdict in ("watch", "bad") and not f.explained_by)
+        """Findings to watch or worse that no other finding explains.
+
+        Worst first, where a cause counts as bad as the worst that follows from it; of one verdict, those from which
+        most follows. This order is that of the page and of the terminal.
+        """
+        return tuple(finding for _, finding in by_severity(self.findings))
 
     def __str__(self) -> str:
         """The sentence, and each cause on a line of its own."""
-        return "\n".join([self.sentence, *(f"{f.verdict}: {f.check}: {f.reason}" for f in self.causes)])
+        told = (f"{standing(f, verdict)}: {f.check}: {f.reason}" for verdict, f in by_severity(self.findings))
+        return "\n".join([self.sentence, *told])
 
     def __rich__(self) -> Group:
         return terminal.shown(self.sentence, self.findings)

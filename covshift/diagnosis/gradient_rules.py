@@ -32,7 +32,8 @@ _NOT_DUE = {
     schema.Status.UNSUPPORTED: "its output is of a kind that cannot be summarised",
     schema.Status.FAILED: "recording it failed",
 }
-_BROKEN = "every element of its gradient was NaN or infinite"
+_ALL_BROKEN = "every element of its gradient was NaN or infinite"
+_PART_BROKEN = "its gradient held NaN or infinities, and nothing finite but zeros,"
 _OTHER_OUTPUT = "no gradient arrived while another output of its module receives one"
 _KEEP_LIVE = (
     "a lower learning rate or another initialisation keeps units out of the flat part of the activation; a leaky or "
@@ -51,6 +52,8 @@ _CUT_OFF = (
 def gradient_arrives(recording: xr.DataTree) -> list[Finding]:
     """Whether any gradient but zero reaches each layer's output, in the last window of records.
 
+    NaN and infinities are no zeros: they have arrived, and a layer that gets nothing else is ``not measured``.
+
     A layer that no gradient reaches is ``bad`` where none of the layers before it gets one either (a cut path), else
     only ``watch``: a branch that the loss does not use looks the same, and so does a single layer at the start. Of a
     module with several outputs (an LSTM's sequence and states) those that receive none while another does are taken to
@@ -64,7 +67,8 @@ def gradient_arrives(recording: xr.DataTree) -> list[Finding]:
 class _Arrivals:
     """What is known of each layer's gradient in every record; arrays of shape (step, layer).
 
-    ``count`` is of finite elements; ``broken`` says where there were others only.
+    ``count`` is of finite elements; ``arrived`` says where there was anything but zeros, ``broken`` where of that
+    nothing was finite.
     """
 
     names: list[str]
@@ -82,8 +86,8 @@ class _Arrivals:
         outputs = rows.group(recording, "layers")["count"].sel(signal="activation").values
         count, status = rows.finite_count(gradient), gradient["status"].values
         ran = ((outputs > 0) | (status != schema.Status.ABSENT)).any(axis=0)
-        broken = (count == 0) & (gradient["count"].values > 0)
-        arrived = (count > 0) & (gradient["zero_count"].values < count)
+        arrived = gradient["zero_count"].values < gradient["count"].values
+        broken = rows.is_broken(gradient)
         names, steps, depth = rows.names(gradient).tolist(), gradient["step"].values, gradient["depth"].values
         return cls(names, steps, depth, ran, status, count, broken, arrived)
 
@@ -93,7 +97,7 @@ class _Arrivals:
 
     @property
     def due(self) -> NDArray[np.bool_]:
-        return np.asarray((self.count > 0) | (self.status == schema.Status.NO_GRADIENT_ARRIVED))
+        return np.asarray((self.count > 0) | self.broken | (self.status == schema.Status.NO_GRADIENT_ARRIVED))
 
     def _alone(self, layer: int, window: slice) -> bool:
         """Whether of all layers that were due a gradient this is the only one that never got any."""
@@ -104,10 +108,10 @@ class _Arrivals:
         name, window = self.names[layer], self.window
         reached = np.flatnonzero(self.arrived[window].any(axis=0))
         due, elements = int(self.due[window, layer].sum()), int(self.count[window, layer].sum())
-        if not due and self.broken[window, layer].any():
-            return _no_gradient_due(name, self.status[window, layer], _BROKEN)
         if not due:
             return _no_gradient_due(name, self.status[window, layer])
+        if self.broken[window, layer].sum() == due:
+            return _no_gradient_due(name, self.status[window, layer], _PART_BROKEN if elements else _ALL_BROKEN)
         if not elements and _module(name) in {_module(self.names[other]) for other in reached}:
             return _no_gradient_due(name, self.status[window, layer], _OTHER_OUTPUT)
         arrived = int(self.arrived[window, layer].sum())
@@ -162,15 +166,17 @@ def gradient_zeros(recording: xr.DataTree) -> list[Finding]:
 
     Every tensor is judged once. A layer whose output a nonlinearity reads is judged by dL/dz: structural zeros by their
     share of z, others by their share of the elements that have a derivative. Where nothing can be split, the total
-    counts as "others"; their threshold is lenient, because pooling and dropout mask most of a healthy gradient.
+    counts as "others"; their threshold is lenient, because pooling and dropout mask most of a healthy gradient. Records
+    in which NaN or infinities left nothing finite but zeros do not count.
     """
     total = gradient_health.zero_rate(recording)
+    sound = ~rows.is_broken(rows.layer_rows(recording, signal="activation_grad"))
     nonlinear = _nonlinear_parts(recording)
     idle = _idle_units(recording)
     window, steps = rows.last_window(total.sizes["step"]), total["step"].values
     findings = []
-    for layer, series in zip(rows.names(total).tolist(), total.values.T, strict=True):
-        parts = nonlinear.get(layer, _Parts.unknown(series))
+    for layer, series, mine in zip(rows.names(total).tolist(), total.values.T, sound.T, strict=True):
+        parts = nonlinear.get(layer, _Parts.unknown(series)).of_records(mine)
         if np.isfinite(parts.zeros[window]).any():
             units = idle.get(layer)
             findings.append(conclude(layer, parts.words(window, units), parts.judgements(steps, window, units)))
@@ -204,6 +210,11 @@ class _Parts:
     def unknown(cls, zeros: Floats) -> _Parts:
         blank = np.full(len(zeros), np.nan)
         return cls("output", "", zeros, blank, blank)
+
+    def of_records(self, kept: NDArray[np.bool_]) -> _Parts:
+        """The same with records left out, which are NaN then."""
+        zeros, structural, other = (np.where(kept, part, np.nan) for part in (self.zeros, self.structural, self.other))
+        return replace(self, zeros=zeros, structural=structural, other=other)
 
     def judgements(self, steps: Steps, window: slice, units: _IdleUnits | None) -> list[Judgement]:
         live = 1 - self.structural

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from covshift.diagnosis.finding import SEVERITY, Finding
+from covshift.diagnosis.causes import by_severity, following, standing
+from covshift.diagnosis.finding import Finding
 from covshift.diagnosis.names import short_names
+from covshift.diagnosis.thresholds import Verdict
 from covshift.diagnosis.wording import plural
 
 _MARKS = {
@@ -28,39 +30,37 @@ _NAME = 30
 
 def finding_html(finding: Finding) -> str:
     """One finding: verdict, check, layer, evidence, and what to try."""
-    return f"<table><tbody>{_row(finding, [], short_names([finding.layer], width=_NAME)[0])}</tbody></table>"
+    (layer,) = short_names([finding.layer], width=_NAME)
+    return f"<table><tbody>{_row(finding, [], layer, finding.verdict)}</tbody></table>"
 
 
 def diagnosis_html(sentence: str, findings: Sequence[Finding]) -> str:
     """The sentence, causes with what they explain, and what was not measured; findings that are ok are counted."""
-    shown = [one for one in findings if one.verdict != "ok" and not one.explained_by]
-    shown.sort(key=lambda one: SEVERITY.index(one.verdict))
-    layers = list(dict.fromkeys(one.layer for one in shown))
+    unknown: list[tuple[Verdict, Finding]] = [(one.verdict, one) for one in findings if one.verdict == "not measured"]
+    shown = [*by_severity(findings), *unknown]
+    layers = list(dict.fromkeys(one.layer for _, one in shown))
     short = dict(zip(layers, short_names(layers, width=_NAME), strict=True))
-    body = "".join(_row(one, _following(one, findings), short[one.layer]) for one in shown)
+    body = "".join(_row(one, following(one, findings), short[one.layer], verdict) for verdict, one in shown)
     fine = sum(one.verdict == "ok" for one in findings)
     head = f'<p style="{_WRAPPED}"><b>{html.escape(sentence)}</b></p>'
     return f"{head}<table><tbody>{body}</tbody></table><p>{plural(fine, 'finding')} ok.</p>"
 
 
-def _following(cause: Finding, findings: Sequence[Finding]) -> list[Finding]:
-    return [one for one in findings if one.explained_by == f"{cause.check} in {cause.layer}"]
-
-
-def _row(finding: Finding, following: Sequence[Finding], layer: str) -> str:
-    color, mark = _MARKS[finding.verdict]
-    verdict = f'<span style="color: {color}">{mark}</span> {finding.verdict}'
+def _row(finding: Finding, after: Sequence[Finding], layer: str, verdict: Verdict) -> str:
+    """A row about ``finding``, which ranks by ``verdict``: by the worst of itself and of what comes ``after`` it."""
+    color, mark = _MARKS[verdict]
+    word = f'<span style="color: {color}">{mark}</span> {standing(finding, verdict)}'
     told = [html.escape(finding.reason)]
     if finding.advice:
         label = "Needed" if finding.verdict == "not measured" else "To try"
         told.append(f"<i>{label}: {html.escape(finding.advice)}</i>")
     if finding.explained_by:
         told.append(f"Explained by {html.escape(finding.explained_by)}")
-    if following:
-        told.append(f"Consequences: {plural(len(following), 'other finding')}")
+    if after:
+        told.append(f"Consequences: {plural(len(after), 'other finding')}")
     title = f' title="{html.escape(finding.layer)}"' if layer != finding.layer else ""
     cells = (
-        f'<td style="{_CELL}">{verdict}</td>',
+        f'<td style="{_CELL}">{word}</td>',
         f'<td style="{_CELL}">{html.escape(finding.check)}</td>',
         f'<td style="{_CELL}"{title}>{html.escape(layer)}</td>',
         f'<td style="{_CELL}; {_WRAPPED}">{"<br>".join(told)}</td>',

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
 
+from covshift import schema
 from covshift.analysis import gradient_health, gradient_scale, rows, turns
 from covshift.diagnosis.finding import Finding, not_measured
 from covshift.diagnosis.judgement import WARM_UP_SHARE, Floats, Judgement, Steps, conclude, holds_since, judge
@@ -40,6 +41,7 @@ _NO_INPUT = (
     "layer before this one that is dead or whose weights are 0"
 )
 _UNFREEZE = "unfreeze it, if it is meant to learn"
+_USE = "let the loss depend on it, or unfreeze it, if it is meant to learn"
 _STUCK = (
     "check that the optimizer holds this very parameter, that its learning rate is not 0 and, in half precision, that "
     "the update does not round away (float32 master weights cost memory)"
@@ -52,7 +54,19 @@ _LOST = (
 
 def is_untrained(finding: Finding) -> bool:
     """Whether a finding says that a weight got no gradient at all: a fact about it, though no ratio was measured."""
-    return finding.check == "update ratio" and finding.verdict == "not measured" and finding.advice == _UNFREEZE
+    unmeasured = finding.check == "update ratio" and finding.verdict == "not measured"
+    return unmeasured and finding.advice in (_UNFREEZE, _USE)
+
+
+def is_frozen(finding: Finding) -> bool:
+    """Whether a weight got no gradient although nothing cuts its layer off: it requires none."""
+    return is_untrained(finding) and finding.advice == _UNFREEZE
+
+
+def is_still(finding: Finding) -> bool:
+    """Whether a finding says that a weight never moves, in no record from ``reached_step`` on."""
+    flagged = finding.check == "update ratio" and finding.verdict in ("watch", "bad")
+    return flagged and finding.value == 0 and finding.reached_step is not None
 
 
 def update_ratio(recording: xr.DataTree) -> list[Finding]:
@@ -64,7 +78,9 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
     """
     parameters = rows.group(recording, "parameters")
     ratios = gradient_health.update_ratio(recording)
-    gradient = np.where(parameters["gradient_measured"].values > 0, parameters["gradient_norm"].values, np.nan)
+    # A norm that is NaN is of a gradient with NaN in it, which is no missing one.
+    norm = np.nan_to_num(parameters["gradient_norm"].values, nan=np.inf, posinf=np.inf)
+    gradient = np.where(parameters["gradient_measured"].values > 0, norm, np.nan)
     matrix = parameters["parameter_ndim"].values >= 2
     names, steps = rows.names(parameters, "parameter").tolist(), ratios["step"].values
     own = np.isfinite(parameters["sampled_share"].values)
@@ -72,23 +88,41 @@ def update_ratio(recording: xr.DataTree) -> list[Finding]:
         own[:] = True
     # Of optimizers that take turns, a parameter's last window is one of its own optimizer's records.
     own[:, ~own.any(axis=0)] = True
-    reached, lost, weight = _reached(recording), _lost(recording), parameters["weight_norm"].values
-    findings = []
-    for index in np.flatnonzero(matrix):
-        name, mine = names[index], own[:, index]
-        lost_by = lost.get(name, "")
-        judged = _of_parameter(name, ratios.values[mine, index], gradient[mine, index], steps[mine], reached, lost_by)
-        findings.append(_with_shrinking(judged, weight[mine, index]))
-    return findings
+    known, weight = _Known.of(recording, gradient), parameters["weight_norm"].values
+    return [
+        _with_shrinking(
+            _of_parameter(names[index], ratios.values[mine, index], gradient[mine, index], steps[mine], known),
+            weight[mine, index],
+        )
+        for index in np.flatnonzero(matrix)
+        for mine in [own[:, index]]
+    ]
 
 
-def _lost(recording: xr.DataTree) -> Mapping[str, str]:
-    """Why weights do not move of which rounding leaves no update, in words, by name."""
-    return {
-        name: f"makes steps of at most {number(due)} of its length, too small for a {dtype(recording, name)} weight to "
-        "notice"
-        for name, due in StepSizes.of(recording).lost.items()
-    }
+@dataclass(frozen=True)
+class _Known:
+    """What tells why a weight has no gradient, or does not move.
+
+    Layers that a gradient other than 0 has ``reached``, and those whose output has ``unrequired`` ones; by parameter,
+    in words, what rounding leaves no update of, ``lost``.
+    """
+
+    reached: frozenset[str] = frozenset()
+    unrequired: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recording: xr.DataTree, gradient: Floats) -> _Known:
+        reached = _reached(recording)
+        return cls(
+            reached,
+            _unrequired(recording) | (reached if (~np.isnan(gradient)).any() else frozenset()),
+            {
+                name: f"makes steps of at most {number(due)} of its length, too small for a {dtype(recording, name)} "
+                "weight to notice"
+                for name, due in StepSizes.of(recording).lost.items()
+            },
+        )
 
 
 def _with_shrinking(finding: Finding, weight: Floats) -> Finding:
@@ -101,14 +135,24 @@ def _with_shrinking(finding: Finding, weight: Floats) -> Finding:
     return replace(finding, reason=f"{finding.reason}; {words}")
 
 
-def _reached(recording: xr.DataTree) -> Collection[str]:
-    """Layers at whose output a gradient other than 0 arrives in the last window."""
+def _unrequired(recording: xr.DataTree) -> frozenset[str]:
+    """Layers whose output requires no gradient in the last window, which it would if weights of theirs did."""
+    try:
+        status = rows.layer_rows(recording, signal="activation_grad")["status"]
+    except SignalNotRecorded:
+        return frozenset()
+    last = status.values[rows.last_window(status.sizes["step"])]
+    return frozenset(rows.names(status)[(last == schema.Status.NO_GRAD_REQUIRED).any(axis=0)].tolist())
+
+
+def _reached(recording: xr.DataTree) -> frozenset[str]:
+    """Layers at whose output a gradient other than 0 arrives in the last window, be it NaN."""
     try:
         gradient = rows.layer_rows(recording, signal="activation_grad")
     except SignalNotRecorded:
-        return ()
+        return frozenset()
     window = rows.last_window(gradient.sizes["step"])
-    arrived = gradient["zero_count"].values[window] < rows.finite_count(gradient)[window]
+    arrived = gradient["zero_count"].values[window] < gradient["count"].values[window]
     return frozenset(rows.names(gradient)[arrived.any(axis=0)].tolist())
 
 
@@ -133,25 +177,25 @@ def _why_still(gradient: Floats, lost: str, *, is_reached: bool) -> tuple[str, s
     return " though it had a gradient", _STUCK
 
 
-def _of_parameter(
-    name: str, ratio: Floats, gradient: Floats, steps: Steps, reached: Collection[str], lost: str
-) -> Finding:
+def _of_parameter(name: str, ratio: Floats, gradient: Floats, steps: Steps, known: _Known) -> Finding:
     layer = owner(name)
     window = rows.last_window(len(steps))
-    known = int(np.isfinite(ratio[window]).sum())
-    if known < rows.WINDOW_RECORDS:
-        reason = f"{quoted(layer)}: the update of '{name}' was measured in {known} of the last records"
+    measured = int(np.isfinite(ratio[window]).sum())
+    if measured < rows.WINDOW_RECORDS:
+        reason = f"{quoted(layer)}: the update of '{name}' was measured in {measured} of the last records"
         need = f"at least {rows.WINDOW_RECORDS} records with updates= on, and weights that are not all 0"
         return not_measured("update ratio", layer, reason, need)
-    records = f"the last {plural(known, 'record')}"
+    records = f"the last {plural(measured, 'record')}"
     if np.isnan(gradient[window]).all():
-        reason = f"{quoted(layer)}: '{name}' had no gradient in {records} (frozen, or not used)"
-        return not_measured("update ratio", layer, reason, _UNFREEZE)
+        is_frozen_here = layer in {name.partition(":")[0] for name in known.unrequired}
+        why, advice = ("frozen", _UNFREEZE) if is_frozen_here else ("frozen, or not used", _USE)
+        reason = f"{quoted(layer)}: '{name}' had no gradient in {records} ({why})"
+        return not_measured("update ratio", layer, reason, advice)
     judged = judge("update_ratio", ratio, steps, window, _STEP_SIZE)
     if judged.value == 0:
-        why, advice = _why_still(gradient[window], lost, is_reached=layer in reached)
+        why, advice = _why_still(gradient[window], known.lost.get(name, ""), is_reached=layer in known.reached)
         still = int((ratio[window] == 0).sum())
-        told = records if still == known else f"{still} of {records}"
+        told = records if still == measured else f"{still} of {records}"
         return conclude(layer, f"'{name}' did not move in {told}{why}", [replace(judged, advice=advice)])
     jumped = _jump(ratio, steps)
     overall = float(rows.median(ratio[math.ceil(WARM_UP_SHARE * len(steps)) :]))

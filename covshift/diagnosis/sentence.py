@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from covshift.diagnosis.finding import ROOT, WHOLE_RUN, Finding, of_layers, worst
-from covshift.diagnosis.parameter_rules import is_untrained
+from covshift.diagnosis.parameter_rules import is_frozen, is_still, is_untrained
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.value_rules import is_constant
 from covshift.diagnosis.wording import percent, plural, quoted
@@ -19,6 +19,9 @@ RECORD = (
     "each step by recorder.step(); every= must meet a step"
 )
 """Why each check of an empty recording is not measured, and what is needed: said once, over the diagnosis."""
+
+MOST_NAMES = 3
+"""Layers that one clause names; a net that is tuned has a hundred that are frozen."""
 
 _NEEDS_RECORDS = ("update ratio", "scale over time")
 """Checks that answer to no record by itself; the one asks for parameters as well, the other for gradients."""
@@ -41,11 +44,11 @@ def of(findings: Sequence[Finding]) -> str:
     measured = {check: [f for f in found if not _is_broken(f)] for check, found in measured.items()}
     clauses = [
         broken,
-        _gradient(measured.pop("gradient arrives", []), praise=not broken),
-        _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
-        *(_other(check, found) for check, found in measured.items()),
-        _constant(checks.get("non-finite", [])),
+        _gradient(measured.pop("gradient arrives", []), _count(checks.get("gradient arrives", [])), praise=not broken),
         _untrained(checks.get("update ratio", [])),
+        _units(measured.pop("units", []), _count(checks.get("units", [])), praise=not broken),
+        *(clause for check, found in measured.items() for clause in (_still(found), _other(check, _moving(found)))),
+        _constant(checks.get("non-finite", [])),
         _unknown(checks),
     ]
     return f"{opening}: {'; '.join(clause for clause in clauses if clause)}."
@@ -78,16 +81,28 @@ def _flagged(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict in ("watch", "bad")]
 
 
-def _gradient(findings: Sequence[Finding], *, praise: bool) -> str:
+def _gradient(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
+    """Layers that it reaches or not, of all ``layers``, which are more than those in which that was measured."""
     if not findings:
         return ""
     missing = _flagged(findings)
     if not missing:
-        return f"gradient reaches {_all(_count(findings))}" if praise else ""
+        reached = _count(findings)
+        return f"gradient reaches {_all(reached) if reached == layers else _of(reached, layers)}" if praise else ""
     first = missing[0]
-    share = f"{_count(missing)} of {plural(_count(findings), 'layer')}"
     cause = f"; follows from {first.explained_by}" if first.explained_by else ""
-    return f"gradient does not reach {share} ({quoted(first.layer)}{_begun(first)}{cause})"
+    told = f"{quoted(first.layer)}{_begun(first)}{cause}{_unmeasured(findings, layers)}"
+    return f"gradient does not reach {_of(_count(missing), layers)} ({told})"
+
+
+def _of(count: int, layers: int) -> str:
+    return f"{count:,} of {plural(layers, 'layer')}"
+
+
+def _unmeasured(findings: Sequence[Finding], layers: int) -> str:
+    """That nothing is known of the others: who reads "1 of 9" takes the other eight to be well."""
+    unknown = layers - _count(findings)
+    return f"; {unknown:,} not measured" if unknown else ""
 
 
 def _count(findings: Sequence[Finding]) -> int:
@@ -120,8 +135,8 @@ def _units(findings: Sequence[Finding], layers: int, *, praise: bool) -> str:
     kinds = {"dead": ("dead_units", "silent_units"), "silent": ("silent_units",), "stuck": ("stuck_units",)}
     crossed = [finding.threshold for finding in flagged]
     states = [state for state, names in kinds.items() if any(THRESHOLDS[name] in crossed for name in names)]
-    share = f"{_count(flagged)} of {plural(_count(findings), 'layer')}"
-    return f"units are {' or '.join(states)} in {share} (most in {quoted(most.layer)}: {percent(most.value)})"
+    told = f"most in {quoted(most.layer)}: {percent(most.value)}{_unmeasured(findings, layers)}"
+    return f"units are {' or '.join(states)} in {_of(_count(flagged), layers)} ({told})"
 
 
 def _other(check: str, findings: Sequence[Finding]) -> str:
@@ -153,12 +168,42 @@ def _constant(numbers: Sequence[Finding]) -> str:
 
 def _untrained(ratios: Sequence[Finding]) -> str:
     """Layers whose weights got no gradient: frozen on purpose or not, which nobody but the reader knows."""
-    found = list(dict.fromkeys(finding.layer for finding in ratios if is_untrained(finding)))
-    if not found:
+    of = plural(len({finding.layer for finding in ratios}), "layer")
+    untrained = [finding for finding in ratios if is_untrained(finding)]
+    frozen, others = (
+        list(dict.fromkeys(finding.layer for finding in untrained if is_frozen(finding) == wanted))
+        for wanted in (True, False)
+    )
+    told = []
+    if frozen:
+        told.append(f"{len(frozen)} of {of} with weights {_are(frozen)} frozen: {_listed(frozen)} (meant?)")
+    if others:
+        share = f"{len(others)} of {of} with weights {_are(others)} not trained"
+        told.append(f"{share} ({quoted(others[0])}: no gradient of its weights)")
+    return "; ".join(told)
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many there are besides."""
+    shown = ", ".join(map(quoted, names[:MOST_NAMES]))
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES:,} more"
+
+
+def _moving(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if not is_still(finding)]
+
+
+def _still(findings: Sequence[Finding]) -> str:
+    """Weights that no update moves, each of which has a finding of its own."""
+    still = [finding for finding in findings if is_still(finding)]
+    if not still:
         return ""
-    of = len({finding.layer for finding in ratios})
-    share = f"{len(found)} of {plural(of, 'layer')} with weights {'is' if len(found) == 1 else 'are'} not trained"
-    return f"{share} ({quoted(found[0])}: no gradient of its weights)"
+    moves = f"{plural(len(still), 'weight')} never move{'s' if len(still) == 1 else ''}"
+    return f"{moves} ({quoted(still[0].layer)}{_begun(still[0])})"
 
 
 def _unknown(checks: dict[str, list[Finding]]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from covshift.diagnosis import sentence as sentence_of
-from covshift.diagnosis.causes import by_severity, following
+from covshift.diagnosis.causes import by_severity, following, standing
 from covshift.diagnosis.finding import Finding, of_layers
 from covshift.diagnosis.thresholds import Verdict
 from covshift.diagnosis.wording import plural, quoted
@@ -50,7 +50,7 @@ def _cause(verdict: Verdict, finding: Finding, findings: Sequence[Finding]) -> T
 
     text = Text()
     text.append(f"{finding.check}, {quoted(finding.layer)}", style="bold")
-    text.append("\n" if finding.verdict == verdict else f": {finding.verdict}, its consequences {verdict}\n")
+    text.append("\n" if finding.verdict == verdict else f": {standing(finding, verdict)}\n")
     text.append(f"{finding.reason}\n")
     text.append(f"Try: {finding.advice}\n", style="italic")
     after = following(finding, findings)

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from covshift import schema
 from covshift.analysis import rows
 from covshift.analysis.dead_units import DEAD_RATE, dead_units
 from covshift.analysis.unit_profile import unit_profile
@@ -72,12 +73,10 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
     """
     stream, units = _evidence(recording, distinct_examples)
     if not units.sizes["unit"]:
-        reason = f"{WHOLE_RUN}: no units of a nonlinearity were recorded"
-        need = "activation modules, or functions with functional=True, of a known unit axis (unit_axis= states it)"
-        return [not_measured("units", WHOLE_RUN, reason, need)]
+        return [_no_units(recording)]
     columns = {name: units[name].values for name in ("layer", "state", "silent_examples", "rate_upper_bound")}
     since = units["since_step"].values if stream == "train" else _since_training(recording, units)
-    profile = unit_profile(recording, stream=stream)
+    profile = _profile_of(units, unit_profile(recording, stream=stream))
     stuck = profile["stuck"].values & (profile["examples"].values >= _STUCK_EXAMPLES)
     always = profile["positive_rate"].values > 1 - ALWAYS_ON
     broken, findings = _without_numbers(recording, stream), []
@@ -118,6 +117,31 @@ def dead_share(recording: xr.DataTree, *, distinct_examples: int | None = None) 
         )
         findings.append(census.finding(str(layer)))
     return findings
+
+
+def _profile_of(units: xr.Dataset, profile: xr.Dataset) -> xr.Dataset:
+    """The part of ``profile`` that is about ``units``: those of layers without known examples are in neither state."""
+    told = set(zip(units["layer"].values, units["unit_in_layer"].values, strict=True))
+    keys = zip(profile["layer"].values, profile["unit_in_layer"].values, strict=True)
+    return profile.isel(unit=[at for at, key in enumerate(keys) if key in told])
+
+
+def _no_units(recording: xr.DataTree) -> Finding:
+    """That no units of a nonlinearity were recorded, and why: there is none, or its axes are not known."""
+    layers = rows.group(recording, "layers")
+    names, inside = rows.names(layers), np.flatnonzero(rows.nonlinear(layers))
+    need = "activation modules, or functions with functional=True, of a known unit axis (unit_axis= states it)"
+    if not len(inside):
+        return not_measured("units", WHOLE_RUN, f"{WHOLE_RUN}: no layer is a nonlinearity", need)
+    reason = f"{WHOLE_RUN}: no units were recorded of {plural(len(inside), 'nonlinearity layer')}"
+    for axis, of in (("unit_axis", "its units"), ("example_axis", "the examples")):
+        unknown = names[inside[layers[axis].values[inside] == schema.UNKNOWN_AXIS]].tolist()
+        if unknown:
+            more = f" (nor of {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+            told = f"{reason}: which axis of {quoted(unknown[0])} counts {of} is not known{more}"
+            need = f"unit_axis={{{unknown[0]!r}: axis}}, where axis counts the units of its output"
+            return not_measured("units", WHOLE_RUN, told, need)
+    return not_measured("units", WHOLE_RUN, reason, need)
 
 
 def _evidence(recording: xr.DataTree, distinct_examples: int | None) -> tuple[str, xr.Dataset]:

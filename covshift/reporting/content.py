@@ -16,8 +16,9 @@ import xarray as xr
 
 from covshift import schema
 from covshift.analysis import rows
-from covshift.diagnosis.finding import of_layers
-from covshift.diagnosis.thresholds import THRESHOLDS
+from covshift.diagnosis.causes import by_severity, following
+from covshift.diagnosis.finding import Finding, of_layers
+from covshift.diagnosis.thresholds import THRESHOLDS, Verdict
 from covshift.exceptions import SignalNotRecorded
 from covshift.reporting import sections
 from covshift.reporting.results import Results
@@ -25,7 +26,6 @@ from covshift.reporting.sections import number
 
 FORMAT_VERSION = 3
 VERDICTS = ("bad", "watch", "ok", "not measured")
-SEVERITY = ("bad", "watch", "not measured", "ok")
 
 FACTS = ("model", "variant", "seed", "torch_version", "device")
 """Attributes of a recording shown at the head of its run; all of them stand under provenance."""
@@ -68,7 +68,6 @@ def report_content(
 def run_content(result: Results) -> dict[str, Any]:
     """Numbers, findings and provenance of one run."""
     grid = result.diagnosis.grid().transpose("layer", "check")
-    findings = result.diagnosis.to_dict()["findings"]
     return {
         "name": result.name,
         "recorded": True,
@@ -77,8 +76,8 @@ def run_content(result: Results) -> dict[str, Any]:
         "facts": _facts(result.recording),
         "warnings": _warnings(result.recording),
         "layers_by_verdict": _layers_by_verdict(grid),
-        "findings": findings,
-        "groups": _groups(findings),
+        "findings": result.diagnosis.to_dict()["findings"],
+        "groups": _groups(result.diagnosis.findings),
         "grid": {name: grid[name].values.tolist() for name in ("check", "layer")} | {"verdict": grid.values.tolist()},
         "logged": _logged(result.recording),
         "layers": sections.layers(result),
@@ -173,42 +172,32 @@ def _layers_by_verdict(grid: xr.DataArray) -> dict[str, int]:
     return {verdict.replace(" ", "_"): worst.count(verdict) for verdict in VERDICTS}
 
 
-def _groups(findings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _groups(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """What is not ok: causes of one check and severity together, worst first, then what was not measured by check.
 
-    A cause is a finding that no other explains; it ranks by the worst of itself and what it explains. ``lead`` and
-    ``others`` are positions of causes in ``findings``, the lead being that which explains most, else the first;
-    ``explains`` those of their consequences, and ``consequences`` counts these by check.
+    Causes stand in the order of :func:`covshift.diagnosis.causes.by_severity`, and groups in that of the first of
+    theirs. ``lead`` and ``others`` are positions of causes in ``findings``; ``explains`` those of their consequences,
+    and ``consequences`` counts these by check.
     """
-    followers: dict[str, list[int]] = {}
-    for position, finding in enumerate(findings):
-        if finding["explained_by"]:
-            followers.setdefault(finding["explained_by"], []).append(position)
-    groups: dict[tuple[str, str], dict[int, list[int]]] = {}
-    for position, finding in enumerate(findings):
-        if finding["verdict"] == "ok" or finding["explained_by"]:
-            continue
-        following = followers.get(f"{finding['check']} in {finding['layer']}", [])
-        severity = min((findings[one]["verdict"] for one in [position, *following]), key=VERDICTS.index)
-        group = groups.setdefault((severity, finding["check"]), {})
-        group[position] = following
-    ordered = sorted(groups.items(), key=lambda item: SEVERITY.index(item[0][0]))
-    return [_group(findings, verdict, check, causes) for (verdict, check), causes in ordered]
+    groups: dict[tuple[Verdict, str], list[Finding]] = {}
+    unknown: list[tuple[Verdict, Finding]] = [(one.verdict, one) for one in findings if one.verdict == "not measured"]
+    for verdict, finding in [*by_severity(findings), *unknown]:
+        groups.setdefault((verdict, finding.check), []).append(finding)
+    return [_group(findings, verdict, causes) for (verdict, _), causes in groups.items()]
 
 
-def _group(
-    findings: Sequence[Mapping[str, Any]], verdict: str, check: str, causes: Mapping[int, Sequence[int]]
-) -> dict[str, Any]:
-    positions = sorted(causes, key=lambda position: -len(causes[position]))
-    explains = [one for position in causes for one in causes[position]]
-    counts = Counter(findings[position]["check"] for position in explains)
+def _group(findings: Sequence[Finding], verdict: Verdict, causes: Sequence[Finding]) -> dict[str, Any]:
+    position = {id(finding): at for at, finding in enumerate(findings)}
+    lead, *others = (position[id(cause)] for cause in causes)
+    after = [one for cause in causes for one in following(cause, findings)]
+    counts = Counter(one.check for one in after)
     return {
-        "check": check,
+        "check": causes[0].check,
         "verdict": verdict,
-        "count": len(positions),
-        "lead": positions[0],
-        "others": positions[1:],
-        "explains": explains,
+        "count": len(causes),
+        "lead": lead,
+        "others": others,
+        "explains": [position[id(one)] for one in after],
         "consequences": [{"check": name, "count": number} for name, number in counts.items()],
     }
 

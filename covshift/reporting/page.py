@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from covshift.exceptions import CovshiftError
 from covshift.plots import labels, style
 from covshift.reporting import vendored
 from covshift.reporting.figures import Picture
@@ -147,6 +148,11 @@ def render(
     -------
     str
         A complete HTML document.
+
+    Raises
+    ------
+    CovshiftError
+        If the templates ask for what ``content`` does not hold.
     """
     scripts = [vendored.script(), _own("report.js")]
     numbers = [{row["layer"]: number for number, row in enumerate(run.get("layers", []))} for run in content["runs"]]
@@ -164,27 +170,34 @@ def render(
         parts = enumerate(named[run].split(text))
         return Markup("").join(layer_link(run, part) if at % 2 else _breakable(part) for at, part in parts)
 
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            content=content,
-            mark_of=_marks(content),
-            pictures=pictures,
-            comparison_pictures=comparison,
-            n=lambda pointer, kind: number_element(content, pointer, kind),
-            layer_link=layer_link,
-            linked=linked,
-            grid_of=verdict_table,
-            style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
-            scripts=[Markup(script) for script in scripts],
-            script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
-            layer_data=layer_data,
-            curve_data=curve_data,
-            refresh_seconds=refresh_seconds,
-            courses=sum(map(len, numbers)) <= MOST_COURSES,
-        )
+    return _filled(
+        content=content,
+        mark_of=_marks(content),
+        pictures=pictures,
+        comparison_pictures=comparison,
+        n=lambda pointer, kind: number_element(content, pointer, kind),
+        layer_link=layer_link,
+        linked=linked,
+        grid_of=verdict_table,
+        style_sheet=Markup(vendored.style_sheet() + _style_sheet()),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=Markup(" ".join(_hash(script) for script in scripts)),
+        layer_data=layer_data,
+        curve_data=curve_data,
+        refresh_seconds=refresh_seconds,
+        courses=sum(map(len, numbers)) <= MOST_COURSES,
     )
+
+
+def _filled(**names: Any) -> str:
+    """The templates with ``names`` put in; what they lack is a fault of this package, and is told as such."""
+    try:
+        return _environment().get_template("report.html.j2").render(**names)
+    except (jinja2.TemplateError, LookupError) as error:
+        raise CovshiftError(
+            f"the page cannot be written: {error}. The recording is sound, this is a defect of covshift: please report "
+            "it with this message; `covshift check` tells the findings meanwhile"
+        ) from error
 
 
 def _hash(script: str) -> str:

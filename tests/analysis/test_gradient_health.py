@@ -85,6 +85,18 @@ def test_layers_with_a_zero_gradient_are_counted_and_do_not_bend_the_fit(make_re
     assert (int(found["n_layers"]), int(found["vanished"])) == (8, 2)
 
 
+def test_zeros_beside_nan_are_no_zero_gradient_and_have_no_size(make_recording):
+    layers = nonlinearities(10)
+    tensors = gradients(np.random.default_rng(3), layers, 0.25)
+    tensors["act9"]["activation_grad"] = np.zeros((16, 2, 50))
+    tensors["act8"]["activation_grad"] = np.where(np.arange(50) == 7, np.nan, np.zeros((16, 2, 50)))
+    found = gradient_health.norm_profile(make_recording({0: tensors}, layers=layers)).sel(step=0)
+    rms = dict(zip(found["layer"].values.tolist(), found["rms"].values.tolist(), strict=True))
+    assert rms["act9"] == 0
+    assert np.isnan(rms["act8"])
+    assert (int(found["n_layers"]), int(found["vanished"])) == (8, 1)
+
+
 def test_float32_norms_that_would_underflow_are_kept(make_recording):
     layers = nonlinearities(5)
     tensors = {layer.name: {"activation_grad": np.full((4, 2), 1e-30)} for layer in layers}

@@ -85,11 +85,15 @@ def test_without_gradients_the_structural_rate_still_stands(make_recording, tens
 
 
 def test_a_network_without_nonlinearities_has_no_rates(make_recording, tensors):
-    with pytest.raises(SignalNotRecorded, match="signal='preactivation'"):
-        linkage.violation_rate(make_recording({0: {"conv": tensors["conv"]}}, layers=[CONV]))
-    stray = {0: {"conv": {"preactivation": np.ones((2, 3))}}}
-    with pytest.raises(SignalNotRecorded, match="no layer is a nonlinearity"):
-        linkage.violation_rate(make_recording(stray, layers=[CONV]))
+    for signals in (tensors["conv"], {"preactivation": np.ones((2, 3))}):
+        with pytest.raises(SignalNotRecorded, match="no layer is a nonlinearity; record the activation modules"):
+            linkage.violation_rate(make_recording({0: {"conv": signals}}, layers=[CONV]))
+
+
+def test_nonlinearities_without_inputs_have_no_rates_and_the_error_says_what_was_not_recorded(make_recording):
+    outputs = {LINKED.name: {"activation": np.ones((2, LINKED.unit_count))}}
+    with pytest.raises(SignalNotRecorded, match="no input of a nonlinearity was recorded"):
+        linkage.violation_rate(make_recording({0: outputs}, layers=[LINKED]))
 
 
 def output(*active, examples=6):

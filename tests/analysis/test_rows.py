@@ -111,8 +111,9 @@ def test_a_signal_that_was_not_recorded_is_named_with_those_that_were(recording)
     with pytest.raises(SignalNotRecorded) as caught:
         rows.layer_rows(recording, signal="input")
     assert str(caught.value) == (
-        "signal='input': not recorded in 'layers' (2 records of 3 layers); "
-        "recorded there: preactivation, activation, activation_grad, preactivation_grad"
+        "signal='input': no input of the model was recorded (2 records of 3 layers); "
+        "recorded there: preactivation, activation, activation_grad, preactivation_grad; "
+        "signals= of covshift.record says what is"
     )
     assert isinstance(caught.value, KeyError)
 

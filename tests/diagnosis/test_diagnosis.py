@@ -184,6 +184,47 @@ def test_the_html_shows_what_is_not_ok_and_escapes_it():
     assert "3 findings ok" in shown
 
 
+def printed(diagnosis):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(diagnosis)
+    return console.export_text()
+
+
+def ranking():
+    """A cause that began first, one of which most follows, and one to watch that makes a bad one."""
+    causes = [
+        finding("units", "early", "bad", since_step=1),
+        finding("gradient arrives", "most", "bad", since_step=9),
+        finding("shift", "mild", "watch", since_step=3),
+        finding("scale over time", "milder", "watch", since_step=2),
+    ]
+    follow = {"early": ["watch"], "most": ["watch", "watch", "bad"], "mild": ["bad", "watch"], "milder": []}
+    after = [
+        replace(finding("gradient zeros", f"{cause.layer}{n}", verdict), explained_by=f"{cause.check} in {cause.layer}")
+        for cause in causes
+        for n, verdict in enumerate(follow[cause.layer])
+    ]
+    unknown = finding("clipping", "unknown", "not measured")
+    return Diagnosis((*causes[:2], *causes[:1:-1], *after, unknown), ())
+
+
+def test_causes_stand_in_one_order_in_every_form():
+    diagnosis, order = ranking(), ["most", "mild", "early", "milder"]
+    told = diagnosis._repr_html_(), str(diagnosis), printed(diagnosis)
+    assert [cause.layer for cause in diagnosis.causes] == order
+    assert [layer for layer in re.findall(r">(\w+)</td><td[^>]*>\1: ", told[0]) if layer in order] == order
+    assert re.findall(r"^[^:\n]+: [^:\n]+: (\w+): ", told[1].partition("\n")[2], re.MULTILINE) == order
+    assert re.findall(r"^(?:bad|watch) .*, '(\w+)'", told[2], re.MULTILINE) == order
+
+
+def test_a_cause_that_is_milder_than_what_follows_says_both_in_every_form():
+    diagnosis = ranking()
+    for told in (diagnosis._repr_html_(), str(diagnosis), printed(diagnosis)):
+        assert told.count("watch, its consequences bad") == 1
+
+
 def test_html_of_a_finding_tells_evidence_and_advice_and_obeys_no_name():
     named = "<script>alert(1)</script>"
     one = Finding("units", named, "bad", 3, 1.0, None, None, f"{named} & co", "<b>try</b>", f"units in {named}")

@@ -1,9 +1,11 @@
 """Units that die are found with their number, evidence and onset; few examples, or the same again, prove no death."""
 
 import numpy as np
+import pytest
 
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.causes import by_severity
+from covshift.diagnosis.finding import WHOLE_RUN
 from covshift.schema import Layer
 
 SINCE = 60
@@ -209,3 +211,41 @@ def test_one_unit_has_its_verb_in_the_singular(planted, of):
         tensors["act3"]["activation"] = tensors["act3"]["activation"] + np.array([0, 0, 0, 9])
 
     assert of(diagnose(planted(one)), "units", "act3").reason == "'act3': none of 4 units silent; 1 is always on"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        ({"unit_count": 0}, "which axis of 'act1' counts its units is not known (nor of 1 more)"),
+        ({"unit_axis": 1, "unit_count": 0}, "which axis of 'act1' counts the examples is not known (nor of 1 more)"),
+        ({"unit_axis": 1, "example_axis": 0, "unit_count": 0}, "of 2 nonlinearity layers"),
+    ],
+)
+def test_nonlinearities_without_units_are_not_said_to_be_none(make_recording, of, lacking, reason):
+    names = ("act1", "act2")
+    layers = [Layer(name, "ReLU", depth, activation="ReLU", **lacking) for depth, name in enumerate(names)]
+    steps = {step: {name: {"activation": np.ones((8, 4))} for name in names} for step in range(0, 100, 10)}
+    finding = of(diagnose(make_recording(steps, layers=layers)), "units", WHOLE_RUN)
+    assert finding.verdict == "not measured"
+    assert finding.reason.startswith("whole run: no units were recorded of 2 nonlinearity layers")
+    assert finding.reason.endswith(reason)
+    assert ("unit_axis={'act1': axis}" in finding.advice) == ("which axis" in reason)
+
+
+def test_a_network_without_a_nonlinearity_is_told_what_would_be_needed_for_units(make_recording, of):
+    layers = [Layer("fc", "Linear", 0, 1, 0, 4)]
+    recording = make_recording({step: {"fc": {"activation": np.ones((8, 4))}} for step in (0, 10)}, layers=layers)
+    finding = of(diagnose(recording), "units", WHOLE_RUN)
+    assert finding.reason == "whole run: no layer is a nonlinearity"
+    assert finding.advice.startswith("activation modules, or functions with functional=True")
+
+
+def test_units_are_judged_beside_a_nonlinearity_whose_examples_are_not_known(make_recording, of):
+    known = Layer("act2", "ReLU", 1, 1, 0, 4, activation="ReLU")
+    unknown = Layer("act1", "ReLU", 0, unit_count=4, activation="ReLU")
+    alive = np.abs(np.random.default_rng(0).normal(size=(400, 4))) + 0.1
+    alive[:, 1] = 0.0
+    steps = {step: {name: {"activation": alive} for name in ("act1", "act2")} for step in range(0, 100, 10)}
+    finding = of(diagnose(make_recording(steps, layers=[unknown, known])), "units", "act2")
+    assert finding.reason.startswith("'act2': 1 of 4 units silent in 4,000 examples")
+    assert "3 are always on" in finding.reason

@@ -140,6 +140,58 @@ def test_an_unused_second_output_of_a_module_is_not_missed(make_recording, of):
         assert "another output of its module receives one" in finding.reason
 
 
+def test_an_output_is_unused_also_where_the_gradient_of_another_of_its_module_is_broken(make_recording, of):
+    outputs = {name: {"activation": np.ones((8, 2))} for name in ("rnn:0", "rnn:1")}
+    outputs["rnn:0"]["activation_grad"] = np.where(np.arange(16).reshape(8, 2) % 2, np.nan, 0.0)
+    statuses = {(0, "rnn:1", "activation_grad"): Status.NO_GRADIENT_ARRIVED}
+    diagnosis = diagnose(make_recording({0: outputs}, statuses=statuses))
+    unused, broken = (of(diagnosis, "gradient arrives", name) for name in ("rnn:1", "rnn:0"))
+    assert unused.verdict == broken.verdict == "not measured"
+    assert "another output of its module receives one" in unused.reason
+    assert broken.reason == (
+        "'rnn:0': its gradient held NaN or infinities, and nothing finite but zeros, in the last 1 record"
+    )
+    assert "does not reach" not in diagnosis.sentence
+
+
+def spoiled(layers, spoil, since=SINCE):
+    """The gradient of ``layers`` is zero from ``since`` on, but for the first of its elements."""
+
+    def change(step, tensors):
+        for name in layers if step >= since else ():
+            gradient = np.zeros_like(tensors[name]["activation_grad"])
+            gradient[0, 0] = spoil
+            tensors[name]["activation_grad"] = gradient
+
+    return change
+
+
+@pytest.mark.parametrize("spoil", [np.nan, np.inf, -np.inf])
+def test_zeros_beside_nan_or_infinity_are_a_broken_gradient_and_no_missing_one(planted, spoil, of):
+    everywhere = [f"{kind}{index}" for kind in ("conv", "act") for index in range(5)]
+    diagnosis = diagnose(planted(spoiled(everywhere, spoil)))
+    assert {one.check for one in diagnosis.causes} == {"non-finite"}
+    assert of(diagnosis, "gradient arrives", "act1").verdict == "not measured"
+    assert of(diagnosis, "scale over depth", WHOLE_RUN).verdict == "not measured"
+    assert "does not reach" not in diagnosis.sentence
+    assert "exactly zero" not in str(diagnosis)
+
+
+def test_a_gradient_of_zeros_and_one_finite_number_has_arrived_as_before(planted, of):
+    assert of(diagnose(planted(spoiled(["act1"], 1e-3))), "gradient arrives", "act1").verdict == "ok"
+
+
+def test_layers_of_which_nothing_is_known_are_not_left_to_be_taken_for_well(planted, flagged):
+    def change(step, tensors):
+        spoiled([f"{kind}{index}" for kind in ("conv", "act") for index in (1, 2, 3, 4)], np.nan, since=0)(
+            step, tensors
+        )
+        spoiled(["conv0", "act0"], 0.0, since=0)(step, tensors)
+
+    diagnosis = diagnose(planted(change))
+    assert "; gradient does not reach 2 of 10 layers ('act0' since step 0; 8 not measured); " in diagnosis.sentence
+
+
 @pytest.mark.parametrize(
     ("status", "why"),
     [

@@ -5,7 +5,7 @@ import pytest
 
 from covshift.diagnosis import diagnose
 from covshift.diagnosis.parameter_rules import update_ratio
-from covshift.schema import Layer
+from covshift.schema import Layer, Status
 
 
 def parameters(*updates, name="fc.weight", gradient=1.0):
@@ -107,14 +107,61 @@ def test_weights_without_a_gradient_are_named_over_the_diagnosis_and_are_no_faul
 
     diagnosis = diagnose(planted(parameters=rows("conv2")))
     assert diagnosis.sentence == (
-        "Healthy: gradient reaches all 10 layers; no unit is dead; 1 of 5 layers with weights is not trained ('conv2': "
-        "no gradient of its weights); not measured: gradient turn, shift of the whole run, operating point."
+        "Healthy: gradient reaches all 10 layers; 1 of 5 layers with weights is frozen: 'conv2' (meant?); "
+        "no unit is dead; not measured: gradient turn, shift of the whole run, operating point."
     )
     assert diagnosis.causes == ()
-    several = diagnose(planted(parameters=rows("conv0", "conv1"))).sentence
-    assert (
-        "; 2 of 5 layers with weights are not trained ('conv0': no gradient of its weights); not measured: " in several
-    )
+    several = diagnose(planted(parameters=rows(*(f"conv{index}" for index in range(4))))).sentence
+    assert "; 4 of 5 layers with weights are frozen: 'conv0', 'conv1', 'conv2' and 1 more (meant?); no unit" in several
+    cut = {
+        (step, layer, "activation_grad"): Status.NO_GRADIENT_ARRIVED
+        for step in healthy_steps
+        for layer in ("conv0", "act0", "conv1", "act1")
+    }
+    behind = diagnose(planted(_without(cut), parameters=rows("conv0", "conv1"), statuses=cut)).sentence
+    assert "; 2 of 5 layers with weights are not trained ('conv0': no gradient of its weights); " in behind
+    assert "frozen" not in behind
+
+
+def _without(statuses):
+    def change(step, tensors):
+        for at, layer, signal in statuses:
+            if at == step:
+                del tensors[layer][signal]
+
+    return change
+
+
+def test_weights_before_the_first_that_requires_a_gradient_are_frozen(planted, healthy_steps):
+    row = {"weight_norm": 1.0, "update_norm": 0.0, "sampled_share": 1.0}
+    parameters = {step: {f"conv{index}.weight": row for index in range(5)} for step in healthy_steps}
+    needless = {(step, "conv0", "activation_grad"): Status.NO_GRAD_REQUIRED for step in healthy_steps}
+    diagnosis = diagnose(planted(_without(needless), parameters=parameters, statuses=needless))
+    assert "; 1 of 5 layers with weights is frozen: 'conv0' (meant?); 4 of 5 layers" in diagnosis.sentence
+    reasons = {one.layer: one.reason for one in diagnosis.findings if one.check == "update ratio"}
+    assert reasons["conv0"] == "'conv0': 'conv0.weight' had no gradient in the last 5 records (frozen)"
+    assert reasons["conv1"].endswith("(frozen, or not used)")
+
+
+def test_a_gradient_norm_of_nan_is_of_a_gradient_that_is_there(planted, healthy_steps):
+    row = {"weight_norm": 1.0, "update_norm": 0.0, "sampled_share": 1.0, "gradient_measured": 1}
+    row["gradient_norm"] = np.nan
+    sentence = diagnose(planted(parameters={step: {"conv0.weight": row} for step in healthy_steps})).sentence
+    assert "; 1 weight never moves ('conv0' since step 0)" in sentence
+    assert "frozen" not in sentence
+    assert "not trained" not in sentence
+
+
+def test_weights_that_never_move_are_told_apart_from_those_that_move_too_little(planted, healthy_steps):
+    def row(update):
+        measured = {"gradient_norm": 1.0, "gradient_norm_preclip": 1.0, "gradient_measured": 1}
+        return {"weight_norm": 1.0, "update_norm": update, "sampled_share": 1.0} | measured
+
+    updates = {"conv0.weight": 0.0, "conv1.weight": 0.0, "conv2.weight": 1e-9, "conv3.weight": 1e-3}
+    parameters = {step: {name: row(update) for name, update in updates.items()} for step in healthy_steps}
+    sentence = diagnose(planted(parameters=parameters)).sentence
+    assert "; 2 weights never move ('conv0' since step 0); update ratio " in sentence
+    assert " in 1 layer ('conv2' since step 0); " in sentence
 
 
 @pytest.mark.parametrize("updates", [[1e-9] * 4, [1e-9], [np.nan] * 20])

@@ -181,7 +181,7 @@ def test_seeds_of_one_variant_are_taken_together(recording):
     "name", [name for name in FIGURES if name not in ("verdicts", "comparison", "differences", "ics")]
 )
 def test_an_empty_recording_gives_a_clear_error(name, make_recording):
-    with pytest.raises(SignalNotRecorded, match="not recorded in|holds no layer|no layer is a nonlinearity|no group"):
+    with pytest.raises(SignalNotRecorded, match="was recorded|holds no layer|no layer is a nonlinearity|no group"):
         FIGURES[name].figure(make_recording({}, layers=[]))
 
 

@@ -8,9 +8,10 @@ from copy import deepcopy
 
 import pytest
 
-from covshift.diagnosis import diagnose
+from covshift.diagnosis import Finding, diagnose
 from covshift.diagnosis.wording import quoted
 from covshift.plots.labels import amount
+from covshift.reporting.content import _groups
 from covshift.reporting.page import render
 
 
@@ -70,11 +71,28 @@ def test_causes_come_first_and_say_what_they_explain(single, runs):
     assert all(findings[position]["explained_by"] for position in explained)
     assert not any(findings[position]["explained_by"] for position in leads)
     assert explained
+    causes = [cause.layer for cause in diagnose(runs["plain"]).causes]
+    first_of = [
+        causes.index(findings[group["lead"]]["layer"]) for group in groups if group["verdict"] != "not measured"
+    ]
+    assert first_of == sorted(first_of)
+    assert first_of[0] == 0
     first = single.page.find("li", class_="finding")[0]
     assert (
         f"Consequences: {groups[0]['consequences'][0]['check']} ({groups[0]['consequences'][0]['count']})"
         in first.words
     )
+
+
+def test_the_page_leads_with_the_cause_from_which_most_follows_whichever_began_first():
+    def one(check, layer, since, because=""):
+        return Finding(check, layer, "bad", since, 1.0, None, None, "", "", explained_by=because)
+
+    findings = [one("units", "early", 1), one("shift", "most", 9), one("units", "late", 9)]
+    findings += [one("gradient zeros", f"under{n}", 9, "shift in most") for n in range(3)]
+    findings += [one("gradient zeros", "under", 9, "units in late")]
+    told = [(group["check"], findings[group["lead"]].layer, group["others"]) for group in _groups(findings)]
+    assert told == [("shift", "most", []), ("units", "late", [0])]
 
 
 def test_a_cause_that_ranks_by_what_follows_from_it_says_its_own_verdict(single):
@@ -136,6 +154,15 @@ def test_the_header_says_whether_the_loss_fell_and_up_to_which_step_it_was_a_num
     assert (loss["first_step"], loss["first"], loss["last_step"], loss["last"]) == pytest.approx((*first, *last))
     told = single.page.find("ul", class_="facts")[0].words
     assert f"loss {amount(first[1])} at step {first[0]}, {amount(last[1])} at step {last[0]}" in told
+
+
+def test_a_loss_with_a_single_number_is_told_once_and_that_none_came_after(written, make_run, tmp_path):
+    run = make_run(pairs=1, steps=(0, 10))
+    scalars = run["scalars"].to_dataset()
+    run["scalars"] = scalars.assign(loss=scalars["loss"].where(scalars["step"] == 0))
+    told = written(tmp_path, run).page.find("ul", class_="facts")[0].words
+    assert f"loss 2.3 at step 0, no number in the {scalars.sizes['step'] - 1} records after" in told
+    assert told.count("at step") == 1
 
 
 def test_the_header_says_what_was_recorded(single):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from covshift.exceptions import RecordingDamaged
+from covshift.exceptions import CovshiftError, RecordingDamaged
+from covshift.reporting.page import render
+from covshift.schema import Layer
 
 
 def test_a_recording_of_nothing_but_nan_has_a_report_without_a_warning(written, make_recording, tmp_path):
@@ -17,6 +19,51 @@ def test_a_recording_of_nothing_but_nan_has_a_report_without_a_warning(written, 
     run = make_recording({step: {"a": lost, "b": lost} for step in (0, 10, 20)})
     made = written(tmp_path, run, figures_at_most=15)
     assert "NaN" in made.page.text
+
+
+def _rectifier_that_breaks(make_recording, name, *, broken):
+    """A ReLU of six units whose first ``broken`` give nothing but NaN from step 30 on."""
+    rng = np.random.default_rng(0)
+    steps = {}
+    for step in range(0, 60, 10):
+        z = rng.normal(size=(16, 6)).astype(np.float32)
+        z[:, : broken if step >= 30 else 0] = np.nan
+        steps[step] = {
+            "fc": {"activation": z, "activation_grad": z},
+            "act": {"activation": np.maximum(z, 0), "activation_grad": z},
+        }
+    relu = {"activation": "ReLU", "preactivation_of": "fc", "structural_measured": True}
+    layers = [Layer("fc", "Linear", 0, 1, 0, 6), Layer("act", "ReLU", 1, 1, 0, 6, **relu)]
+    run = make_recording(steps, layers=layers, flat={"act": lambda z: z <= 0})
+    run.attrs["run_name"] = name
+    return run
+
+
+@pytest.mark.parametrize("broken", [(4,), (4, 6), (0, 4)], ids=["alone", "two broken", "beside a sound one"])
+def test_units_that_gave_nothing_finite_are_counted_on_the_page(written, make_recording, tmp_path, broken):
+    runs = [_rectifier_that_breaks(make_recording, f"run{n}", broken=count) for n, count in enumerate(broken)]
+    page = written(tmp_path, runs).page
+    for number, count in enumerate(broken):
+        (table,) = page.find("table", id=f"runs-{number}-units-by_layer-table")
+        heads = [cell.words for cell in table.find("thead")[0].find("th")]
+        (cells,) = [[cell.words for cell in row.children] for row in table.find("tbody")[0].find("tr")]
+        shown = dict(zip(heads, cells, strict=True))
+        assert (shown["layer"], shown["units"]) == ("act", "6")
+        assert shown.get("not finite") == (str(count) if count else None)
+        keys = page.find("span", data_key=f"/runs/{number}/units/not_finite")
+        assert [one.words for one in keys] == ([str(count)] if count else [])
+
+
+@pytest.mark.parametrize("missing", ["groups", "layers_by_verdict"])
+def test_a_page_that_asks_for_what_is_not_there_fails_in_words_of_covshift(single, missing):
+    content = {**single.told, "runs": [{**single.told["runs"][0]}]}
+    del content["runs"][0][missing]
+    with pytest.raises(CovshiftError) as failed:
+        render(content, pictures=[{}])
+    message = str(failed.value)
+    assert "page cannot be written" in message
+    assert "defect of covshift: please report" in message
+    assert f"'{missing}'" in message
 
 
 def test_a_recording_without_records_gets_a_page_that_says_so(written, make_run, tmp_path):
@@ -57,6 +104,15 @@ def test_an_empty_run_stands_beside_a_recorded_one(written, make_run, tmp_path):
     assert [run["recorded"] for run in report.told["runs"]] == [False, True]
     assert report.told["comparison"] is None
     assert "Nothing was recorded" in report.page.text
+
+
+def test_a_run_without_nonlinearities_says_so_in_place_of_units_and_linkage(written, make_recording, tmp_path):
+    values = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    signals = {"activation": values, "activation_grad": values}
+    run = make_recording({step: {"fc": signals} for step in (0, 10)}, layers=[Layer("fc", "Linear", 0, 1, 0, 4)])
+    text = " ".join(written(tmp_path, run).page.text.split())
+    assert "Structural zeros not measured: recording: no layer is a nonlinearity; record the activation modules" in text
+    assert "signal=" not in text
 
 
 @pytest.mark.parametrize(
