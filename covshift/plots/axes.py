@@ -94,6 +94,19 @@ def label_steps(ax: Axes, steps: ArrayLike) -> None:
     ax.set_xlabel(f"optimizer step (n = {edges.size - 1} records)")
 
 
+def isolated(values: ArrayLike) -> list[int]:
+    """Positions of finite numbers without a finite neighbour, of which a line shows nothing unless they are marked.
+
+    Examples
+    --------
+    >>> nan = float("nan")
+    >>> isolated([1.0, nan, 2.0, 3.0, nan, 4.0]), isolated([nan])
+    ([0, 5], [])
+    """
+    known = np.pad(np.isfinite(np.asarray(values, dtype=np.float64)), 1)
+    return [int(at) for at in np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])]
+
+
 def step_edges(steps: ArrayLike) -> FloatArray:
     """Edges of one cell for each step: halfway between neighbours, half a gap beyond the ends.
 
