@@ -75,6 +75,17 @@ class TestOperatingTrack:
             assert drawn.get_xdata() == track["derivative_at_mean"].values[at]
             assert drawn.get_ydata() == track["mean"].values[at]
 
+    def test_a_record_between_steps_without_z_is_marked(self, made, line):
+        track = made().track(6)
+        track["mean"][[1, 4]] = np.nan
+        path, _ = plots.plot_operating_track(track).axes
+        assert line(path, "mean of z").get_marker() == "o"
+        assert line(path, "mean of z").get_markevery() == [0, 5]
+        (spread,) = [artist for artist in path.collections if isinstance(artist, LineCollection)]
+        mean, sd = track["mean"].values, track["sd"].values
+        ends = [[mean[at] - sd[at], mean[at] + sd[at]] for at in (0, 5)]
+        np.testing.assert_allclose([segment[:, 1] for segment in spread.get_segments()], ends)
+
     def test_what_is_flat_is_shaded(self, made):
         track = made().track(3)
         path, _ = plots.plot_operating_track(track).axes

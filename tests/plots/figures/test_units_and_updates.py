@@ -108,7 +108,26 @@ class TestUpdateRatio:
         found = [finding("update ratio", "update_ratio", str(name).rpartition(".")[0], value=0.0) for name in still]
         ax = plots.plot_update_ratio(ratio, findings=found)
         keys = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert [key for key in keys if key.endswith("weight")] == [str(ratio["parameter"].values[at]) for at in (2, 4)]
+        assert [key for key in keys if key.endswith("weight")] == [
+            str(ratio["parameter"].values[at]) for at in (2, 3, 4)
+        ]
+
+    @pytest.mark.parametrize(("parameters", "keyed"), [(6, [0, 1, 2, 3, 4, 5]), (7, [0, 6])])
+    def test_of_few_parameters_all_are_in_the_key(self, made, parameters, keyed):
+        ratio = made().update_ratio(5, parameters)
+        keys = [text.get_text() for text in plots.plot_update_ratio(ratio).get_legend().get_texts()]
+        assert [key for key in keys if key.endswith("weight")] == [f"conv{at}.weight" for at in keyed]
+
+    @pytest.mark.parametrize("told", [[], [1]])
+    def test_a_ratio_between_steps_without_one_is_marked(self, made, line, finding, told):
+        ratio = made().update_ratio(8, 3)
+        ratio[1:, 1], ratio[:, 2] = np.nan, [1e-3, 1e-3, np.nan, 1e-3, np.nan, 0.0, 1e-3, np.nan]
+        found = [finding("update ratio", "update_ratio", f"conv{at}") for at in told]
+        ax = plots.plot_update_ratio(ratio, findings=found)
+        drawn = [line(ax, f"conv{at}.weight") for at in range(3)]
+        assert drawn[0].get_marker() in ("", "None")
+        assert [one.get_markevery() for one in drawn[1:]] == [sorted({0, *(range(8) if told else [])}), [3, 6]]
+        assert all(one.get_marker() not in ("", "None") for one in drawn[1:])
 
     def test_one_early_outlier_does_not_stretch_the_axis(self, made, line):
         ratio = made().update_ratio(200, 4)
