@@ -24,7 +24,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
-    FuncFormatter,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -36,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from covshift.diagnosis.thresholds import Threshold
 from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
-from covshift.plots.labels import short_names, tick_amount
+from covshift.plots.labels import short_names, tick_amount, tick_amounts
 from covshift.plots.row_labels import RowFormatter, RowLocator, size_in_points
 
 FloatArray = NDArray[np.float64]
@@ -264,18 +263,33 @@ def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[fl
     return 10.0 ** (low - free), 10.0 ** (high + free)
 
 
+class AmountFormatter(Formatter):
+    """Amounts in one notation for all ticks that the axis shows."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        """One amount by itself, in its own notation."""
+        return tick_amount(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All of them; a locator gives ticks beyond the ends as well, which have no say."""
+        low, high = sorted(self.axis.get_view_interval()) if self.axis is not None else (-np.inf, np.inf)
+        shown = dict.fromkeys(value for value in values if low <= value <= high)
+        words = dict(zip(shown, tick_amounts(shown), strict=True))
+        return [words.get(value, "") for value in values]
+
+
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little.
 
-    Where it spans many decades there are no ticks without a number: the grid has no line for them, and each costs as
-    much to draw as one with.
+    All are plain, or all powers of ten. Where it spans many decades there are no ticks without a number: the grid has
+    no line for them, and each costs as much to draw as one with.
     """
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     if low > 0 and high > MANY * low:
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+    axis.set_major_formatter(AmountFormatter())
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -307,7 +321,7 @@ def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, m
     zero = int(np.flatnonzero(ticks == 0.0)[0])
     axis.set_major_locator(FixedLocator(ticks[zero % stride :: stride].tolist()))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+    axis.set_major_formatter(AmountFormatter())
 
 
 def title(ax: Axes, text: str, *, size: float = 10.0) -> None:

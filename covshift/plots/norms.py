@@ -136,8 +136,9 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         if (before > here["after"].values).any():
             label = "_before" if dashed else "before clipping"
             dashed = True
-            look = {"color": color, "linestyle": (0, (4, 2)), "linewidth": 1.0}
-            ax.plot(before, np.arange(before.size), marker=".", markevery=isolated(before), label=label, **look)
+            at_rows, dashes = np.arange(before.size), (0, (4, 2))
+            (line,) = ax.plot(before, at_rows, color=color, linestyle=dashes, linewidth=1.0, label=label)
+            line.set(marker=".", markevery=isolated(before))
     label_amounts(ax.xaxis)
     label_layers(ax, norms["parameter"].values, what="parameter")
     ax.grid(axis="x")
