@@ -132,14 +132,19 @@ def shift(result: Results) -> list[dict[str, Any]]:
 
 
 def operating(result: Results) -> list[dict[str, Any]]:
-    """One row a layer: state of its operating point, drifts with their intervals, since when it is settled."""
+    """One row a layer: state of its operating point, drifts with their intervals, since when it is settled.
+
+    The state is "not measured" where it is so of all layers, with the reason in ``missing``, or of one without a finite
+    value.
+    """
     if result.stability is None:
         return []
     found = result.stability
     columns = {name: found[name].values.tolist() for name in STABILITY_NUMBERS}
     settled = found["settled_step"].values.tolist()
+    known = ~found["broken"].values & ("operating" not in result.missing)
     return [
-        {"layer": layer, "state": state.lower()}
+        {"layer": layer, "state": state.lower() if known[row] else "not measured"}
         | {name: number(column[row]) for name, column in columns.items()}
         | {"settled_step": settled[row] if settled[row] >= 0 else None}
         for row, (layer, state) in enumerate(zip(rows.names(found).tolist(), found["state"].values, strict=True))
