@@ -161,6 +161,7 @@ class Made:
         fates = ["alive", "revived", "silent", "died", "born dead", "not finite", "not recorded"]
         counts = self.rng.multinomial(units, np.full(7, 1 / 7), steps) if units else np.zeros((steps, 7), dtype=int)
         attrs = {"units": 0 if self.fill is not None and np.isnan(self.fill) else units, "needed_examples": 3000}
+        attrs |= {"unit_records": steps}
         attrs |= {"finite_until": -1}
         coords = {"step": np.arange(steps) * 10, "fate": fates}
         return xr.Dataset({"count": (("step", "fate"), counts)}, coords, attrs | {"layers": 2})

@@ -40,6 +40,23 @@ class TestDeadUnits:
         assert bands["not a finite value"].get_hatch() == "xxx"
         assert left_title(ax) == "Training batches: 40 of 40 units of 'act3' give no finite value after step 0"
 
+    def test_units_that_no_nonlinearity_has_are_not_called_unrecorded(self, made):
+        said = [plots.plot_dead_units(made().unit_history(steps, units=0)).texts[0].get_text() for steps in (3, 0)]
+        assert [" ".join(words.split()) for words in said] == [
+            "units: not measured (no layer recorded is a nonlinearity)",
+            "units: not measured (units_every= records them)",
+        ]
+
+    def test_what_layers_alone_tell_is_no_record_of_units(self, made):
+        history = made().unit_history(4).assign_coords(step=[0, 10, 110, 190])
+        history.attrs["unit_records"] = 3
+        ax = plots.plot_dead_units(history)
+        assert ax.get_xlabel() == "optimizer step (n = 3 records of units; step 190: of layers alone)"
+        assert ax.get_xlim()[1] == 195
+        assert max(band.get_paths()[0].vertices[:, 0].max() for band in ax.collections) == 195
+        history.attrs["unit_records"] = 4
+        assert plots.plot_dead_units(history).get_xlabel() == "optimizer step (n = 4 records of units)"
+
     def test_an_axis_that_is_cut_says_so(self, made, left_title):
         history = made().unit_history(3, units=400)
         history["count"][:] = [398, 0, 2, 0, 0, 0, 0]
