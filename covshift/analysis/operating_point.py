@@ -84,14 +84,15 @@ def stability(
     Returns
     -------
     Dataset
-        Dims ``(layer,)``; the attributes give window and margins.
+        Dims ``(layer,)``; the attributes give the window, ``min_records`` and the margins.
 
         ``state``
             ``"STABLE"``: the 90 % intervals of the drifts of location, scale and active mass lie inside their margins,
             and the upper bound of the change of shape below its own, as far as they are measured; location and scale
             must be. ``"DRIFTING"``: one of them is beyond its margin and its 95 % interval excludes 0. ``"FROZEN"``: no
             parameter up to this depth moved by more than 1e-6 of its length an update, or 99.9 % of the layer's
-            gradient is zero. ``"UNDETERMINED"``: anything else.
+            gradient is zero. ``"UNDETERMINED"``: anything else, and every layer where none has ``min_records`` records
+            in the window.
         ``location_drift``, ``location_low``, ``location_high``
             Drift over the window in sd of the reference, with its 90 % interval. By units: mean over units, each in the
             direction it moved into the first quarter, tested on the other three and scaled to the whole window.
@@ -117,6 +118,9 @@ def stability(
             Records behind the location, and their lag-1 correlation.
         ``by_units``
             Whether location and scale come from units.
+        ``broken``, ``finite_until``
+            Whether the window holds elements of the layer but no finite one, and then the last step with one (-1 for
+            never, and where not broken).
 
     Raises
     ------
@@ -146,9 +150,10 @@ def stability(
     )
     columns |= operating_parts.motion(recording, layers, stream, start)
     columns["susceptibility"] = rows.ratio(np.abs(columns["location_drift"]), columns["weight_path"])
-    columns["state"], columns["drifts_by"] = _states(columns)
+    columns["state"], columns["drifts_by"] = _states(columns, min_records)
     columns["by_units"] = by_unit
-    return _dataset(columns, rows.names(layers), window, by_layer.steps)
+    columns["broken"], columns["finite_until"] = _broken(layers, start)
+    return _dataset(columns, rows.names(layers), window, by_layer.steps).assign_attrs(min_records=min_records)
 
 
 def _window(records: int, share: float, least: int) -> slice:
@@ -264,8 +269,17 @@ def _first_inside(steps: NDArray[np.int64], outside: NDArray[np.bool_]) -> NDArr
     return np.where(last_outside + 1 < len(steps), steps[np.minimum(last_outside + 1, len(steps) - 1)], -1)
 
 
-def _states(columns: Columns) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """State of each layer, and by which tests it drifts."""
+def _broken(layers: xr.Dataset, start: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Layers with elements but no finite one from ``start`` on, and the last step at which each of them had one."""
+    steps, finite = layers["step"].values.astype(np.int64), rows.finite_count(layers) > 0
+    seen = (layers["count"].values > 0)[steps >= start].any(axis=0)
+    last = np.where(finite, steps[:, None], -1).max(axis=0, initial=-1)
+    broken = np.asarray(seen & (last < start))
+    return broken, np.where(broken, last, -1)
+
+
+def _states(columns: Columns, least: int) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """State of each layer, and by which tests it drifts; none where no layer has ``least`` records."""
     parts = [columns["location_verdict"], columns["scale_verdict"]]
     drifts = {
         "location": parts[0] == "DRIFTING",
@@ -278,6 +292,8 @@ def _states(columns: Columns) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     stable &= ~(columns["shape_high"] >= LOCATION_MARGIN)
     stable &= np.isin(columns["mass_verdict"], ["STABLE", ""]) & ~(columns["active_mass"] < LEAST_MASS)
     state = np.select([columns["frozen"], drifting, stable], ["FROZEN", "DRIFTING", "STABLE"], "UNDETERMINED")
+    if columns["records"].max(initial=0) < least:
+        state[:] = "UNDETERMINED"
     by = [", ".join(name for name, found in drifts.items() if found[at]) for at in range(len(state))]
     return state, np.where(state == "DRIFTING", np.array(by, dtype=np.str_), "")
 
@@ -305,6 +321,8 @@ _UNITS = {
     "records": "count",
     "correlation": "1",
     "by_units": "",
+    "broken": "",
+    "finite_until": "step",
 }
 
 

@@ -133,6 +133,8 @@ def between_steps(
         ``pooled_shift``
             Equivalent shift of the mean ``u`` of the pairs.
 
+        The attribute ``finite_until`` is the last of the steps at which any layer gave a finite element, -1 for none.
+
     Raises
     ------
     InvalidArgumentError
@@ -160,7 +162,9 @@ def between_steps(
             tables.append(shift_windows.relabelled(before, now, view.grid))
     columns = {name: np.array([row[name] for row in compared]).reshape(len(compared), -1) for name in blank}
     steps = _dataset(columns, {"step": view.steps, "layer": view.layers})
-    return steps.merge(shift_windows.windows(tables, view, pairs_per_window=pairs_per_window if testing else 0))
+    tested = shift_windows.windows(tables, view, pairs_per_window=pairs_per_window if testing else 0)
+    finite = view.steps[(view.moments["n"] > 0).any("layer").values]
+    return steps.merge(tested).assign_attrs(finite_until=int(finite[-1]) if len(finite) else -1)
 
 
 def between_runs(

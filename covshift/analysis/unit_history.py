@@ -62,8 +62,9 @@ def unit_history(
 
         Steps are those of records of units, and a last one where records of layers, silent or without a finite element
         throughout, tell more after these. Such records between two of units count at the second. The attribute
-        ``units`` counts units, ``needed_examples`` those that bound the rate by 0.1 %, ``finite_until`` is the last
-        step at which a unit that gives nothing finite at the end still did (-1 for none or never).
+        ``units`` counts units, ``unit_records`` the records of units, ``needed_examples`` those that bound the rate by
+        0.1 %, ``finite_until`` is the last step at which a unit that gives nothing finite at the end still did (-1 for
+        none or never).
 
     Raises
     ------
@@ -93,6 +94,7 @@ def unit_history(
         coords={"step": np.array(steps, dtype=np.int64), "fate": list(FATES)},
         attrs={
             "units": int(kept.sum()),
+            "unit_records": len(activity.steps),
             "needed_examples": needed,
             "layers": len(set(names[kept].tolist())),
             "finite_until": int(activity.steps[finite][-1]) if finite.any() else -1,

@@ -58,12 +58,23 @@ def upstream(recording: xr.DataTree, layers: xr.Dataset, *, start: int = 0) -> t
     return relative * span, np.where(before.any(axis=1), largest, np.nan)
 
 
+def module_of(layer: str) -> str:
+    """The module whose output a layer is, be it one of several or of several calls.
+
+    Examples
+    --------
+    >>> module_of("rnn:1"), module_of("blocks.0.act#2"), module_of("head")
+    ('rnn', 'blocks.0.act', 'head')
+    """
+    return layer.partition(":")[0].partition("#")[0]
+
+
 def parameter_depths(parameters: NDArray[np.str_], layers: xr.Dataset) -> NDArray[np.int64]:
     """Depth of the first call of the module that owns each parameter, shape ``(parameter,)``.
 
     A parameter whose owner is no layer (a container's own) takes the depth of the first layer inside its owner, else 0.
     """
-    calls = [name.partition(":")[0].partition("#")[0] for name in rows.names(layers).tolist()]
+    calls = [module_of(name) for name in rows.names(layers).tolist()]
     first: dict[str, int] = {}
     for call, depth in zip(calls, layers["depth"].values.tolist(), strict=True):
         parts = call.split(".")

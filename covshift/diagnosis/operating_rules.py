@@ -62,11 +62,34 @@ def operating_points(recording: xr.DataTree, *, trained: xr.Dataset | None = Non
         if streams.is_recent(recording, stream, "layers")
     ]
     if not judged and not any(others):
-        reason = f"{WHOLE_RUN}: at most {plural(records, 'record')} in the last half of the run"
         need = f"at least {operating_point.WINDOW_RECORDS} records there: a longer run, or a smaller every="
-        return [not_measured("operating point", WHOLE_RUN, reason, need)]
+        return [not_measured("operating point", WHOLE_RUN, f"{WHOLE_RUN}: {_at_most(records)}", need)]
     names = dict.fromkeys([*judged, *(layer for other in others for layer in other)])
     return [_best([found[layer] for found in (judged, *others) if layer in found]) for layer in names]
+
+
+def unmeasured(found: xr.Dataset) -> str:
+    """Why a stability tells the state of no layer, in the words of the finding; empty where it tells that of any.
+
+    Parameters
+    ----------
+    found : Dataset
+        From :func:`covshift.analysis.operating_point.stability`, all layers or some.
+    """
+    broken, most = found["broken"].values, int(found["records"].values.max(initial=0))
+    least = int(found.attrs["min_records"])
+    if most >= least:
+        return ""
+    until = int(found["finite_until"].values.max(initial=-1))
+    after = f" after step {until}" if until >= 0 else ""
+    if broken.size and broken.all():
+        return f"no finite value{after}"
+    reason = f"{_at_most(most)}, at least {least} needed"
+    return f"{reason}; no finite value in {plural(int(broken.sum()), 'layer')}{after}" if broken.any() else reason
+
+
+def _at_most(records: int) -> str:
+    return f"at most {plural(records, 'record')} in the last half of the run"
 
 
 def _best(findings: list[Finding]) -> Finding:

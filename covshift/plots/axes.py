@@ -24,7 +24,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import (
     FixedLocator,
     Formatter,
-    FuncFormatter,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -36,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from covshift.diagnosis.thresholds import Threshold
 from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
-from covshift.plots.labels import short_names, tick_amount
+from covshift.plots.labels import short_names, tick_amount, tick_amounts
 from covshift.plots.row_labels import RowFormatter, RowLocator, size_in_points
 
 FloatArray = NDArray[np.float64]
@@ -92,6 +91,19 @@ def label_steps(ax: Axes, steps: ArrayLike) -> None:
     ax.set_xlim(edges[0], edges[-1])
     ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     ax.set_xlabel(f"optimizer step (n = {edges.size - 1} records)")
+
+
+def isolated(values: ArrayLike) -> list[int]:
+    """Positions of finite numbers without a finite neighbour, of which a line shows nothing unless they are marked.
+
+    Examples
+    --------
+    >>> nan = float("nan")
+    >>> isolated([1.0, nan, 2.0, 3.0, nan, 4.0]), isolated([nan])
+    ([0, 5], [])
+    """
+    known = np.pad(np.isfinite(np.asarray(values, dtype=np.float64)), 1)
+    return [int(at) for at in np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])]
 
 
 def step_edges(steps: ArrayLike) -> FloatArray:
@@ -251,18 +263,33 @@ def log_limits(sizes: Iterable[FloatArray], *, margin: float = 0.06) -> tuple[fl
     return 10.0 ** (low - free), 10.0 ** (high + free)
 
 
+class AmountFormatter(Formatter):
+    """Amounts in one notation for all ticks that the axis shows."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        """One amount by itself, in its own notation."""
+        return tick_amount(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All of them; a locator gives ticks beyond the ends as well, which have no say."""
+        low, high = sorted(self.axis.get_view_interval()) if self.axis is not None else (-np.inf, np.inf)
+        shown = dict.fromkeys(value for value in values if low <= value <= high)
+        words = dict(zip(shown, tick_amounts(shown), strict=True))
+        return [words.get(value, "") for value in values]
+
+
 def label_amounts(axis: Axis) -> None:
     """Print the ticks of a logarithmic ``axis`` as the report prints amounts, more of them where it spans little.
 
-    Where it spans many decades there are no ticks without a number: the grid has no line for them, and each costs as
-    much to draw as one with.
+    All are plain, or all powers of ten. Where it spans many decades there are no ticks without a number: the grid has
+    no line for them, and each costs as much to draw as one with.
     """
     low, high = sorted(axis.get_view_interval())
     if low > 0 and high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     if low > 0 and high > MANY * low:
         axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+    axis.set_major_formatter(AmountFormatter())
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -294,7 +321,7 @@ def symlog_ticks(axis: Axis, *, linear_within: float, low: float, high: float, m
     zero = int(np.flatnonzero(ticks == 0.0)[0])
     axis.set_major_locator(FixedLocator(ticks[zero % stride :: stride].tolist()))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_amount(value)))
+    axis.set_major_formatter(AmountFormatter())
 
 
 def title(ax: Axes, text: str, *, size: float = 10.0) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from covshift.analysis.rows import demand_result
 from covshift.plots import style
-from covshift.plots.axes import colorbar, key_below, label_steps, step_edges, symlog_ticks, title
+from covshift.plots.axes import colorbar, isolated, key_below, label_steps, step_edges, symlog_ticks, title
 from covshift.plots.labels import amount, elide
 
 OUTSIDE = 0.01
@@ -84,16 +84,17 @@ def _scale(ax: Axes, river: xr.Dataset) -> None:
 
 def _quantile_lines(ax: Axes, river: xr.Dataset) -> None:
     middle = len(river["probability"]) // 2
-    marker = "o" if river.sizes["step"] == 1 else ""
     for position, probability in enumerate(river["probability"].values):
         distance = abs(position - middle)
+        values = river["quantile"].isel(probability=position).values
         ax.plot(
             river["step"].values,
-            river["quantile"].isel(probability=position).values,
+            values,
             color=style.look().accent,
             linewidth=(1.8, 1.0, 0.8)[min(distance, 2)],
             linestyle=("-", "-", (0, (2, 1.5)))[min(distance, 2)],
-            marker=marker,
+            marker="o",
+            markevery=isolated(values),
             label=f"{probability:.0%}",
         )
 

@@ -7,6 +7,7 @@ Findings are worded by :mod:`covshift.diagnosis.wording`; figures and report spe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from covshift.diagnosis.names import elide as elide
 from covshift.diagnosis.names import short_names as short_names
@@ -40,19 +41,41 @@ def amount(value: float | None, *, digits: int = 2) -> str:
     return f"{float(f'{value:.{digits - 1}e}'):,.{max(digits - 1 - power, 0)}f}"
 
 
-def tick_amount(value: float) -> str:
-    """:func:`amount` for a tick of a logarithmic axis: a bare power of ten where it is one and far from 1.
+def tick_amount(value: float, *, power: bool | None = None) -> str:
+    """:func:`amount` for a tick of a logarithmic axis: as a power of ten, or plain.
+
+    By default the former where :func:`amount` is not plain either.
 
     Examples
     --------
-    >>> tick_amount(1e-6), tick_amount(1e6), tick_amount(100.0), tick_amount(0.01), tick_amount(2e-6)
-    ('10⁻⁶', '10⁶', '100', '0.01', '2e-6')
+    >>> tick_amount(1e-6), tick_amount(2e6), tick_amount(100.0), tick_amount(0.01)
+    ('10⁻⁶', '2·10⁶', '100', '0.01')
     """
     sign, size = _MINUS if value < 0 else "", abs(value)
-    power = round(math.log10(size)) if 0 < size < math.inf else 0
-    if (power <= -3 or power >= 4) and math.isclose(size, 10.0**power, rel_tol=1e-6):
-        return f"{sign}10{str(power).translate(_SUPERSCRIPTS)}"
-    return sign + f"{float(f'{size:.2g}'):.6g}".replace("e-0", "e-").replace("e+0", "e")
+    if not 0 < size < math.inf:
+        return sign + f"{size:g}"
+    mantissa, exponent = f"{size:.1e}".split("e")
+    if not (_has_power(value) if power is None else power) or int(exponent) in (0, 1):
+        return sign + f"{float(f'{size:.2g}'):.6g}"
+    ten = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return sign + (ten if mantissa == "1.0" else f"{float(mantissa):g}·{ten}")
+
+
+def tick_amounts(values: Iterable[float]) -> list[str]:
+    """:func:`tick_amount` of all ticks of an axis, as powers of ten where one of them is: one notation for all.
+
+    Examples
+    --------
+    >>> tick_amounts([2e-4, 5e-4, 1e-3, 2e-3]), tick_amounts([0.001, 0.01, 1.0])
+    (['2·10⁻⁴', '5·10⁻⁴', '10⁻³', '2·10⁻³'], ['0.001', '0.01', '1'])
+    """
+    ticks = list(values)
+    power = any(_has_power(value) for value in ticks)
+    return [tick_amount(value, power=power) for value in ticks]
+
+
+def _has_power(value: float) -> bool:
+    return 0 < abs(value) < math.inf and not 0.000999 < abs(value) < 9999
 
 
 def share(value: float | None) -> str:

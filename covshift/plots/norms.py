@@ -15,7 +15,16 @@ from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural, span
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import palette, style
-from covshift.plots.axes import key_of_figure, label_amounts, label_layers, layer_height, log_limits, mark_edge, title
+from covshift.plots.axes import (
+    isolated,
+    key_of_figure,
+    label_amounts,
+    label_layers,
+    layer_height,
+    log_limits,
+    mark_edge,
+    title,
+)
 from covshift.plots.labels import amount, share
 
 FloatArray = NDArray[np.float64]
@@ -127,7 +136,9 @@ def _parameters(ax: Axes, norms: xr.Dataset, chosen: list[int]) -> None:
         if (before > here["after"].values).any():
             label = "_before" if dashed else "before clipping"
             dashed = True
-            ax.plot(before, np.arange(before.size), color=color, linestyle=(0, (4, 2)), linewidth=1.0, label=label)
+            at_rows, dashes = np.arange(before.size), (0, (4, 2))
+            (line,) = ax.plot(before, at_rows, color=color, linestyle=dashes, linewidth=1.0, label=label)
+            line.set(marker=".", markevery=isolated(before))
     label_amounts(ax.xaxis)
     label_layers(ax, norms["parameter"].values, what="parameter")
     ax.grid(axis="x")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from covshift.analysis.rows import demand_result
 from covshift.plots import style
-from covshift.plots.axes import key_of_figure, label_steps, mark_edge, title, wrapped
+from covshift.plots.axes import isolated, key_of_figure, label_steps, mark_edge, title, wrapped
 from covshift.plots.labels import amount, elide, share
 
 FloatArray = NDArray[np.float64]
@@ -75,9 +75,16 @@ def _path(ax: Axes, track: xr.Dataset, known: NDArray[np.int64]) -> None:
     look, steps = style.look(), track["step"].values
     mean, sd = track["mean"].values, track["sd"].values
     ax.fill_between(steps, mean - sd, mean + sd, color=look.second, alpha=0.3, linewidth=0, label="mean ± sd")
-    marker = "o" if known.size == 1 else ""
+    lone = isolated(mean)
+    ax.errorbar(steps[lone], mean[lone], sd[lone], fmt="none", ecolor=look.second, alpha=0.3, label="_lone sd")
     ax.plot(
-        steps, mean, color=look.second, marker=marker, label="mean of z", rasterized=mean.size > style.VECTOR_POINTS
+        steps,
+        mean,
+        color=look.second,
+        marker="o" if lone else "",
+        markevery=lone,
+        label="mean of z",
+        rasterized=mean.size > style.VECTOR_POINTS,
     )
     ax.axhline(0.0, color=look.zero, linewidth=0.9, linestyle=(0, (5, 3)))
     for index, label, color in _ends(known):

@@ -17,7 +17,7 @@ from covshift.diagnosis.finding import ROOT
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
-from covshift.plots.axes import key_below, label_amounts, label_steps, mark_edge, title
+from covshift.plots.axes import isolated, key_below, label_amounts, label_steps, mark_edge, title
 from covshift.plots.headline import flagged, headline, named, over_time
 from covshift.plots.labels import amount, short_names
 
@@ -28,6 +28,9 @@ GUIDE = 1e-3
 
 NAMED = 4
 """Flagged parameters drawn in colours of their own."""
+
+KEYED = 6
+"""Parameters of which all are in the key; of more, the flagged ones, or the ends of the rest."""
 
 BULK = 0.01
 """Share of the ratios left beyond either end of the axis, and marked there."""
@@ -48,9 +51,10 @@ def plot_update_ratio(ratio: xr.DataArray, *, findings: Iterable[Finding] = (), 
     Returns
     -------
     Axes
-        One line a parameter, labelled by its name, pale at the input and dark at the output, on a logarithmic axis; the
-        band inside which the rule says ok, its outer limits, and a guide at 1e-3. Updates of exactly zero are arrows on
-        the lower edge; triangles mark steps beyond the axis. Where nothing was measured, the Axes says so instead.
+        One line a parameter, labelled by its name, pale at the input and dark at the output, on a logarithmic axis,
+        with a mark at each record without a neighbour; the band inside which the rule says ok, its outer limits, and a
+        guide at 1e-3. Updates of exactly zero are arrows on the lower edge; triangles mark steps beyond the axis. Where
+        nothing was measured, the Axes says so instead.
     """
     demand_result("ratio", ratio, ("step", "parameter"), of="covshift.gradient_health.update_ratio", kind=xr.DataArray)
     found = list(findings)
@@ -97,21 +101,27 @@ def _loud(values: xr.DataArray, findings: list[Finding]) -> dict[int, int]:
 def _lines(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
     look, count = style.look(), values.sizes["parameter"]
     shades = look.sequence(count)
-    marker = "o" if values.sizes["step"] == 1 else ""
     for position in range(count):
         series = values.isel(parameter=position)
         rank = loud.get(position)
+        positive = np.where(series.values > 0, series.values, np.nan)
+        marked, lone = _marked(series.size, rank), isolated(positive)
         ax.plot(
             series["step"],
-            np.where(series.values > 0, series.values, np.nan),
+            positive,
             color=shades[position] if rank is None else look.runs[(1, 3, 5, 7)[rank]],
             linewidth=0.8 if rank is None else 1.6,
-            marker=marker if rank is None else palette.RUN_MARKERS[rank],
-            markevery=None if rank is None else (rank, max(values.sizes["step"] // 6, 1)),
+            marker=("o" if lone else "") if rank is None else palette.RUN_MARKERS[rank],
+            markevery=sorted({*marked, *lone}),
             zorder=2 if rank is None else 3,
             label=str(series["parameter"].values),
             rasterized=values.size > style.VECTOR_POINTS,
         )
+
+
+def _marked(records: int, rank: int | None) -> range:
+    """Records at which the line of a flagged parameter has a mark, whatever is beside them."""
+    return range(0) if rank is None else range(rank, records, max(records // 6, 1))
 
 
 def _targets(ax: Axes) -> None:
@@ -161,13 +171,15 @@ def _key(ax: Axes, values: xr.DataArray, loud: dict[int, int]) -> None:
 
 
 def _keyed(values: xr.DataArray, loud: dict[int, int]) -> list[int]:
-    """Positions of the parameters in the key, all of them with a line: the loud ones, and the ends of the rest.
+    """Positions of parameters in the key, all with a line: of few all, else the loud ones or the ends of the rest.
 
     Of a parameter that never moved there is no line, only an arrow on the edge, whose key says what it means.
     """
     drawn = np.flatnonzero((values.values > 0).any(axis=0)).tolist()
     quiet = [position for position in drawn if position not in loud]
     shown = [position for position in loud if position in drawn]
+    if len(drawn) <= KEYED:
+        return [*shown, *quiet]
     return shown if len(shown) == len(loud) > 0 else [*shown, *sorted({quiet[0], quiet[-1]} if quiet else set())]
 
 

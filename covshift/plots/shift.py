@@ -76,7 +76,7 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         w1 = shift["w1"].where(~shift["off_centre"]).transpose("step", "layer")
         measured = w1.notnull()
         if not bool(measured.any()):
-            return style.message(ax, "shift: not measured (a shift needs histograms at two steps)")
+            return style.message(ax, f"shift: not measured ({_why(shift)})")
         moved = measured & (w1 > shift["noise_floor"].fillna(0.0))
         colors = _norm(w1.where(moved))
         mesh = layer_cells(ax, w1.where(moved), norm=colors)
@@ -91,6 +91,18 @@ def plot_shift_map(shift: xr.Dataset, *, findings: Iterable[Finding] = (), ax: s
         key_below(ax, [*keys, unmeasured_key(), *limits, *([marks] if marks else []), *beyond])
         title(ax, _title(w1, moved, found))
     return ax
+
+
+def _why(shift: xr.Dataset) -> str:
+    """Why no cell has a number."""
+    if shift.sizes["step"] < 2:
+        return "a shift needs histograms at two steps"
+    until = int(shift.attrs.get("finite_until", shift["step"].values[-1]))
+    if until < shift["step"].values[1]:
+        return f"no finite value after step {until}" if until >= 0 else "no finite value"
+    if bool((shift["off_centre"] & shift["w1"].notnull()).any()):
+        return "the bins are too wide for the distributions"
+    return "no layer has a spread at two steps with histograms"
 
 
 def _norm(moved: xr.DataArray) -> LogNorm:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from covshift.analysis.rows import demand_result
 from covshift.diagnosis.finding import of_layers
+from covshift.diagnosis.operating_rules import unmeasured
 from covshift.diagnosis.wording import between, plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style
@@ -82,7 +83,7 @@ def plot_stability(
             drawn[0].tick_params(axis="y", labelleft=True)
         for panel in drawn[1:]:
             unlabel_rows(panel)
-        key_of_figure(figure, [*_state_keys(stability), _band_key()])
+        key_of_figure(figure, [*_state_keys(stability, why=_why(stability)), _band_key()])
         _headline(figure, _finding(stability), width=148)
     return figure
 
@@ -96,7 +97,7 @@ def _drifts(ax: Axes, stability: xr.Dataset, part: str) -> None:
     drift, low, high = (stability[f"{part}_{name}"].values for name in ("drift", "low", "high"))
     margin = float(stability.attrs[f"{part}_margin"])
     if not np.isfinite(drift).any():
-        style.message(ax, f"{PARTS[part]}: not measured (too few records in the last half of the run)")
+        style.message(ax, f"{PARTS[part]}: not measured ({_why(stability) or 'not known of any layer'})")
         return
     reach = _reach(drift, margin)
     _band(ax, margin, along="x")
@@ -115,7 +116,9 @@ def _changes(ax: Axes, stability: xr.Dataset) -> None:
     change, low, high = (stability[f"shape_{name}"].values for name in ("shift", "low", "high"))
     margin = float(stability.attrs["location_margin"])
     if not np.isfinite(change).any():
-        style.message(ax, f"{SHAPE}: not measured (no histograms of known sampling noise in the window)")
+        broken = stability["broken"].values[of_layers(stability["layer"].values.tolist())]
+        why = _why(stability) if broken.all() else "no histograms of known sampling noise in the window"
+        style.message(ax, f"{SHAPE}: not measured ({why})")
         return
     reach = _reach(change, margin)
     ax.axvspan(0.0, margin, color=style.look().target, alpha=0.1, linewidth=0)
@@ -164,16 +167,17 @@ def _state_marks(ax: Axes, x: FloatArray, y: NDArray[np.generic], states: NDArra
         )
 
 
-def _state_keys(stability: xr.Dataset) -> list[Line2D]:
-    """A key for every state there is."""
+def _state_keys(stability: xr.Dataset, *, why: str) -> list[Line2D]:
+    """A key for every state there is; ``why`` no state was measured, empty where one was."""
     keys = []
+    words = {"UNDETERMINED": "not measured"} if why else {}
     for state, verdict in STATES.items():
         if (stability["state"].values == state).any():
             mark = style.look().verdicts[verdict]
             face = "none" if state in ("UNDETERMINED", "FROZEN") else mark.color
             marker = "D" if state == "FROZEN" else mark.marker
             look = {"color": mark.color, "markerfacecolor": face, "markersize": 4.2}
-            keys.append(Line2D([], [], linestyle="", marker=marker, label=state.lower(), **look))  # type: ignore[arg-type]
+            keys.append(Line2D([], [], linestyle="", marker=marker, label=words.get(state, state.lower()), **look))  # type: ignore[arg-type]
     return keys
 
 
@@ -182,7 +186,8 @@ def _settled(ax: Axes, stability: xr.Dataset) -> None:
     rows = np.arange(step.size)
     known = step >= 0
     if not known.any():
-        style.message(ax, "settled step: none (no layer is stable)")
+        why = _why(stability)
+        style.message(ax, f"settled step: {f'not measured ({why})' if why else 'none (no layer is stable)'}")
         return
     ends = np.array([np.where(low >= 0, low, step), np.where(high >= 0, high, step)])
     ax.hlines(rows[known], *np.sort(ends[:, known], axis=0), color=style.look().muted, linewidth=0.9)
@@ -195,8 +200,16 @@ def _settled(ax: Axes, stability: xr.Dataset) -> None:
     ax.grid(axis="x")
 
 
+def _why(stability: xr.Dataset) -> str:
+    """Why the state of no layer is measured; empty where that of any is. The model's input is no layer."""
+    return unmeasured(stability.isel(layer=of_layers(stability["layer"].values.tolist())))
+
+
 def _finding(stability: xr.Dataset) -> str:
     layers = of_layers(stability["layer"].values.tolist())
+    window = f"(window: steps {stability.attrs['window_start']}-{stability.attrs['window_end']})"
+    if layers and (why := _why(stability)):
+        return f"Whether {plural(len(layers), 'layer')} settled is not measured: {why} {window}"
     given = {str(at["layer"].values): str(at["state"].values).lower() for at in _inputs(stability, layers)}
     stability = stability.isel(layer=layers)
     counts = Counter(str(state) for state in stability["state"].values)
@@ -210,8 +223,7 @@ def _finding(stability: xr.Dataset) -> str:
         f"{counts[state]} {state.lower()}{by.get(state, '')}" for state in STATES if state != "STABLE" and counts[state]
     ]
     words += [f"{name} {state}" for name, state in given.items()]
-    window = f"window: steps {stability.attrs['window_start']}-{stability.attrs['window_end']}"
-    return f"{'; '.join(words)} ({window})"
+    return f"{'; '.join(words)} {window}"
 
 
 def _drifts_by(stability: xr.Dataset) -> str:
@@ -231,12 +243,16 @@ def _of_one(stability: xr.Dataset, history: xr.Dataset | None, layer: str, ax: s
         raise InvalidArgumentError(f"layer={layer!r}: expected a layer of both results; there are {there}")
     figure = style.figure_on(ax, width=8.4, height=3.8)
     at, past = stability.sel(layer=layer), history.sel(layer=layer)
+    why = unmeasured(stability.sel(layer=[layer])) if bool(at["broken"]) else _why(stability)
     for panel, part in zip(style.panels(figure, 2), PARTS, strict=True):
         _course(panel, past, part, float(stability.attrs[f"{part}_margin"]), int(at["settled_step"]))
+        if not np.isfinite(past[f"{part}_drift"].values).any():
+            style.message(panel, f"{PARTS[part]}: not measured ({why or 'not known of this layer'})")
     lines = {str(line.get_label()): line for panel in figure.get_axes() for line in panel.get_lines()}
     keys = [line for label, line in lines.items() if not label.startswith("_")]
-    key_of_figure(figure, [*keys, *_state_keys(past), _band_key()])
-    _headline(figure, _word(at, layer), width=92)
+    key_of_figure(figure, [*keys, *_state_keys(past, why=why), _band_key()])
+    name = elide(layer, 40)
+    _headline(figure, f"Whether '{name}' settled is not measured: {why}" if why else _word(at, layer), width=92)
     return figure
 
 
@@ -244,7 +260,6 @@ def _course(ax: Axes, past: xr.Dataset, part: str, margin: float, settled: int) 
     drift, low, high = (past[f"{part}_{name}"].values for name in ("drift", "low", "high"))
     ends, look = past["end"].values, style.look()
     if not np.isfinite(drift).any():
-        style.message(ax, f"{PARTS[part]}: not measured (too few records)")
         return
     reach = _reach(drift, margin)
     _band(ax, margin, along="y")

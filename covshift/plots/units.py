@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from covshift.analysis.rows import demand_result
 from covshift.diagnosis.thresholds import THRESHOLDS
@@ -64,16 +65,20 @@ def plot_dead_units(
     Axes
         One stacked band for each fate, labelled by it, worst at the bottom; hatched where the examples are too few to
         call silence death, cross-hatched where a unit gives nothing finite; one diamond for each evaluation pass, at
-        the number of units silent on all its examples. Where no unit was recorded, the Axes says so instead.
+        the number of units silent on all its examples. The axis of steps says how many records of units there are, and
+        at which step records of layers tell more after the last of them. Where no unit was recorded, the Axes says so
+        instead.
     """
     demand_result("history", history, ("fate", "count"), of="covshift.analysis.unit_history.unit_history")
     with style.context():
         ax = style.axes_on(ax, width=7.6, height=3.6)
         units = int(history.attrs["units"])
         if not units or not history.sizes["step"]:
-            return style.message(ax, "units: not measured (units_every= records them)")
+            none = "no layer recorded is a nonlinearity" if history.sizes["step"] else "units_every= records them"
+            return style.message(ax, f"units: not measured ({none})")
         _bands(ax, history)
         label_steps(ax, history["step"].values)
+        _name_records(ax, history)
         passes = None if evaluated is None else _passes(evaluated)
         top = _top(history, units, 0 if passes is None else int(passes.max()))
         ax.set_ylim(0, top)
@@ -123,8 +128,30 @@ def _top(history: xr.Dataset, units: int, evaluated: int) -> float:
     return float(min(np.ceil(max(2 * most, ROOM * units)), units)) if most else float(units)
 
 
+def _of_layers_alone(history: xr.Dataset) -> bool:
+    """Whether the last step is no record of units, but of what records of layers told of them after the last."""
+    return bool(history.sizes["step"] > history.attrs["unit_records"])
+
+
+def _edges(history: xr.Dataset) -> NDArray[np.float64]:
+    """Edges of the bands of one step; what layers alone told last holds for their step and no further."""
+    steps = history["step"].values
+    edges = step_edges(steps)
+    if _of_layers_alone(history) and steps.size > 1:
+        edges[-1] = steps[-1] + np.diff(steps).min() / 2
+    return edges
+
+
+def _name_records(ax: Axes, history: xr.Dataset) -> None:
+    """Name the axis of steps by the records that there are of units."""
+    records, last = history.attrs["unit_records"], int(history["step"].values[-1])
+    alone = f"; step {last}: of layers alone" if _of_layers_alone(history) else ""
+    ax.set_xlabel(f"optimizer step (n = {plural(records, 'record')} of units{alone})")
+    ax.set_xlim(right=_edges(history)[-1])
+
+
 def _bands(ax: Axes, history: xr.Dataset) -> None:
-    edges = step_edges(history["step"].values)
+    edges = _edges(history)
     below = np.zeros(history.sizes["step"])
     for fate in ORDER:
         held = history["count"].sel(fate=fate).values.astype(np.float64)

@@ -23,6 +23,7 @@ from covshift.diagnosis.wording import plural
 from covshift.plots import palette, style
 from covshift.plots.axes import (
     colorbar,
+    isolated,
     key_of_figure,
     label_steps,
     layer_cells,
@@ -37,7 +38,10 @@ from covshift.plots.headline import NAME_WIDTH, headline, mark_since, named, ove
 from covshift.plots.labels import elide, share, short_names
 
 NAMED_CURVES = 4
-"""Layers named in the survival panel: those that lost most units."""
+"""Layers named in the survival panel: those in which fewest units fire at the end."""
+
+LIMIT_DASHES = {"watch": (0, (1, 1.5)), "bad": (0, (6, 2))}
+"""Dots and dashes tell the limits of the rule on dead units apart, in the key as well."""
 
 RULES = ("gradient_missing", "structural_zeros", "gradient_zeros")
 """Those on shares of elements, as the maps show them; the rules on units count what no cell shows."""
@@ -73,7 +77,8 @@ def plot_gradient_zeros(
     -------
     Figure or SubFigure
         One Axes for each panel: all zeros, structural ones, survival; a panel without a number says so. The limits of
-        the rules are lines on the colour bar and in the panel of survival.
+        the rules are lines on the colour bar and in the panel of survival, whose title says how many layers have silent
+        units at the end, and in how many of these fewer fire then than at the first record.
     """
     demand_result("zero_rate", zero_rate, ("step", "layer"), of="covshift.gradient_health.zero_rate", kind=xr.DataArray)
     found = list(findings)
@@ -134,7 +139,7 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> list[Artist]:
     if not known.size:
         style.message(ax, "units: not measured")
         return []
-    last = _last_known(known.values)
+    first, last = _last_known(known.values[::-1]), _last_known(known.values)
     worst = [int(row) for row in np.argsort(last, kind="stable")[:NAMED_CURVES] if last[row] < 1.0]
     _quiet_curves(ax, known.isel(layer=[row for row in range(last.size) if row not in worst]))
     names = short_names(known["layer"].values)
@@ -146,10 +151,15 @@ def _survival_curves(ax: Axes, survival: xr.DataArray) -> list[Artist]:
     ax.grid(axis="y")
     label_steps(ax, known["step"].values)
     ax.set_ylabel("units alive")
-    lost = int((last < 1.0).sum())
-    words = f"{lost} of {plural(last.size, 'layer')} lost units (one line each)"
-    title(ax, words + _no_longer_finite(known), size=9.0)
+    title(ax, _silent_units(first, last) + _no_longer_finite(known), size=9.0)
     return list(ax.get_legend_handles_labels()[0])
+
+
+def _silent_units(first: NDArray[np.float64], last: NDArray[np.float64]) -> str:
+    """Layers with silent units at the end, and those in which more fired at first: others had them from the start."""
+    silent, lost = int((last < 1.0).sum()), int((last < first).sum())
+    words = f"{silent} of {plural(last.size, 'layer')} {'has' if silent == 1 else 'have'} silent units (one line each)"
+    return f"{words}; fewer fire than at first in {lost}" if lost else words
 
 
 def _no_longer_finite(known: xr.DataArray) -> str:
@@ -163,22 +173,15 @@ def _no_longer_finite(known: xr.DataArray) -> str:
 
 
 def _alive_limits(ax: Axes) -> None:
-    """The limits of the rule about dead units, as shares alive."""
-    for word, limit in (("watch", THRESHOLDS["dead_units"].watch), ("bad", THRESHOLDS["dead_units"].bad)):
+    """The limits of the rule about dead units, as shares alive; named in the key, where no word covers a curve."""
+    for word, dashes in LIMIT_DASHES.items():
+        limit = getattr(THRESHOLDS["dead_units"], word)
         if isinstance(limit, float):
-            ax.axhline(1.0 - limit, color=style.look().verdicts[word].color, linewidth=0.9, linestyle=(0, (4, 2)))
-            ax.annotate(
-                f"{word} below, if dead",
-                (1.0, 1.0 - limit),
-                (-2, -2),
-                xycoords=ax.get_yaxis_transform(),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                fontsize=7,
-                color=style.look().muted,
-                bbox={"facecolor": style.look().paper, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+            color, label = (
+                style.look().verdicts[word].color,
+                f"{word} below {share(1.0 - limit)} alive, if the rest is dead",
             )
+            ax.axhline(1.0 - limit, color=color, linewidth=1.0, linestyle=dashes, label=label)
 
 
 def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
@@ -195,28 +198,30 @@ def _quiet_curves(ax: Axes, survival: xr.DataArray) -> None:
             color=style.look().muted,
             alpha=1.0 - (1.0 - faint) ** int(alike),
             linewidth=0.9,
-            marker="o" if survival.sizes["step"] == 1 else "",
+            marker="o",
+            markevery=isolated(values[:, layer]),
             drawstyle="steps-post",
             rasterized=survival.size > style.VECTOR_POINTS,
         )
 
 
 def _named_curve(ax: Axes, survival: xr.DataArray, *, rank: int, label: str) -> None:
-    """The line of a layer that lost units; its colour is none of a run's."""
+    """The line of a layer with silent units; its colour is none of a run's."""
+    marked = range(min(rank, survival.size - 1), survival.size, max(survival.size // 6, 1))
     ax.plot(
         survival["step"],
         survival,
         color=(style.look().accent, style.look().second, style.look().ink, style.look().muted)[rank],
         linewidth=1.1,
         marker=palette.RUN_MARKERS[rank],
-        markevery=(min(rank, survival.size - 1), max(survival.size // 6, 1)),
+        markevery=sorted({*marked, *isolated(survival.values)}),
         drawstyle="steps-post",
         label=label,
     )
 
 
 def _last_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Last finite number of every column, each of which has one."""
+    """Last finite number of every column, each of which has one; the first of a table turned upside down."""
     backwards = values[::-1]
     return np.asarray(backwards[np.isfinite(backwards).argmax(axis=0), np.arange(values.shape[1])])
 

@@ -16,6 +16,7 @@ from covshift.analysis import rows
 from covshift.analysis.derivatives import derivative
 from covshift.analysis.distributions import PROBABILITIES
 from covshift.analysis.flat_regions import flat_regions
+from covshift.analysis.weight_path import module_of
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural
 from covshift.plots.labels import amount, share
@@ -283,10 +284,10 @@ def _sizes(read: DrawnRecords, name: str) -> Spec | None:
 
 
 def _updates(ratios: Columns, name: str) -> Spec | None:
-    """Update ratio of the layer's own parameters, with the band outside of which the check speaks."""
+    """Update ratio of the parameters of the layer's module, with the band outside of which the check speaks."""
     band = THRESHOLDS["update_ratio"].watch
     assert isinstance(band, tuple)
-    own = {known: part["update_ratio"] for known, part in ratios.items() if known.rpartition(".")[0] == name}
+    own = {known: part["update_ratio"] for known, part in ratios.items() if known.rpartition(".")[0] == module_of(name)}
     roles = ("ink", "second", "accent", "zero")
     return chart(
         "updates",

@@ -17,7 +17,8 @@ from covshift.analysis import dead_units, gradient_health, linkage, operating_po
 from covshift.analysis.recording_cost import recording_cost
 from covshift.diagnosis import Diagnosis, streams
 from covshift.diagnosis.diagnosis import judged
-from covshift.diagnosis.operating_rules import operating_points
+from covshift.diagnosis.finding import of_layers
+from covshift.diagnosis.operating_rules import operating_points, unmeasured
 from covshift.diagnosis.rules import Rule
 from covshift.diagnosis.shift_rules import distribution_shift
 from covshift.exceptions import SignalNotRecorded
@@ -27,7 +28,10 @@ Answer = TypeVar("Answer", xr.Dataset, xr.DataArray)
 
 @dataclass(frozen=True)
 class Results:
-    """Answers about one run; None where the recording lacks what they need, with the reason in ``missing``."""
+    """Answers about one run; None where the recording lacks what they need, with the reason in ``missing``.
+
+    There also is a reason why ``stability`` tells the state of no layer, where that is so.
+    """
 
     name: str
     recording: xr.DataTree
@@ -82,6 +86,8 @@ def gather(name: str, recording: xr.DataTree, diagnosis: Diagnosis | None = None
     zero_rate = ask("gradient", lambda: gradient_health.zero_rate(recording))
     split = ask("linkage", lambda: linkage.violation_rate(recording))
     settled = ask("operating", lambda: operating_point.stability(recording))
+    if settled is not None and (why := unmeasured(settled.isel(layer=of_layers(rows.names(settled).tolist())))):
+        missing["operating"] = why
     return Results(
         name=name,
         recording=recording,

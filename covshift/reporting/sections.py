@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift.analysis import gradient_health, rows
+from covshift.analysis.weight_path import module_of
 from covshift.exceptions import SignalNotRecorded
 from covshift.reporting.drawn_records import thinned
 from covshift.reporting.results import Results, windowed
@@ -67,7 +68,8 @@ def course(result: Results) -> list[dict[str, Any]]:
     updates = _largest_parameters(result)
     entries = []
     for row, layer in enumerate(rows.names(described).tolist()):
-        ratios = None if layer not in updates else updates[layer].reindex(step=steps).values
+        ratio = updates.get(module_of(layer))
+        ratios = None if ratio is None else ratio.reindex(step=steps).values
         for at, step in enumerate(steps):
             entry: dict[str, Any] = {"layer": layer, "step": number(step)}
             entry |= {name: number(table[at, row]) for name, table in tables.items()}
@@ -92,7 +94,7 @@ def _courses(result: Results, records: NDArray[np.int64]) -> dict[str, NDArray[n
 
 
 def _largest_parameters(result: Results) -> dict[str, xr.DataArray]:
-    """Update ratios of the largest parameter of each layer that has one."""
+    """Update ratios of the largest parameter of each module that has one."""
     if result.update_ratio is None:
         return {}
     sizes = rows.group(result.recording, "parameters")["parameter_size"].values
@@ -132,14 +134,19 @@ def shift(result: Results) -> list[dict[str, Any]]:
 
 
 def operating(result: Results) -> list[dict[str, Any]]:
-    """One row a layer: state of its operating point, drifts with their intervals, since when it is settled."""
+    """One row a layer: state of its operating point, drifts with their intervals, since when it is settled.
+
+    The state is "not measured" where it is so of all layers, with the reason in ``missing``, or of one without a finite
+    value.
+    """
     if result.stability is None:
         return []
     found = result.stability
     columns = {name: found[name].values.tolist() for name in STABILITY_NUMBERS}
     settled = found["settled_step"].values.tolist()
+    known = ~found["broken"].values & ("operating" not in result.missing)
     return [
-        {"layer": layer, "state": state.lower()}
+        {"layer": layer, "state": state.lower() if known[row] else "not measured"}
         | {name: number(column[row]) for name, column in columns.items()}
         | {"settled_step": settled[row] if settled[row] >= 0 else None}
         for row, (layer, state) in enumerate(zip(rows.names(found).tolist(), found["state"].values, strict=True))

@@ -17,7 +17,7 @@ LAYERS = [Layer("(input)", "", 0, 1, 0, 4), *(Layer(f"fc{at}", "Linear", at + 1,
 def build(make_recording):
     def made(broken=()):
         rng, steps = np.random.default_rng(0), {}
-        for step in range(0, 200, 5):
+        for step in range(0, 200, 2):
             drawn = {layer.name: rng.normal(size=(32, 4)) for layer in LAYERS}
             for name in broken:
                 drawn[name][0, 0] = np.nan if step >= 50 else 1.0

@@ -146,7 +146,10 @@ class Made:
         data |= {f"shape_{n}": ("layer", change + d) for n, d in (("shift", 0.0), ("low", -0.1), ("high", 0.1))}
         settled = np.array([20 * layer if layer % 4 == 0 else -1 for layer in range(layers)], dtype=int)
         data |= {f"settled_{name}": ("layer", settled) for name in ("step", "low", "high")}
+        data |= {"records": ("layer", np.full(layers, 40)), "broken": ("layer", np.zeros(layers, dtype=bool))}
+        data["finite_until"] = ("layer", np.full(layers, -1))
         attrs = {"window_start": 80, "window_end": 100, "location_margin": 0.2, "scale_margin": 0.18}
+        attrs |= {"min_records": 40}
         return xr.Dataset(data, {"layer": self.names or layer_names(layers)}, attrs)
 
     def stability_history(self, ends: int, layers: int) -> xr.Dataset:
@@ -158,6 +161,7 @@ class Made:
         fates = ["alive", "revived", "silent", "died", "born dead", "not finite", "not recorded"]
         counts = self.rng.multinomial(units, np.full(7, 1 / 7), steps) if units else np.zeros((steps, 7), dtype=int)
         attrs = {"units": 0 if self.fill is not None and np.isnan(self.fill) else units, "needed_examples": 3000}
+        attrs |= {"unit_records": steps}
         attrs |= {"finite_until": -1}
         coords = {"step": np.arange(steps) * 10, "fate": fates}
         return xr.Dataset({"count": (("step", "fate"), counts)}, coords, attrs | {"layers": 2})

@@ -54,6 +54,26 @@ def test_the_first_layer_stands_on_top(made, new_figure):
     assert ax.get_yticklabels()[0].get_text() == "conv0"
 
 
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [((1.5e-4, 6e-3), "2·10⁻⁴ 5·10⁻⁴ 10⁻³ 2·10⁻³ 5·10⁻³"), ((1.5e-3, 0.06), "0.002 0.005 0.01 0.02 0.05")],
+)
+def test_a_logarithmic_axis_has_one_notation(new_figure, ends, words):
+    ax = new_figure().subplots()
+    ax.set_yscale("log")
+    ax.set_ylim(*ends)
+    axes.label_amounts(ax.yaxis)
+    ax.get_figure().draw_without_rendering()
+    assert " ".join(label.get_text() for label in ax.get_yticklabels() if label.get_text()) == words
+
+
+@given(st.lists(st.sampled_from([1.0, float("nan"), float("inf")]), max_size=12))
+def test_isolated_records_are_those_a_line_does_not_join(values):
+    pairs = [at for at in range(len(values) - 1) if values[at] == values[at + 1] == 1.0]
+    joined = {end for at in pairs for end in (at, at + 1)}
+    assert axes.isolated(values) == [at for at, value in enumerate(values) if value == 1.0 and at not in joined]
+
+
 def test_own_line_breaks_survive_wrapping_and_per_cent_stays_with_its_number():
     broken = axes.wrapped("gradient zeros\nconv0: 0 % to 100 %", width=14)
     assert broken.replace("\N{NO-BREAK SPACE}", "~") == "gradient zeros\nconv0: 0~% to\n100~%"

@@ -19,13 +19,28 @@ def test_an_amount_reads_back_within_half_a_digit(value, digits):
     assert read == pytest.approx(value, rel=0.51 * 10.0 ** (1 - digits))
 
 
-@given(finite)
-def test_a_tick_reads_back_as_its_amount(value):
+def read(tick):
+    """The number that a tick says."""
     superscripts = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
-    text = labels.tick_amount(value).replace("\N{MINUS SIGN}", "-")
-    power = re.fullmatch(r"(-?)10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", text)
-    read = float(f"{power[1]}1e{power[2].translate(superscripts)}") if power else float(text)
-    assert read == pytest.approx(value, rel=0.051)
+    text = tick.replace("\N{MINUS SIGN}", "-")
+    power = re.fullmatch(r"(-?)(?:([0-9.]+)·)?10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", text)
+    return float(f"{power[1]}{power[2] or 1}e{power[3].translate(superscripts)}") if power else float(text)
+
+
+@given(finite, st.sampled_from([None, True, False]))
+def test_a_tick_reads_back_as_its_amount(value, power):
+    assert read(labels.tick_amount(value, power=power)) == pytest.approx(value, rel=0.051)
+
+
+@given(st.integers(-12, 12), st.integers(1, 6))
+def test_ticks_of_one_axis_are_in_one_notation_and_in_plain_numbers_where_all_can_be(first, decades):
+    values = [part * 10.0**power for power in range(first, first + decades) for part in (1, 2, 5)]
+    ticks = labels.tick_amounts(values)
+    assert [read(tick) for tick in ticks] == pytest.approx(values)
+    assert not any("e" in tick for tick in ticks)
+    powers = ["10" in tick and any(mark in tick for mark in "⁻⁰¹²³⁴⁵⁶⁷⁸⁹") for tick in ticks]
+    inside = first >= -3 and first + decades <= 4
+    assert powers == [not inside and not 1 <= value < 100 for value in values]
 
 
 @pytest.mark.parametrize("words", [labels.amount, labels.share, labels.count, labels.duration])

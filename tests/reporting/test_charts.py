@@ -18,6 +18,7 @@ from covshift.reporting.charts import LEVELS, Axis, chart, line, log_levels, pac
 from covshift.reporting.drawn_records import drawn_records, thinned
 from covshift.reporting.layer_charts import layer_sections
 from covshift.reporting.results import gather
+from covshift.reporting.sections import course
 
 HOSTILE = ["</script><script>alert(1)</script>", '"quoted" & <b>', "conv1", "act1"]
 
@@ -228,6 +229,20 @@ def test_every_layer_has_a_section_with_its_findings_and_charts(sections, result
     nonlinear = [one["key"] for one in sections["layers"][1]["charts"]]
     assert nonlinear == ["river", "ridges", "track", "zeros", "units", "shift", "sizes"]
     assert [one["key"] for one in sections["layers"][0]["charts"]][-1] == "updates"
+
+
+def test_outputs_of_one_module_have_its_update_ratio(make_run):
+    run = make_run(pairs=2, names=["rnn:0", "act0", "rnn:1", "act1"])
+    owned = {"parameter": ["rnn.weight_ih", "rnn.weight_hh"]}
+    run["parameters"] = run["parameters"].to_dataset().assign_coords(owned)
+    found = gather("run", run)
+    for row in course(found):
+        assert row["update_ratio"] == (pytest.approx(1e-3) if row["layer"].startswith("rnn") else None)
+    charts = {layer["name"]: layer["charts"][-1] for layer in layer_sections(found, steps=200)["layers"]}
+    for name in ("rnn:0", "rnn:1"):
+        assert charts[name]["key"] == "updates"
+        assert [line["label"] for line in charts[name]["lines"]] == ["weight_ih", "weight_hh"]
+    assert charts["act0"]["key"] != "updates"
 
 
 def test_every_line_is_as_long_as_its_axis_and_every_cell_has_a_place(sections):

@@ -99,6 +99,16 @@ def _fail(block):
     raise RuntimeError("checksum does not match")
 
 
+def test_with_too_few_records_page_and_finding_agree_that_no_operating_point_is_measured(written, make_run, tmp_path):
+    report = written(tmp_path, make_run(pairs=2, steps=range(0, 240, 10)))
+    (run,) = report.told["runs"]
+    (found,) = [one for one in run["findings"] if one["check"] == "operating point"]
+    assert found["reason"].endswith("at most 12 records in the last half of the run")
+    assert {row["state"] for row in run["operating"]} == {"not measured"}
+    assert run["missing"]["operating"] == "at most 12 records in the last half of the run, at least 40 needed"
+    assert f"States of operating points not measured: {run['missing']['operating']}" in report.page.text
+
+
 def test_an_empty_run_stands_beside_a_recorded_one(written, make_run, tmp_path):
     report = written(tmp_path, {"empty": make_run(steps=()), "full": make_run(pairs=1, steps=(0, 10))})
     assert [run["recorded"] for run in report.told["runs"]] == [False, True]

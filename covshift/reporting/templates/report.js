@@ -133,6 +133,13 @@
     stroke: (plot, at) => colors[lines[at - 1]?.role],
   });
 
+  // a record between two without a number, of which a line shows nothing
+  const alone = (values) => {
+    const there = (at) => (values[at] ?? null) !== null;
+    const found = values.map((_, at) => at).filter((at) => there(at) && !there(at - 1) && !there(at + 1));
+    return found.length ? found : null;
+  };
+
   const drawn = (chart, steps, { colors, palette }, place) => {
     const along = typeof chart.x === "string" ? { label: "step", scale: "linear" } : chart.x;
     const x = steps[chart.x] ?? centres(along);
@@ -142,7 +149,7 @@
       stroke: colors[role],
       width: points ? 0 : width,
       dash: dash && [5, 4],
-      points: { show: Boolean(points), fill: colors[role], size: 6 },
+      points: { show: Boolean(points), fill: colors[role], size: 6, filter: (plot, at, show) => (show ? null : alone(plot.data[at])) },
       value: (plot, value) => number(value),
     }));
     const options = {

@@ -8,6 +8,7 @@ import pytest
 from covshift import plots
 from covshift.analysis.dead_units import dead_units, survival
 from covshift.analysis.ridges import ridges
+from covshift.analysis.shift import between_steps
 from covshift.schema import Layer
 
 
@@ -26,6 +27,25 @@ def test_a_ridgeline_names_the_steps_without_a_finite_value(broken, left_title):
     words = left_title(plots.plot_ridgeline(ridges(broken, steps=[0, 20, 50])))
     assert " at step 0, " in words
     assert words.endswith(" at step 20; no finite value at step 50")
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ([1.0, None, None], "no finite value after step 0"),
+        ([None, None, None], "no finite value"),
+        ([1.0], "a shift needs histograms at two steps"),
+        ([0.0, 0.0, 0.0], "no layer has a spread at two steps with histograms"),
+    ],
+)
+def test_a_map_without_a_shift_says_why(make_recording, values, why):
+    drawn = np.random.default_rng(0).normal(size=(50, 4))
+    steps = {
+        10 * at: {"fc": {"activation": np.full((50, 4), np.nan) if size is None else size * drawn}}
+        for at, size in enumerate(values)
+    }
+    ax = plots.plot_shift_map(between_steps(make_recording(steps)))
+    assert " ".join(ax.texts[0].get_text().split()) == f"shift: not measured ({why})"
 
 
 def test_curves_of_survival_end_where_values_do(broken, made):

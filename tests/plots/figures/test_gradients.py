@@ -9,6 +9,11 @@ from covshift import plots
 from covshift.exceptions import InvalidArgumentError
 
 
+def named(figure):
+    """Layers in the key of a figure of survival."""
+    return [text.get_text() for text in figure.legends[0].texts if "if the rest is dead" not in text.get_text()]
+
+
 class TestGradientZeros:
     def test_every_panel_holds_its_shares_on_the_scale_from_none_to_all(self, made, meshes, cells):
         rate, structural, survival = (made().share(5, 4) for _ in range(3))
@@ -36,14 +41,42 @@ class TestGradientZeros:
         survival[-1, 4], survival[-1, 7] = 0.25, 0.5
         figure = plots.plot_gradient_zeros(made().share(5, 9), survival)
         ax = figure.axes[1]
-        assert [text.get_text() for text in figure.legends[0].texts] == ["conv4 (25 %)", "conv7 (50 %)"]
-        assert left_title(ax) == "2 of 9 layers lost units (one line each)"
+        assert named(figure) == ["conv4 (25 %)", "conv7 (50 %)"]
+        assert left_title(ax) == "2 of 9 layers have silent units (one line each); fewer fire than at first in 2"
+
+    def test_a_layer_whose_units_wake_up_has_silent_ones_but_lost_none(self, made, left_title):
+        survival = made(fill=1.0).share(5, 9)
+        survival[:, 4], survival[:, 7] = [0.6, 0.6, 0.7, 0.8, 0.9], [np.nan, 0.6, np.nan, 0.6, 0.6]
+        ax = plots.plot_gradient_zeros(made().share(5, 9), survival).axes[1]
+        assert left_title(ax) == "2 of 9 layers have silent units (one line each)"
+
+    def test_a_lone_record_of_survival_is_marked(self, made):
+        survival = made(fill=1.0).share(5, 2)
+        survival[:, 0], survival[:, 1] = [1, np.nan, 1, 1, 1], [0.5, 0.5, 0.5, np.nan, 0.5]
+        lines = plots.plot_gradient_zeros(made().share(5, 2), survival).axes[1].get_lines()[:2]
+        assert all(one.get_marker() == "o" for one in lines)
+        assert lines[0].get_markevery() == [0]
+        assert 4 in lines[1].get_markevery()
+
+    def test_limits_on_dead_units_are_named_in_the_key_and_not_over_the_curves(self, made):
+        figure = plots.plot_gradient_zeros(made().share(5, 2), made(fill=0.5).share(5, 2))
+        assert not figure.axes[1].texts
+        keys = {key.get_label(): key for key in figure.legends[0].legend_handles}
+        limits = [line for line in figure.axes[1].get_lines() if "if the rest is dead" in str(line.get_label())]
+        assert [line.get_ydata()[0] for line in limits] == [0.9, 0.5]
+        assert [line.get_label() for line in limits] == [
+            "watch below 90 % alive, if the rest is dead",
+            "bad below 50 % alive, if the rest is dead",
+        ]
+        dashes = [keys[line.get_label()]._unscaled_dash_pattern for line in limits]
+        assert dashes == [line._unscaled_dash_pattern for line in limits]
+        assert dashes[0] != dashes[1]
 
     def test_the_last_known_share_counts_where_the_last_record_is_missing(self, made):
         survival = made(fill=1.0).share(5, 3)
         survival[3, 1], survival[4, 1] = 0.75, np.nan
         figure = plots.plot_gradient_zeros(made().share(5, 3), survival)
-        assert [text.get_text() for text in figure.legends[0].texts] == ["conv1 (75 %)"]
+        assert named(figure) == ["conv1 (75 %)"]
 
     def test_the_title_counts_layers_without_any_gradient(self, made):
         rate = made().share(5, 4)

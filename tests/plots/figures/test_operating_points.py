@@ -13,6 +13,11 @@ from covshift.plots import style
 from covshift.plots.ridgeline import MOST_ROWS, OVERLAP
 
 
+def said(ax):
+    """What stands in an empty panel, in one line."""
+    return " ".join(ax.texts[0].get_text().split())
+
+
 class TestRidgeline:
     def test_ridges_are_the_densities_on_one_scale(self, made, line):
         ridges = made().ridges(1, 5)
@@ -75,6 +80,17 @@ class TestOperatingTrack:
             assert drawn.get_xdata() == track["derivative_at_mean"].values[at]
             assert drawn.get_ydata() == track["mean"].values[at]
 
+    def test_a_record_between_steps_without_z_is_marked(self, made, line):
+        track = made().track(6)
+        track["mean"][[1, 4]] = np.nan
+        path, _ = plots.plot_operating_track(track).axes
+        assert line(path, "mean of z").get_marker() == "o"
+        assert line(path, "mean of z").get_markevery() == [0, 5]
+        (spread,) = [artist for artist in path.collections if isinstance(artist, LineCollection)]
+        mean, sd = track["mean"].values, track["sd"].values
+        ends = [[mean[at] - sd[at], mean[at] + sd[at]] for at in (0, 5)]
+        np.testing.assert_allclose([segment[:, 1] for segment in spread.get_segments()], ends)
+
     def test_what_is_flat_is_shaded(self, made):
         track = made().track(3)
         path, _ = plots.plot_operating_track(track).axes
@@ -134,6 +150,25 @@ class TestStability:
             "2 of 8 layers stable, the last since step 80; 2 drifting (location: 2); 2 frozen; 2 "
             "undetermined (window: steps 80-100)"
         )
+
+    def test_with_too_few_records_no_state_is_stated(self, made, headline):
+        found = made(fill=0.1).stability(3, states=["UNDETERMINED"] * 3)
+        found["records"][:], found["settled_step"][:] = [20, 19, 0], -1
+        figure = plots.plot_stability(found)
+        why = "at most 20 records in the last half of the run, at least 40 needed"
+        assert headline(figure) == f"Whether 3 layers settled is not measured: {why} (window: steps 80-100)"
+        assert [key.get_text() for key in figure.legends[0].texts] == ["not measured", "margin"]
+        assert said(figure.axes[3]) == f"settled step: not measured ({why})"
+
+    def test_nan_is_not_called_a_lack_of_records(self, made, headline):
+        found = made(fill=np.nan).stability(3, states=["UNDETERMINED"] * 3)
+        found["records"][:], found["settled_step"][:] = 0, -1
+        found["broken"][:], found["finite_until"][:] = True, [0, 10, 0]
+        figure = plots.plot_stability(found)
+        assert headline(figure).startswith("Whether 3 layers settled is not measured: no finite value after step 10 (")
+        assert all(said(ax).endswith("not measured (no finite value after step 10)") for ax in figure.axes)
+        of_one = plots.plot_stability(found, made(fill=np.nan).stability_history(4, 3), layer="conv2")
+        assert headline(of_one) == "Whether 'conv2' settled is not measured: no finite value after step 0"
 
     def test_one_layer_is_drawn_over_the_ends_of_its_windows(self, made, line, headline):
         history = made(fill=0.1).stability_history(4, 5)

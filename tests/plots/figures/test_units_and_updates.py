@@ -40,6 +40,23 @@ class TestDeadUnits:
         assert bands["not a finite value"].get_hatch() == "xxx"
         assert left_title(ax) == "Training batches: 40 of 40 units of 'act3' give no finite value after step 0"
 
+    def test_units_that_no_nonlinearity_has_are_not_called_unrecorded(self, made):
+        said = [plots.plot_dead_units(made().unit_history(steps, units=0)).texts[0].get_text() for steps in (3, 0)]
+        assert [" ".join(words.split()) for words in said] == [
+            "units: not measured (no layer recorded is a nonlinearity)",
+            "units: not measured (units_every= records them)",
+        ]
+
+    def test_what_layers_alone_tell_is_no_record_of_units(self, made):
+        history = made().unit_history(4).assign_coords(step=[0, 10, 110, 190])
+        history.attrs["unit_records"] = 3
+        ax = plots.plot_dead_units(history)
+        assert ax.get_xlabel() == "optimizer step (n = 3 records of units; step 190: of layers alone)"
+        assert ax.get_xlim()[1] == 195
+        assert max(band.get_paths()[0].vertices[:, 0].max() for band in ax.collections) == 195
+        history.attrs["unit_records"] = 4
+        assert plots.plot_dead_units(history).get_xlabel() == "optimizer step (n = 4 records of units)"
+
     def test_an_axis_that_is_cut_says_so(self, made, left_title):
         history = made().unit_history(3, units=400)
         history["count"][:] = [398, 0, 2, 0, 0, 0, 0]
@@ -108,7 +125,26 @@ class TestUpdateRatio:
         found = [finding("update ratio", "update_ratio", str(name).rpartition(".")[0], value=0.0) for name in still]
         ax = plots.plot_update_ratio(ratio, findings=found)
         keys = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert [key for key in keys if key.endswith("weight")] == [str(ratio["parameter"].values[at]) for at in (2, 4)]
+        assert [key for key in keys if key.endswith("weight")] == [
+            str(ratio["parameter"].values[at]) for at in (2, 3, 4)
+        ]
+
+    @pytest.mark.parametrize(("parameters", "keyed"), [(6, [0, 1, 2, 3, 4, 5]), (7, [0, 6])])
+    def test_of_few_parameters_all_are_in_the_key(self, made, parameters, keyed):
+        ratio = made().update_ratio(5, parameters)
+        keys = [text.get_text() for text in plots.plot_update_ratio(ratio).get_legend().get_texts()]
+        assert [key for key in keys if key.endswith("weight")] == [f"conv{at}.weight" for at in keyed]
+
+    @pytest.mark.parametrize("told", [[], [1]])
+    def test_a_ratio_between_steps_without_one_is_marked(self, made, line, finding, told):
+        ratio = made().update_ratio(8, 3)
+        ratio[1:, 1], ratio[:, 2] = np.nan, [1e-3, 1e-3, np.nan, 1e-3, np.nan, 0.0, 1e-3, np.nan]
+        found = [finding("update ratio", "update_ratio", f"conv{at}") for at in told]
+        ax = plots.plot_update_ratio(ratio, findings=found)
+        drawn = [line(ax, f"conv{at}.weight") for at in range(3)]
+        assert drawn[0].get_marker() in ("", "None")
+        assert [one.get_markevery() for one in drawn[1:]] == [sorted({0, *(range(8) if told else [])}), [3, 6]]
+        assert all(one.get_marker() not in ("", "None") for one in drawn[1:])
 
     def test_one_early_outlier_does_not_stretch_the_axis(self, made, line):
         ratio = made().update_ratio(200, 4)

@@ -115,6 +115,16 @@ class TestLayerSections:
         assert browser.js("return document.querySelectorAll('script').length") == 3
         assert names[number] in browser.texts("#layer-heading")[0]
 
+    def test_a_record_without_a_neighbour_is_a_point_where_others_are_joined(self, browser, page):
+        browser.visit(page, fragment="#r0-l1")
+        browser.opened("act0")
+        marked = browser.js(
+            "const { filter } = document.querySelector('#chart-sizes').plot.series[1].points;"
+            "const of = (values) => filter({ data: [[], values] }, 1, false);"
+            "return [of([1, null, 2, 3, null, 4]), of([1, 2]), of([null])]"
+        )
+        assert marked == [[0, 5], None, None]
+
     def test_findings_of_the_layer_stand_above_its_charts(self, browser, page, run):
         browser.visit(page, fragment="#r0-l1")
         browser.opened("act0")
