@@ -13,7 +13,7 @@ from covshift.selfcheck.scoring import Score, score
 from covshift.selfcheck.suite import DOSES, NONE, Trial
 from covshift.selfcheck.trials import Outcome
 
-FIRST_SEED = {"development": 0, "held-back": 600}
+FIRST_SEED = {"development": 0, "held-back": 800}
 """Held-back seeds from 100, 200 and 400 on were looked at earlier and led to changes; they are development since."""
 
 SECTIONS = ("faults", "controls")
