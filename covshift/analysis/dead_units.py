@@ -20,7 +20,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from covshift import schema
-from covshift.analysis import rows
+from covshift.analysis import arguments, rows
 from covshift.analysis.unit_activity import NEVER, UnitActivity
 from covshift.exceptions import InvalidArgumentError
 
@@ -208,7 +208,7 @@ def survival(dead: xr.Dataset) -> xr.DataArray:
     InvalidArgumentError
         If ``dead`` is something else, such as the recording.
     """
-    rows.demand_result("dead", dead, ("layer", "examples", "silent"), of="covshift.gradient_health.dead_units")
+    arguments.demand_result("dead", dead, ("layer", "examples", "silent"), of="covshift.gradient_health.dead_units")
     layer = dead["layer"].values
     names, first, member = np.unique(layer, return_index=True, return_inverse=True)
     recorded = dead["examples"].values > 0

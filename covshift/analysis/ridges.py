@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
+from covshift.analysis import arguments, rows
 from covshift.analysis.distributions import PROBABILITIES, display_axis, quantiles, rebinned
 from covshift.analysis.shift_records import View
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
@@ -75,7 +75,7 @@ def ridges(
     if signal not in ("activation", "preactivation", "input"):
         raise InvalidArgumentError(f"signal={signal!r}: expected 'activation', 'preactivation' or 'input'")
     view = View.of(recording, signal, stream)
-    wanted = rows.listed(layers)
+    wanted = arguments.listed(layers)
     chosen = _positions("layers", _default_layers(recording, stream) if wanted is None else wanted, view.layers)
     ends = view.steps[[0, -1]] if len(view.steps) > 1 else view.steps
     at = _positions("steps", ends.tolist() if steps is None else steps, view.steps)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from covshift import schema
-from covshift.analysis import local_loss
+from covshift.analysis import arguments, local_loss
 from covshift.exceptions import InvalidArgumentError, SignalNotRecorded
 
 STREAM_PATHS = {"train": "", "evaluation": "evaluation/", "probe": "probe/"}
@@ -80,24 +79,8 @@ def group(recording: xr.DataTree, name: str, *, stream: str = "train") -> xr.Dat
     node = recording[path]
     assert isinstance(node, xr.DataTree)  # a path listed in ``groups`` is a node, never an array
     dataset = node.to_dataset()
-    demand_one_run(dataset)
+    arguments.demand_one_run(dataset)
     return dataset
-
-
-def demand_one_run(dataset: xr.Dataset) -> None:
-    """Demand that a group is of one run, not of several side by side.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it has a dimension ``run``; the message lists the runs.
-    """
-    if "run" in dataset.dims:
-        runs = [str(run) for run in dataset["run"].values.tolist()]
-        raise InvalidArgumentError(
-            f"recording: expected one run, got {len(runs)} ({', '.join(runs)}); take one with "
-            f"recording.sel(run={runs[0]!r}), or give covshift.report a list of recordings"
-        )
 
 
 def in_memory(recording: xr.DataTree) -> xr.DataTree:
@@ -115,11 +98,6 @@ def in_memory(recording: xr.DataTree) -> xr.DataTree:
             node.load()
             _HELD[id(copy)][path] = {}
     return copy
-
-
-def listed(layers: str | Sequence[str] | None) -> list[str] | None:
-    """Names of layers as a list: one name stands for a list of it, None for whatever the reader takes by default."""
-    return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
 
 
 def names(dataset: xr.Dataset | xr.DataArray, coordinate: str = "layer") -> NDArray[np.str_]:
@@ -346,31 +324,6 @@ def layer_coordinate(recording: xr.DataTree, name: str, *, stream: str = "train"
     layers = group(recording, "layers", stream=stream)
     coordinate: xr.DataArray = layers[name].reset_coords(drop=True)
     return coordinate
-
-
-def demand_result(
-    argument: str, result: object, names: Iterable[str] = (), *, of: str, kind: type[object] = xr.Dataset
-) -> None:
-    """Demand that ``result`` is the ``kind`` that the function named ``of`` returns.
-
-    A Dataset has variables of these names, a DataArray dims.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If it is something else, such as the recording that the function takes.
-    """
-    expected = f"{argument}: expected the {kind.__name__} that {of} returns"
-    if not isinstance(result, kind):
-        what = "a recording" if isinstance(result, xr.DataTree) else type(result).__name__
-        raise InvalidArgumentError(f"{expected}, got {what}; call {of} first")
-    known = result.variables if isinstance(result, xr.Dataset) else getattr(result, "dims", ())
-    missing = [name for name in names if name not in known]
-    if missing:
-        there = ", ".join(map(str, result.data_vars if isinstance(result, xr.Dataset) else known)) or "none"
-        raise InvalidArgumentError(
-            f"{expected}, got one without {', '.join(missing)} (it has {there}); call {of} first"
-        )
 
 
 def last_window(records: int) -> slice:

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
+from covshift.analysis import arguments, rows
 from covshift.exceptions import SignalNotRecorded
 
 
@@ -58,7 +58,7 @@ def unit_columns(units: xr.Dataset, owners: xr.Dataset, layers: str | Sequence[s
     """
     names = rows.names(owners)
     owner = units["layer_index"].values.astype(np.int64)
-    layers = rows.listed(layers)
+    layers = arguments.listed(layers)
     if layers is None:
         wanted = np.flatnonzero(rows.nonlinear(owners))
     else:

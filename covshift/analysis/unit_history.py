@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from covshift.analysis import rows
+from covshift.analysis import arguments
 from covshift.analysis.dead_units import DEAD_RATE, Silence, silences
 from covshift.analysis.unit_activity import UnitActivity
 from covshift.exceptions import InvalidArgumentError
@@ -75,7 +75,7 @@ def unit_history(
     """
     activity = UnitActivity.of(recording, layers=None, signal="activation", stream="train")
     names = activity.layer
-    layers = rows.listed(layers)
+    layers = arguments.listed(layers)
     missing = sorted(set(layers or ()) - set(names.tolist()))
     if missing:
         raise InvalidArgumentError(f"layers={layers}: {missing} have no units in the recording")

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.diagnosis.wording import plural
 from covshift.exceptions import InvalidArgumentError
 from covshift.plots import style

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.plots import style
 from covshift.plots.axes import colorbar, isolated, key_below, label_steps, step_edges, symlog_ticks, title
 from covshift.plots.labels import amount, elide

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import plural, span
 from covshift.exceptions import InvalidArgumentError

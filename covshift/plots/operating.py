@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.plots import style
 from covshift.plots.axes import isolated, key_of_figure, label_steps, mark_edge, title, wrapped
 from covshift.plots.labels import amount, elide, share

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.diagnosis import Finding
 from covshift.diagnosis.finding import ROOT
 from covshift.diagnosis.thresholds import THRESHOLDS

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.plots import style
 from covshift.plots.axes import key_below, label_layers, layer_height, mark_edge, symlog_ticks, title
 from covshift.plots.labels import amount, elide, share, short_names

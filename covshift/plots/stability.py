@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.diagnosis.finding import of_layers
 from covshift.diagnosis.operating_rules import unmeasured
 from covshift.diagnosis.wording import between, plural

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from covshift.analysis.rows import demand_result
+from covshift.analysis.arguments import demand_result
 from covshift.diagnosis.diagnosis import Diagnosis
 from covshift.diagnosis.finding import of_layers, worst
 from covshift.diagnosis.wording import plural

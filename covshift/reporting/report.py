@@ -13,7 +13,7 @@ from typing import Any
 import xarray as xr
 
 from covshift import schema
-from covshift.analysis import rows
+from covshift.analysis import arguments, rows
 from covshift.diagnosis import Diagnosis
 from covshift.exceptions import CovshiftError, InvalidArgumentError, RecordingDamaged
 from covshift.reporting import content, embedding, figures, page
@@ -217,7 +217,7 @@ def _checked(name: str, recording: Any) -> xr.DataTree | str:
             f"recordings: run {name!r} is a {type(recording).__name__}; expected the DataTree of covshift.open"
         )
     if "layers" in recording.children:
-        rows.demand_one_run(recording["layers"].to_dataset())
+        arguments.demand_one_run(recording["layers"].to_dataset())
     try:
         schema.check(recording)
     except RecordingDamaged as damage:
