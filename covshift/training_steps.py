@@ -179,8 +179,13 @@ class TrainingSteps:
             self.count,
             histograms=self._cadences.histograms(record),
             units=self._cadences.units(record),
+            before_backward=self._before_backward if self._measures_preclip else None,
             after_backward=self._after_backward if self._measures_preclip else None,
         )
+
+    def _before_backward(self) -> None:
+        with self._incidents.guard("parameters"):
+            self._meter.before_backward()
 
     def _after_backward(self) -> None:
         with self._incidents.guard("parameters"):

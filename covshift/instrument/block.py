@@ -41,8 +41,8 @@ class Block:
         Of forward passes that have begun, and have neither returned nor been interrupted.
     handles : list
         Hooks on tensors that outlive the step, to be removed when it closes.
-    after_backward : callable or None
-        Called at the end of every backward pass that brings this block a gradient.
+    before_backward, after_backward : callable or None
+        Called where a backward pass brings this block its first gradient, and at the end of every such pass.
     shares_forwards : bool
         Whether one forward pass was reached by two backward passes: of two losses, say.
     """
@@ -55,6 +55,7 @@ class Block:
     running: set[Draft] = field(default_factory=set)
     passes: dict[Mode, Pass] = field(default_factory=dict)
     handles: list[LeafHook] = field(default_factory=list)
+    before_backward: Callable[[], None] | None = None
     after_backward: Callable[[], None] | None = None
     shares_forwards: bool = False
     _backward: int = -1
@@ -70,7 +71,7 @@ class Block:
                 self.end(draft, is_kept=True)
         finally:
             self.closed = True
-            self.after_backward = None
+            self.before_backward = self.after_backward = None
             for handle in self.handles:
                 handle.remove()
             self.handles.clear()
@@ -117,6 +118,8 @@ class Block:
         if backward != self._backward and self.after_backward is not None:
             self._backward = backward
             self._unended[backward] = threading.get_ident()
+            if self.before_backward is not None:
+                self.before_backward()
             # The engine's own way to be told of the end, by which DDP starts its reduction; it adds no graph node.
             Variable._execution_engine.queue_callback(partial(self._backward_ended, backward))
 

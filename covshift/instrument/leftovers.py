@@ -2,7 +2,8 @@
 
 torch adds gradients up until ``zero_grad`` clears them; a loop without it updates by the sum of all gradients so far.
 A few gradients are watched from one optimizer step to the next, by where they lie and how often they were written:
-autograd adds in place, one version up, while clearing writes once more or puts others in their place.
+autograd adds in place, one version up, while clearing writes once more or puts others in their place. What is written
+by ``.data`` raises no version, so one step is only suspicious: of the next the gradients themselves are looked at.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Leftovers:
     def __init__(self) -> None:
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._states: dict[int, _State] = {}
-        self._is_added_to = False
+        self._is_added_to = self._is_full = False
         self.in_a_row = 0
 
     def used(self, optimizer: torch.optim.Optimizer) -> None:
@@ -39,16 +40,21 @@ class Leftovers:
         places = [place for place, parameter in enumerate(held) if parameter.grad is not None]
         chosen = {places[index * (len(places) - 1) // (WATCHED - 1)] for index in range(WATCHED) if places}
         states = {place: _state(held[place].grad) for place in chosen}
-        self._states, self._is_added_to = {place: state for place, state in states.items() if state is not None}, False
+        self._states = {place: state for place, state in states.items() if state is not None}
+        self._is_added_to = self._is_full = False
         self._optimizer = weakref.ref(optimizer)
+
+    def backward_began(self) -> None:
+        """Look, after a suspicious step, whether gradients are there before the next backward pass adds to them."""
+        if self.in_a_row and self._states and not self._is_added_to:
+            left = [gradient for place, gradient in self._found().items() if _state(gradient) == self._states[place]]
+            self._is_full = any(gradient is not None and bool(gradient.any()) for gradient in left)
 
     def backward_ended(self) -> None:
         """Take in what a backward pass has done to the gradients watched; it may have reached none of them."""
-        optimizer = None if self._optimizer is None else self._optimizer()
-        if optimizer is None or not self._states:
+        if not self._states:
             return
-        held = dict(enumerate(_held_by(optimizer)))
-        now = {place: _state(held[place].grad) for place in self._states if place in held}
+        now = {place: _state(gradient) for place, gradient in self._found().items()}
         if now != self._states:
             added = {place: (where, version + 1) for place, (where, version) in self._states.items()}
             self._is_added_to = now == added
@@ -57,8 +63,15 @@ class Leftovers:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Judge the gradients that an optimizer is about to step by."""
         is_same = self._optimizer is not None and self._optimizer() is optimizer
-        self.in_a_row = self.in_a_row + 1 if self._is_added_to and is_same else 0
-        self._states, self._is_added_to = {}, False
+        is_left = self._is_added_to and is_same and (self._is_full or not self.in_a_row)
+        self.in_a_row = self.in_a_row + 1 if is_left else 0
+        self._states, self._is_added_to, self._is_full = {}, False, False
+
+    def _found(self) -> dict[int, torch.Tensor | None]:
+        """Gradients now at the places watched; places that are gone are left out."""
+        optimizer = None if self._optimizer is None else self._optimizer()
+        held = {} if optimizer is None else dict(enumerate(_held_by(optimizer)))
+        return {place: held[place].grad for place in self._states if place in held}
 
 
 def _held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

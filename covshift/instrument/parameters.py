@@ -240,6 +240,11 @@ class ParameterMeter:
         """Watch the gradients an optimizer has used: the next step will be measured, and they may be in it."""
         self._leftovers.used(optimizer)
 
+    @torch.no_grad()
+    def before_backward(self) -> None:
+        """A backward pass has reached the first layer, and no parameter of those before it."""
+        self._leftovers.backward_began()
+
     @property
     def has_begun(self) -> bool:
         """Whether a step is being measured."""

@@ -76,7 +76,7 @@ def _path(ax: Axes, track: xr.Dataset, known: NDArray[np.int64]) -> None:
     mean, sd = track["mean"].values, track["sd"].values
     ax.fill_between(steps, mean - sd, mean + sd, color=look.second, alpha=0.3, linewidth=0, label="mean ± sd")
     lone = isolated(mean)
-    ax.errorbar(steps[lone], mean[lone], sd[lone], fmt="none", ecolor=look.second, alpha=0.3, label="_lone sd")
+    ax.vlines(steps[lone], (mean - sd)[lone], (mean + sd)[lone], color=look.second, alpha=0.3, label="_lone sd")
     ax.plot(
         steps,
         mean,

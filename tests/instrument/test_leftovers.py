@@ -84,6 +84,39 @@ def test_a_loop_that_clears_is_not(shallow, every, how, clip, micro_batches):
     assert said == []
 
 
+BY_HAND = {
+    "data": lambda p: p.grad.data.zero_(),
+    "numpy": lambda p: p.grad.numpy().fill(0),
+    "detached": lambda p: p.grad.detach_().zero_(),
+    "copied": lambda p: p.grad.copy_(torch.zeros_like(p)),
+    "deleted": lambda p: setattr(p, "grad", None),
+    "another": lambda p: setattr(p, "grad", torch.zeros_like(p)),
+}
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("when", ["before forward", "before backward", "after the step"])
+@pytest.mark.parametrize("by", BY_HAND)
+def test_gradients_cleared_by_hand_are_no_leftover(shallow, every, when, by):
+    def loop(model):
+        optimizer = sgd(model)
+
+        def clear_at(now):
+            for parameter in model.parameters():
+                if now == when and parameter.grad is not None:
+                    BY_HAND[by](parameter)
+
+        for _ in range(12):
+            clear_at("before forward")
+            loss = loss_of(model)
+            clear_at("before backward")
+            loss.backward()
+            optimizer.step()
+            clear_at("after the step")
+
+    assert recorded(shallow(), loop, every=every)[0] == []
+
+
 @pytest.mark.parametrize("how", CLEARED)
 @pytest.mark.parametrize("steps_with", [1, 2])
 def test_a_penalty_that_goes_backward_first_is_no_leftover(shallow, how, steps_with):
