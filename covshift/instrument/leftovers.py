@@ -31,7 +31,7 @@ class Leftovers:
     def __init__(self) -> None:
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         self._states: dict[int, _State] = {}
-        self._is_added_to = self._is_full = False
+        self._is_added_to = False
         self.in_a_row = 0
 
     def used(self, optimizer: torch.optim.Optimizer) -> None:
@@ -41,37 +41,44 @@ class Leftovers:
         chosen = {places[index * (len(places) - 1) // (WATCHED - 1)] for index in range(WATCHED) if places}
         states = {place: _state(held[place].grad) for place in chosen}
         self._states = {place: state for place, state in states.items() if state is not None}
-        self._is_added_to = self._is_full = False
+        self._is_added_to = False
         self._optimizer = weakref.ref(optimizer)
 
     def backward_began(self) -> None:
-        """Look, after a suspicious step, whether gradients are there before the next backward pass adds to them."""
-        if self.in_a_row and self._states and not self._is_added_to:
-            left = [gradient for place, gradient in self._found().items() if _state(gradient) == self._states[place]]
-            self._is_full = any(gradient is not None and bool(gradient.any()) for gradient in left)
+        """Forget gradients written since the last pass by something else than one: cleared, perhaps, or assigned.
+
+        After a suspicious step also those that are zero, cleared through ``.data``.
+        """
+        if not self._states:
+            return
+        left = {place: found for place, found in self._found().items() if _state(found) == self._states[place]}
+        if self.in_a_row:
+            left = {place: found for place, found in left.items() if found is not None and bool(found.any())}
+        self._states = {place: self._states[place] for place in left}
+        self._is_added_to &= bool(left)
 
     def backward_ended(self) -> None:
-        """Take in what a backward pass has done to the gradients watched; it may have reached none of them."""
+        """Take in what a backward pass has done to the gradients watched; it may have reached some or none of them."""
         if not self._states:
             return
         now = {place: _state(gradient) for place, gradient in self._found().items()}
         if now != self._states:
-            added = {place: (where, version + 1) for place, (where, version) in self._states.items()}
-            self._is_added_to = now == added
-            self._states = added if self._is_added_to else {}
+            before, known = self._states, {place: state for place, state in now.items() if state is not None}
+            once = {place: (where, version + 1) for place, (where, version) in before.items()}
+            self._is_added_to = all(known.get(place) in (before[place], once[place]) for place in before)
+            self._states = known if self._is_added_to else {}
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Judge the gradients that an optimizer is about to step by."""
         is_same = self._optimizer is not None and self._optimizer() is optimizer
-        is_left = self._is_added_to and is_same and (self._is_full or not self.in_a_row)
-        self.in_a_row = self.in_a_row + 1 if is_left else 0
-        self._states, self._is_added_to, self._is_full = {}, False, False
+        self.in_a_row = self.in_a_row + 1 if self._is_added_to and is_same else 0
+        self._states, self._is_added_to = {}, False
 
     def _found(self) -> dict[int, torch.Tensor | None]:
         """Gradients now at the places watched; places that are gone are left out."""
         optimizer = None if self._optimizer is None else self._optimizer()
-        held = {} if optimizer is None else dict(enumerate(_held_by(optimizer)))
-        return {place: held[place].grad for place in self._states if place in held}
+        held = [] if optimizer is None else _held_by(optimizer)
+        return {place: held[place].grad for place in self._states if place < len(held)}
 
 
 def _held_by(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -132,6 +132,59 @@ def test_a_penalty_that_goes_backward_first_is_no_leftover(shallow, how, steps_w
     assert recorded(shallow(), loop)[0] == []
 
 
+@pytest.mark.parametrize("clear", [lambda p: p.grad.data.zero_(), lambda p: p.grad.zero_()], ids=["data", "in place"])
+def test_gradients_of_an_attack_on_the_input_are_cleared_before_the_real_ones(shallow, clear):
+    def loop(model):
+        optimizer = sgd(model)
+        for _ in range(8):
+            x = torch.randn(16, 6, requires_grad=True)
+            model(x).square().sum().backward()
+            for parameter in model.parameters():
+                clear(parameter)
+            F.cross_entropy(model(x.detach() + 0.1 * x.grad.sign()), torch.randint(2, (16,))).backward()
+            optimizer.step()
+            for parameter in model.parameters():
+                clear(parameter)
+
+    assert recorded(shallow(), loop)[0] == []
+
+
+def test_gradients_through_the_model_between_clearing_and_backward_are_no_leftover(shallow):
+    def loop(model):
+        optimizer = sgd(model)
+        for _ in range(8):
+            optimizer.zero_grad(set_to_none=False)
+            x = torch.randn(16, 6, requires_grad=True)
+            torch.autograd.grad(model(x).square().sum(), x)
+            loss_of(model).backward()
+            optimizer.step()
+
+    assert recorded(shallow(), loop)[0] == []
+
+
+@pytest.mark.parametrize(("how", "times"), [("never", 1), ("to none", 0), ("in place", 0)])
+def test_heads_that_go_backward_one_after_the_other_are_told_apart(how, times):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.actor, self.critic = nn.Linear(6, 2), nn.Linear(6, 1)
+
+        def forward(self, x):
+            return self.actor(x), self.critic(x)
+
+    def loop(model):
+        optimizer = sgd(model)
+        for _ in range(6):
+            clear(optimizer, how)
+            actor, critic = model(torch.randn(8, 6))
+            actor.square().mean().backward()
+            critic.square().mean().backward()
+            optimizer.step()
+
+    assert len(recorded(Heads(), loop)[0]) == times
+
+
 class Experts(nn.Module):
     """Two experts of which a batch reaches one, and a head."""
 
