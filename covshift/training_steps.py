@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from covshift.handover import Handover
+from covshift.instrument import step_warnings
 from covshift.instrument.block import Block
 from covshift.instrument.distributed import is_distributed
-from covshift.instrument.incidents import Incidents, listed
+from covshift.instrument.incidents import Incidents
 from covshift.instrument.logged import Log
 from covshift.instrument.parameters import ParameterMeter
 from covshift.instrument.scaling import LossScale, Scaler, handed_scale, told_to_skip
@@ -141,20 +142,10 @@ class TrainingSteps:
         """A forward pass with gradients begins, and with it the time to update or log the step before is over."""
         self._settle_skipped()
         self._scale.begin()
-        self._name_vanished_scale()
+        step_warnings.name_vanished_scale(self._scale.in_force, self._incidents)
         self.clock.forward()
         self.finish()
         self._give_scalars()
-
-    def _name_vanished_scale(self) -> None:
-        if self._scale.in_force == 0.0:
-            self._incidents.warn_once(
-                "scale 0",
-                "gradients",
-                "scaler: its scale has fallen to 0, as it does where every step is skipped: gradients cannot be "
-                "unscaled by it and are not measured, and steps that it skips from here on are not seen. Look for the "
-                "first loss that is NaN or infinite, or give the scaler a larger init_scale=",
-            )
 
     def forward_without_gradient(self) -> None:
         """A forward pass that no training step can follow from, and that no evaluation asks for."""
@@ -213,47 +204,15 @@ class TrainingSteps:
                     # A scaler unscales the gradients of each optimizer at that one's own step.
                     knows_others=self._scale.in_force == 1.0,
                 )
-        self._name_lost_preclip()
-        self._name_absent_parameters()
-        self._name_uncleared_gradients()
+        step_warnings.name_lost_preclip(self._meter, self._incidents)
+        step_warnings.name_absent_parameters(self._meter, self._incidents, step=self.count)
+        step_warnings.name_uncleared_gradients(self._meter, self._incidents, step=self.count)
         return self._meter.has_begun
 
     def _again_before_update(self, optimizer: torch.optim.Optimizer) -> None:
         with self._incidents.guard("parameters"):
             self._meter.before_next(optimizer, scale=handed_scale(optimizer))
-        self._name_lost_preclip()
-
-    def _name_lost_preclip(self) -> None:
-        if self._meter.has_lost_preclip:
-            self._incidents.warn_once(
-                "changed",
-                "gradients",
-                "gradients changed between the backward pass that reached the layers and the optimizer step, and not "
-                "by clipping (a further backward pass, of a penalty on weights?), so norms before clipping are not "
-                "measured there: call backward once, on the sum",
-            )
-
-    def _name_absent_parameters(self) -> None:
-        absent, self._meter.newly_absent = self._meter.newly_absent, []
-        if absent:
-            self._incidents.warn_once(
-                "absent",
-                listed(absent),
-                f"parameters are absent at step {self.count}: the model has none of the name and shape of "
-                f"{listed(absent)} any more (pruned, parametrized, their module replaced?), so norms of that name "
-                "read NaN. Record the model once it is complete",
-            )
-
-    def _name_uncleared_gradients(self) -> None:
-        # Once may be chance: gradients cleared, and others put where they lay.
-        if self._meter.steps_uncleared > 1:
-            self._incidents.warn_once(
-                "uncleared",
-                "gradients",
-                f"gradients are not cleared: at step {self.count}, as in the step recorded before, the backward pass "
-                "added to those that the optimizer had used already, so every update is by the sum of all gradients "
-                "so far. Call optimizer.zero_grad() before backward()",
-            )
+        step_warnings.name_lost_preclip(self._meter, self._incidents)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, is_boundary: bool) -> None:
         with self._incidents.guard("parameters"):
@@ -287,13 +246,7 @@ class TrainingSteps:
             self.log.note(learning_rate=float(rate))
         except (TypeError, ValueError, RuntimeError):
             self.log.note(learning_rate=math.nan)
-            many = f"a tensor of {rate.numel()} elements" if isinstance(rate, torch.Tensor) else type(rate).__name__
-            self._incidents.warn_once(
-                "learning rate",
-                "scalars",
-                f"learning_rate is NaN: expected the optimizer's lr to be one real number, got {many}; log what it "
-                "stands for at each step by recorder.log(learning_rate=...)",
-            )
+            step_warnings.name_learning_rate(rate, self._incidents)
 
     def _took_turn(self, optimizer: torch.optim.Optimizer, step: int, *, is_recorded: bool) -> None:
         with self._incidents.guard("schedule"):
@@ -316,7 +269,7 @@ class TrainingSteps:
         self.records += self._counts_as_record(block)
         meets = self._meets
         if block is not None:
-            self._name_broken_backward(block)
+            step_warnings.name_broken_backward(block, self._incidents)
             self._close(block)
             self._unfinished = _Unfinished(block, self._scale.divisor)
         else:
@@ -334,16 +287,6 @@ class TrainingSteps:
         if meets:
             waiting = self._unfinished
             self._handover.meet_ranks(complete=self.count if waiting is None else waiting.block.step)
-
-    def _name_broken_backward(self, block: Block) -> None:
-        if block.has_broken_backward:
-            self._incidents.warn_once(
-                "broken backward",
-                "step",
-                f"an exception ended a backward pass of step {block.step} in its midst: its forward pass and the "
-                "gradients that had come by then count, beside those of a batch tried again. Leave such steps out; "
-                "only an exception in the forward pass takes back what it had recorded",
-            )
 
     @property
     def _meets(self) -> bool:

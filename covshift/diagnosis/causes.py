@@ -15,7 +15,8 @@ import xarray as xr
 from covshift.analysis import rows
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, worst
 from covshift.diagnosis.step_sizes import NO_STEPS, StepSizes
-from covshift.diagnosis.thresholds import THRESHOLDS, Verdict
+from covshift.diagnosis.threshold import Verdict
+from covshift.diagnosis.thresholds import THRESHOLDS
 
 _ALL_DEAD = 0.999
 

@@ -14,7 +14,8 @@ from covshift.analysis import rows, shift
 from covshift.analysis.shift_records import batch_normalised
 from covshift.diagnosis import streams
 from covshift.diagnosis.judgement import Floats, Judgement, Steps, crossing, onset
-from covshift.diagnosis.thresholds import THRESHOLDS, Threshold
+from covshift.diagnosis.threshold import Threshold
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.exceptions import SignalNotRecorded
 
 FEWEST_PAIRS = 3

@@ -18,7 +18,7 @@ from covshift.diagnosis.broken import without_numbers
 from covshift.diagnosis.causes import Order, by_severity, explained, standing
 from covshift.diagnosis.finding import SEVERITY, WHOLE_RUN, Finding, not_measured, worst
 from covshift.diagnosis.rules import RULES, Rule
-from covshift.diagnosis.thresholds import Verdict
+from covshift.diagnosis.threshold import Verdict
 from covshift.diagnosis.unit_rules import dead_share
 from covshift.exceptions import SignalNotRecorded
 

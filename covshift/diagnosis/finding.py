@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from covshift.diagnosis.thresholds import Threshold, Verdict
+from covshift.diagnosis.threshold import Threshold, Verdict
 from covshift.schema import is_model_input
 
 SEVERITY: tuple[Verdict, ...] = ("bad", "watch", "not measured", "ok")

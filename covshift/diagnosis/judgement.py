@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from covshift.analysis import rows
 from covshift.diagnosis.finding import SEVERITY, Finding
-from covshift.diagnosis.thresholds import THRESHOLDS, Threshold, Verdict
+from covshift.diagnosis.threshold import Threshold, Verdict
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.diagnosis.wording import quoted
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from covshift.diagnosis.causes import by_severity, following, standing
 from covshift.diagnosis.finding import Finding
 from covshift.diagnosis.names import short_names
-from covshift.diagnosis.thresholds import Verdict
+from covshift.diagnosis.threshold import Verdict
 from covshift.diagnosis.wording import plural
 
 _MARKS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
@@ -107,9 +107,9 @@ class _Known:
     in words, what rounding leaves no update of, ``lost``.
     """
 
-    reached: frozenset[str] = frozenset()
-    unrequired: frozenset[str] = frozenset()
-    lost: Mapping[str, str] = field(default_factory=dict)
+    reached: frozenset[str]
+    unrequired: frozenset[str]
+    lost: Mapping[str, str]
 
     @classmethod
     def of(cls, recording: xr.DataTree, gradient: Floats) -> _Known:

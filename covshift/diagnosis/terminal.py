@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from covshift.diagnosis import sentence as sentence_of
 from covshift.diagnosis.causes import by_severity, following, standing
 from covshift.diagnosis.finding import Finding, of_layers
-from covshift.diagnosis.thresholds import Verdict
+from covshift.diagnosis.threshold import Verdict
 from covshift.diagnosis.wording import plural, quoted
 
 if TYPE_CHECKING:

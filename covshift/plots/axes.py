@@ -32,7 +32,7 @@ from matplotlib.ticker import (
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike, NDArray
 
-from covshift.diagnosis.thresholds import Threshold
+from covshift.diagnosis.threshold import Threshold
 from covshift.diagnosis.wording import percent
 from covshift.plots import palette, style
 from covshift.plots.labels import short_names, tick_amount, tick_amounts

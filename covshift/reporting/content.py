@@ -18,7 +18,8 @@ from covshift import schema
 from covshift.analysis import rows
 from covshift.diagnosis.causes import by_severity, following
 from covshift.diagnosis.finding import Finding, of_layers
-from covshift.diagnosis.thresholds import THRESHOLDS, Verdict
+from covshift.diagnosis.threshold import Verdict
+from covshift.diagnosis.thresholds import THRESHOLDS
 from covshift.exceptions import SignalNotRecorded
 from covshift.reporting import sections
 from covshift.reporting.results import Results

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from covshift.diagnosis.finding import Finding, worst
 from covshift.diagnosis.judgement import Judgement, conclude, judge, onset
 from covshift.diagnosis.rules import RULES
-from covshift.diagnosis.thresholds import THRESHOLDS, Threshold
+from covshift.diagnosis.threshold import Threshold
+from covshift.diagnosis.thresholds import THRESHOLDS
 
 SHARE = Threshold("check", "share of things", 0.5, 0.9, "share", "ours")
 BAND = Threshold("check", "size", (0.1, 10.0), (0.01, 100.0), "1", "ours")
